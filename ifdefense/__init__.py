@@ -1,0 +1,1 @@
+"""Defends point-cloud classifiers by rebuilding the surface."""
