@@ -25,7 +25,7 @@ class Mesh:
         faces: (F, 3) int64 indices into ``vertices``, counter-clockwise seen from outside.
 
     Raises:
-        ValueError: wrong shape, a coordinate that is NaN or infinite, or a face naming a vertex that does not exist.
+        ValueError: wrong shape, a coordinate that is not finite, or a face naming a missing vertex.
     """
 
     vertices: Floats

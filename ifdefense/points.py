@@ -1,15 +1,17 @@
 """Operations on batches of points, ``(B, N, 3)`` in PyTorch; dtype and device follow the input.
 
-Distances are summed from coordinate differences, never from ``|a|^2 - 2ab + |b|^2``: clouds may lie far from the
-origin, and the result for one cloud must not depend on which others share its batch.
+Distances are summed from coordinate differences, never from ``|a|^2 - 2ab + |b|^2``: clouds may lie far from
+the origin, and the result for one cloud must not depend on which others share its batch.
 """
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
-# Distances held at once by `knn`: small enough to stay in cache on a CPU, and it bounds the memory of any batch.
+# Distances `knn` holds at once: small enough for the cache of a CPU, and it bounds the memory of any batch.
 _CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
 
 
@@ -32,10 +34,10 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def knn(query: Tensor, source: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` nearest points of ``source`` for each point of ``query``, nearest first; differentiable distances.
+    """The ``k`` nearest points of ``source`` for each point of ``query``, nearest first; differentiable.
 
-    A point that is in both clouds finds itself: ask for ``k + 1`` and drop the first column to exclude it. Works
-    through the queries in chunks, so that memory does not grow with N x M.
+    A point that is in both clouds finds itself: ask for ``k + 1`` and drop the first column to exclude it.
+    Works through the queries in chunks: without gradients, memory does not grow with N x M.
 
     Args:
         query: (B, N, D) points.
@@ -54,7 +56,7 @@ def knn(query: Tensor, source: Tensor, k: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"k must lie in 1..{num_source}, the number of source points, got {k}")
     limit = _CHUNK.get(query.device.type, _CHUNK["cuda"])
     rows = max(1, limit // max(1, batch * num_source))
-    parts = [_nearest(squared_distances(chunk, source), k) for chunk in query.split(rows, dim=1)]
+    parts = [_nearest(squared_distances(chunk, source), k) for chunk in torch.split(query, rows, dim=1)]
     if len(parts) == 1:
         return parts[0]
     return torch.cat([d for d, _ in parts], dim=1), torch.cat([i for _, i in parts], dim=1)
@@ -73,9 +75,9 @@ def _nearest(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def farthest_point_sampling(points: Tensor, num: int, *, start: int = 0) -> Tensor:
     """Indices of ``num`` points, each the farthest from those chosen before it.
 
-    The greedy 2-approximation of the k-centre problem (Gonzalez, 1985; for point clouds PointNet++, Qi et al., 2017,
-    https://arxiv.org/abs/1706.02413). Deterministic; ties go to one point, the same in any batch. Time is
-    O(B * N * num), memory O(B * N).
+    The greedy 2-approximation of the k-centre problem (Gonzalez, 1985; for point clouds PointNet++, Qi et
+    al., 2017, https://arxiv.org/abs/1706.02413). Deterministic; ties go to one point, the same in any batch.
+    Time is O(B * N * num), memory O(B * N).
 
     Args:
         points: (B, N, D) points.
@@ -83,8 +85,8 @@ def farthest_point_sampling(points: Tensor, num: int, *, start: int = 0) -> Tens
         start: index of the first point, the same in every cloud.
 
     Returns:
-        (B, num) int64 indices, in the order of choice: a prefix is a farthest-point sample too. With fewer than
-        ``num`` distinct positions an index may repeat.
+        (B, num) int64 indices, in the order of choice: a prefix is a farthest-point sample too. With fewer
+        than ``num`` distinct positions an index may repeat.
 
     Raises:
         ValueError: ``points`` not (B, N, D), ``num`` outside 1..N, or ``start`` outside 0..N-1.
@@ -101,7 +103,7 @@ def farthest_point_sampling(points: Tensor, num: int, *, start: int = 0) -> Tens
     distance, difference = torch.empty_like(nearest), torch.empty_like(nearest)
     chosen = torch.empty((num, batch, 1), dtype=torch.int64, device=points.device)
     chosen[0] = start
-    for previous, current in zip(chosen[:-1], chosen[1:], strict=True):
+    for previous, current in itertools.pairwise(chosen.unbind()):
         torch.sub(planes[0], planes[0].gather(1, previous), out=distance)
         distance.mul_(distance)
         for plane in planes[1:]:
@@ -115,7 +117,7 @@ def farthest_point_sampling(points: Tensor, num: int, *, start: int = 0) -> Tens
 def _argmax(values: Tensor, *, out: Tensor) -> None:
     """Column of each row's largest value, the first of equals on a CPU, written to ``out`` (B, 1)."""
     if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
-        # NumPy's reduction is vectorised and ten times as fast as PyTorch's, which took half of the sampling's time.
+        # NumPy's reduction is vectorised and ten times as fast as PyTorch's, which took half of all the time.
         values.numpy().argmax(axis=1, keepdims=True, out=out.numpy())
     else:
         torch.argmax(values, dim=1, keepdim=True, out=out)
@@ -137,7 +139,7 @@ def gather(points: Tensor, index: Tensor) -> Tensor:
 
 
 def chamfer_distance(a: Tensor, b: Tensor, *, squared: bool = True) -> Tensor:
-    """Two-sided Chamfer distance: mean over ``a`` of the distance to ``b`` plus mean over ``b`` of that to ``a``.
+    """Two-sided Chamfer distance: mean distance from ``a`` to ``b`` plus mean distance from ``b`` to ``a``.
 
     The sum of both means, not their average; differentiable (at zero distance only when squared).
 
@@ -157,11 +159,13 @@ def chamfer_distance(a: Tensor, b: Tensor, *, squared: bool = True) -> Tensor:
 
 def _check_cloud(points: Tensor) -> None:
     if points.ndim != 3 or not points.is_floating_point():
-        raise ValueError(f"points must be a float tensor (B, N, D), got {tuple(points.shape)} of {points.dtype}")
+        shape = tuple(points.shape)
+        raise ValueError(f"points must be a float tensor (B, N, D), got {shape} of {points.dtype}")
 
 
 def _check_pair(a: Tensor, b: Tensor) -> None:
     _check_cloud(a)
     _check_cloud(b)
     if a.shape[0] != b.shape[0] or a.shape[2] != b.shape[2]:
-        raise ValueError(f"two batches of points must agree in B and D, got {tuple(a.shape)} and {tuple(b.shape)}")
+        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise ValueError(f"two batches of points must agree in B and D, got {shapes}")
