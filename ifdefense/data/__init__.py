@@ -1,0 +1,5 @@
+"""Data: readers of what people have, ModelNet40, corruption, and the procedural set that needs no download."""
+
+from .cloudset import CloudSet
+
+__all__ = ["CloudSet"]

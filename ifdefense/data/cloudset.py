@@ -1,0 +1,55 @@
+"""A labelled set of point clouds: what every reader and generator of data returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class CloudSet:
+    """Labelled clouds of one size.
+
+    Attributes:
+        points: ``(S, N, 3)`` float32, in the frame of the source.
+        labels: ``(S,)`` int64 index into ``classes``.
+        names: ``(S,)`` str, the name of each example, unique in its source.
+        classes: name of each class.
+        targets: ``(S,)`` int64, the class a targeted attack aims at, where the source fixes it.
+
+    Raises:
+        ValueError: if the arrays do not fit each other or a label is no class.
+    """
+
+    points: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    names: NDArray[np.str_]
+    classes: tuple[str, ...]
+    targets: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        if self.points.ndim != 3 or self.points.shape[2] != 3:
+            raise ValueError(f"points must be (S, N, 3), got {self.points.shape}")
+        for field, values in (("labels", self.labels), ("names", self.names), ("targets", self.targets)):
+            if values is not None and values.shape != (len(self.points),):
+                raise ValueError(f"{field} must be ({len(self.points)},), one a cloud, got {values.shape}")
+        for field, values in (("label", self.labels), ("target", self.targets)):
+            if (
+                values is not None
+                and len(values)
+                and not 0 <= values.min() <= values.max() < len(self.classes)
+            ):
+                wrong = int(np.flatnonzero((values < 0) | (values >= len(self.classes)))[0])
+                raise ValueError(
+                    f"cloud {wrong}: {field} {values[wrong]} is not among {len(self.classes)} classes"
+                )
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: slice | NDArray[np.integer] | NDArray[np.bool_]) -> CloudSet:
+        """The clouds that a slice, a mask or an array of indices selects, as a set with the same classes."""
+        targets = None if self.targets is None else self.targets[index]
+        return CloudSet(self.points[index], self.labels[index], self.names[index], self.classes, targets)

@@ -1,0 +1,379 @@
+"""Solids as signed distance functions, with exact uniform samples of their surface.
+
+A solid is a union of parts; a part is a primitive from which other primitives may be cut. Distances are negative
+inside. Every primitive's distance is exact; unions and cuts keep the sign exact and the distance 1-Lipschitz, a
+lower bound of the true one where parts overlap (Hart, *Sphere tracing*, The Visual Computer 12, 1996).
+
+Points are columns here, ``(3, Q)``: each coordinate is contiguous, which makes the arithmetic fast.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[Any]  # float32 or float64; the distance keeps the dtype of the points
+Samples = tuple[Array, Array]  # points and outward normals, both (3, Q)
+
+_AXES = np.concatenate([np.eye(3), -np.eye(3)], axis=1)  # (3, 6)
+
+
+class Primitive(ABC):
+    """A solid in its own frame whose distance is exact and whose surface can be sampled uniformly.
+
+    Attributes:
+        area: area of the surface.
+    """
+
+    area: float
+
+    @abstractmethod
+    def distance(self, points: Array) -> Array:
+        """Signed distance of points ``(3, Q)``, ``(Q,)``, negative inside."""
+
+    @abstractmethod
+    def sample(self, count: int, rng: np.random.Generator) -> Samples:
+        """Points ``(3, count)`` uniform by area on the surface, with their outward unit normals."""
+
+    @abstractmethod
+    def support(self, directions: Array) -> Array:
+        """How far the solid reaches along directions ``(3, D)``: ``(D,)``, the maximum of their dot products."""
+
+
+class RoundedBox(Primitive):
+    """A box swept by a ball: boxes, rounded boxes, plates, capsules (one extent) and spheres (no extent).
+
+    Args:
+        half: half the sides of the inner box, each at least 0.
+        radius: radius of the ball, which adds to every side.
+    """
+
+    def __init__(self, half: ArrayLike, radius: float = 0.0) -> None:
+        self.half = np.asarray(half, dtype=np.float64)
+        self.radius = float(radius)
+        h = self.half
+        # Which coordinates the normal lies in (face 1, edge 2, corner 3 of them), and the area of that kind.
+        self._kinds = np.array(
+            [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 0], [1, 1, 1]], dtype=bool
+        )
+        faces = 8 * np.array([h[1] * h[2], h[0] * h[2], h[0] * h[1]])
+        edges = 4 * np.pi * self.radius * h
+        self._areas = np.concatenate([faces, edges, [4 * np.pi * self.radius**2]])
+        self.area = float(self._areas.sum())
+
+    def distance(self, points: Array) -> Array:
+        beyond = np.abs(points) - self.half.astype(points.dtype)[:, None]  # (3, Q)
+        inside = np.minimum(beyond.max(axis=0), 0)
+        np.maximum(beyond, 0, out=beyond)
+        return np.sqrt(np.einsum("iq,iq->q", beyond, beyond)) + inside - self.radius
+
+    def sample(self, count: int, rng: np.random.Generator) -> Samples:
+        kind = self._kinds[_pick(self._areas, count, rng)].T  # (3, count)
+        normals = _unit(np.where(kind, rng.standard_normal((3, count)), 0.0))
+        along = rng.uniform(-1, 1, (3, count))
+        core = np.where(kind, np.sign(normals), along) * self.half[:, None]
+        return core + self.radius * normals, normals
+
+    def support(self, directions: Array) -> Array:
+        return self.half @ np.abs(directions) + self.radius * np.linalg.norm(directions, axis=0)
+
+
+class Torus(Primitive):
+    """A ring about the z axis.
+
+    Args:
+        ring: radius of the circle the tube follows.
+        tube: radius of the tube, less than ``ring``.
+    """
+
+    def __init__(self, ring: float, tube: float) -> None:
+        self.ring, self.tube = float(ring), float(tube)
+        self.area = 4 * np.pi**2 * self.ring * self.tube
+
+    def distance(self, points: Array) -> Array:
+        return np.hypot(np.hypot(points[0], points[1]) - self.ring, points[2]) - self.tube
+
+    def sample(self, count: int, rng: np.random.Generator) -> Samples:
+        def draw(number: int) -> Array:
+            angle, height = rng.uniform(-np.pi, np.pi, number), rng.random(number)
+            return angle[height * (self.ring + self.tube) < self.ring + self.tube * np.cos(angle)][None]
+
+        around_tube = _accepted(count, draw)[0]
+        angle = rng.uniform(0, 2 * np.pi, count)
+        outward, upward = np.cos(around_tube), np.sin(around_tube)
+        return (
+            _turned(self.ring + self.tube * outward, self.tube * upward, angle),
+            _turned(outward, upward, angle),
+        )
+
+    def support(self, directions: Array) -> Array:
+        return self.ring * np.hypot(directions[0], directions[1]) + self.tube * np.linalg.norm(
+            directions, axis=0
+        )
+
+
+class Polygon:
+    """A simple polygon in the plane, the profile of revolutions and extrusions.
+
+    Args:
+        corners: ``(K, 2)`` in either order around the outline.
+        open_axis: leave out the edges that lie on the line x = 0, as a revolution's profile does on its axis.
+    """
+
+    def __init__(self, corners: ArrayLike, *, open_axis: bool = False) -> None:
+        start = np.asarray(corners, dtype=np.float64)
+        following = np.roll(start, -1, axis=0)
+        self.area = float(0.5 * np.sum(start[:, 0] * following[:, 1] - start[:, 1] * following[:, 0]))
+        if self.area < 0:
+            start, following, self.area = following, start, -self.area
+        edges = following - start
+        keep = np.linalg.norm(edges, axis=1) > 1e-9
+        if open_axis:
+            keep &= (start[:, 0] > 1e-9) | (following[:, 0] > 1e-9)
+        self.corners = start
+        self.start, self.edges = start[keep], edges[keep]
+        self.tops = following[keep, 1]
+        self.lengths = np.linalg.norm(self.edges, axis=1)
+        self.normals = np.stack([self.edges[:, 1], -self.edges[:, 0]], axis=1) / self.lengths[:, None]
+
+    def distance(self, x: Array, y: Array) -> Array:
+        """Signed distance of the points ``(Q,)``, ``(Q,)``."""
+        start, edges = self.start.astype(x.dtype), self.edges.astype(x.dtype)
+        tops = self.tops.astype(
+            x.dtype
+        )  # rounded as the next edge's start is, so that no ray slips between them
+        squares = np.sum(edges * edges, axis=1)
+        nearest = np.full_like(x, np.inf)
+        inside = np.zeros(x.shape, dtype=bool)
+        for (sx, sy), (ex, ey), top, square in zip(start, edges, tops, squares, strict=True):
+            dx, dy = x - sx, y - sy
+            along = np.clip((dx * ex + dy * ey) / square, 0, 1)
+            np.minimum(nearest, (dx - along * ex) ** 2 + (dy - along * ey) ** 2, out=nearest)
+            if sy != top:  # does a ray towards +x cross this edge?
+                inside ^= ((y >= sy) != (y >= top)) & (dx < dy * (ex / ey))
+        distance = np.sqrt(nearest)
+        return np.where(inside, -distance, distance)
+
+
+class Revolution(Primitive):
+    """A profile turned about the z axis: cylinders, cones, tubes, bottles, bowls.
+
+    Args:
+        profile: ``(K, 2)`` corners (radius, z) of a simple polygon with radius at least 0. It may touch the axis.
+    """
+
+    def __init__(self, profile: ArrayLike) -> None:
+        self.profile = Polygon(profile, open_axis=True)
+        self._first = self.profile.start[:, 0]
+        self._last = self._first + self.profile.edges[:, 0]
+        self._areas = np.pi * (self._first + self._last) * self.profile.lengths
+        self.area = float(self._areas.sum())
+
+    def distance(self, points: Array) -> Array:
+        return self.profile.distance(np.hypot(points[0], points[1]), points[2])
+
+    def sample(self, count: int, rng: np.random.Generator) -> Samples:
+        edge = _pick(self._areas, count, rng)
+        first, last = self._first[edge], self._last[edge]
+        share = 1 - rng.random(count)  # in (0, 1]
+        # Inverts the area below `along` on a frustum; written so that equal radii do not divide by zero.
+        along = share * (first + last) / (first + np.sqrt(first**2 + share * (last**2 - first**2)))
+        radius, height = (self.profile.start[edge] + along[:, None] * self.profile.edges[edge]).T
+        outward, upward = self.profile.normals[edge].T
+        angle = rng.uniform(0, 2 * np.pi, count)
+        return _turned(radius, height, angle), _turned(outward, upward, angle)
+
+    def support(self, directions: Array) -> Array:
+        sideways = np.hypot(directions[0], directions[1])
+        return (self.profile.corners @ np.stack([sideways, directions[2]])).max(axis=0)
+
+
+class Extrusion(Primitive):
+    """A polygon in the xy plane given a thickness along z.
+
+    Args:
+        polygon: ``(K, 2)`` corners of a simple polygon.
+        thickness: extent along z, centred on 0.
+    """
+
+    def __init__(self, polygon: ArrayLike, thickness: float) -> None:
+        self.polygon = Polygon(polygon)
+        self.half = 0.5 * thickness
+        self._caps = 2 * self.polygon.area
+        self.area = float(self._caps + self.polygon.lengths.sum() * thickness)
+
+    def distance(self, points: Array) -> Array:
+        across = self.polygon.distance(points[0], points[1])
+        along = np.abs(points[2]) - self.half
+        return np.minimum(np.maximum(across, along), 0) + np.hypot(
+            np.maximum(across, 0), np.maximum(along, 0)
+        )
+
+    def sample(self, count: int, rng: np.random.Generator) -> Samples:
+        on_caps = rng.binomial(count, self._caps / self.area)
+        points, normals = np.zeros((3, count)), np.zeros((3, count))
+        points[:2, :on_caps] = _accepted(on_caps, lambda number: self._inside(number, rng))
+        normals[2, :on_caps] = rng.choice([-1.0, 1.0], on_caps)
+        points[2, :on_caps] = normals[2, :on_caps] * self.half
+        edge = _pick(self.polygon.lengths, count - on_caps, rng)
+        along = rng.random((count - on_caps, 1))
+        points[:2, on_caps:] = (self.polygon.start[edge] + along * self.polygon.edges[edge]).T
+        points[2, on_caps:] = rng.uniform(-self.half, self.half, count - on_caps)
+        normals[:2, on_caps:] = self.polygon.normals[edge].T
+        return points, normals
+
+    def _inside(self, number: int, rng: np.random.Generator) -> Array:
+        low, high = self.polygon.corners.min(axis=0), self.polygon.corners.max(axis=0)
+        points = rng.uniform(low[:, None], high[:, None], (2, number))
+        return points[:, self.polygon.distance(*points) < 0]
+
+    def support(self, directions: Array) -> Array:
+        return (self.polygon.corners @ directions[:2]).max(axis=0) + self.half * np.abs(directions[2])
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A primitive in the frame of the solid: ``x = rotation @ local + origin``."""
+
+    primitive: Primitive
+    origin: Array
+    rotation: Array | None = None
+
+    def distance(self, points: Array) -> Array:
+        local = points - self.origin.astype(points.dtype)[:, None]
+        if self.rotation is not None:
+            local = self.rotation.T.astype(points.dtype) @ local
+        return self.primitive.distance(local)
+
+    def sample(self, count: int, rng: np.random.Generator) -> Samples:
+        points, normals = self.primitive.sample(count, rng)
+        if self.rotation is not None:
+            points, normals = self.rotation @ points, self.rotation @ normals
+        return points + self.origin[:, None], normals
+
+    def support(self, directions: Array) -> Array:
+        local = directions if self.rotation is None else self.rotation.T @ directions
+        return self.primitive.support(local) + self.origin @ directions
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A primitive without the primitives cut from it. Cuts must leave its outermost points standing."""
+
+    body: Placed
+    cuts: tuple[Placed, ...] = ()
+
+    def minus(self, *others: Part) -> Part:
+        """This part without the bodies of others."""
+        return Part(self.body, self.cuts + tuple(other.body for other in others))
+
+
+class Solid:
+    """A union of parts.
+
+    Parts must overlap or stand apart: where two only touch, the face between them would count as surface.
+
+    Args:
+        parts: at least one.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = tuple(parts)
+        self._faces = [
+            (placed, 1 if placed is part.body else -1) for part in parts for placed in _placed(part)
+        ]
+        self._areas = np.array([placed.primitive.area for placed, _ in self._faces])
+
+    def bounds(self) -> tuple[Array, Array]:
+        """The lowest and the highest corner of the bounding box, each ``(3,)``."""
+        reach = np.max([part.body.support(_AXES) for part in self.parts], axis=0)
+        return -reach[3:], reach[:3]
+
+    def distance(self, points: Array) -> Array:
+        """Signed distance of points ``(3, Q)``, ``(Q,)``."""
+        nearest = np.full(points.shape[1], np.inf, dtype=points.dtype)
+        for part in self.parts:
+            distance = part.body.distance(points)
+            for cut in part.cuts:
+                np.maximum(distance, -cut.distance(points), out=distance)
+            np.minimum(nearest, distance, out=nearest)
+        return nearest
+
+    def sample(self, count: int, rng: np.random.Generator, tolerance: float = 1e-6) -> Samples:
+        """Points uniform by area on the surface of the solid, ``(3, count)``, and their outward normals.
+
+        Points drawn on the faces of all primitives are kept where they lie on the boundary of the solid, and only on
+        the first of several faces that coincide, so the density is the same everywhere.
+
+        Args:
+            count: number of points.
+            rng: source of randomness.
+            tolerance: distance within which a point lies on a face.
+        """
+
+        def draw(number: int) -> Array:
+            shares = rng.multinomial(number, self._areas / self._areas.sum())
+            candidates = np.concatenate(
+                [
+                    np.concatenate([*_signed(placed.sample(share, rng), sign), np.full((1, share), face)])
+                    for face, ((placed, sign), share) in enumerate(zip(self._faces, shares, strict=True))
+                ],
+                axis=1,
+            )[:, rng.permutation(number)]
+            return candidates[:6, self._on_surface(candidates[:3], candidates[6], tolerance)]
+
+        accepted = _accepted(count, draw)
+        return accepted[:3], accepted[3:]
+
+    def _on_surface(self, points: Array, face: Array, tolerance: float) -> NDArray[np.bool_]:
+        nearest = np.full(points.shape[1], np.inf)
+        first = np.full(points.shape[1], len(self._faces))
+        index = 0
+        for part in self.parts:
+            distance = np.full(points.shape[1], -np.inf)
+            for placed in _placed(part):
+                own = placed.distance(points)
+                np.minimum(first, np.where(np.abs(own) < tolerance, index, len(self._faces)), out=first)
+                np.maximum(distance, own if placed is part.body else -own, out=distance)
+                index += 1
+            np.minimum(nearest, distance, out=nearest)
+        return (np.abs(nearest) < tolerance) & (first == face)
+
+
+def _placed(part: Part) -> tuple[Placed, ...]:
+    return (part.body, *part.cuts)
+
+
+def _signed(samples: Samples, sign: int) -> Samples:
+    return samples[0], sign * samples[1]
+
+
+def _pick(weights: Array, count: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Indices drawn in proportion to the weights."""
+    edges = np.cumsum(weights)
+    return np.searchsorted(edges, rng.random(count) * edges[-1], side="right").clip(max=len(weights) - 1)
+
+
+def _unit(vectors: Array) -> Array:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=0), 1e-12)
+
+
+def _turned(radius: Array, height: Array, angle: Array) -> Array:
+    """The points (radius, height) of a half plane turned about the z axis."""
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle), height])
+
+
+def _accepted(count: int, draw: Callable[[int], Array]) -> Array:
+    """The first ``count`` columns that ``draw`` lets through; ``draw(n)`` returns those accepted of ``n``."""
+    batches, have, number = [], 0, count + count // 2 + 16
+    while True:
+        batches.append(draw(number))
+        have += batches[-1].shape[1]
+        if have >= count:
+            return np.concatenate(batches, axis=1)[:, :count]
+        number = int(1.3 * (count - have) * number / max(batches[-1].shape[1], 1)) + 16
