@@ -1,4 +1,4 @@
-"""Data: readers of what people have, ModelNet40, corruption, and the procedural set that needs no download."""
+"""Data: readers of what people have, ModelNet40, corruption, and a procedural set that needs no download."""
 
 from .cloudset import CloudSet
 

@@ -1,12 +1,13 @@
-"""The classes of the procedural data set: one function a class, which draws proportions and puts parts together.
+"""The classes of the procedural data set: one function a class draws proportions and puts parts together.
 
-Units are free, as shapes are scaled afterwards; z is up and objects face -y. Parts are at least 3% of the longest
-side thick, so that a field of 64 cells a side can hold them.
+Units are free, as shapes are scaled afterwards; z is up and objects face -y. Parts are at least 3% of the
+longest side thick, so that a field of 64 cells a side can hold them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,7 +25,7 @@ def _register(build: Builder) -> Builder:
     return build
 
 
-# --- parts ---------------------------------------------------------------------------------------------------------
+# --- parts --------------------------------------------------------------------------------------------------
 
 
 def _box(low: ArrayLike, high: ArrayLike, radius: float = 0.0) -> Part:
@@ -105,7 +106,7 @@ def _smooth(knots: Sequence[tuple[float, float]], count: int) -> Array:
 
 
 def _vessel(outside: Array, wall: float, floor: float) -> Array:
-    """Profile of an open vessel from its outer curve (radius, z), bottom to top, hollowed to a wall and a floor."""
+    """Profile of an open vessel from its outer curve (radius, z), given from the bottom to the top."""
     bottom = outside[0, 1]
     hollow = outside[outside[:, 1] > bottom + floor]
     z0 = bottom + floor
@@ -154,7 +155,7 @@ def _pedestal(rng: Rng, height: float, reach: float, column: float) -> list[Part
     return parts
 
 
-# --- classes -------------------------------------------------------------------------------------------------------
+# --- classes ------------------------------------------------------------------------------------------------
 
 
 @_register
@@ -240,7 +241,7 @@ def _bookshelf(rng: Rng) -> list[Part]:
     if half > 0.3 and rng.random() < 0.5:
         x = rng.uniform(-0.3, 0.3) * half
         parts.append(_box((x - 0.5 * board, 0, levels[0]), (x + 0.5 * board, depth, 1)))
-    for low, high in zip(levels[:-1], levels[1:], strict=True):
+    for low, high in pairwise(levels):
         x = -half + board - 0.01
         while rng.random() < 0.7 and x < half - board - 0.12:
             wide, tall = rng.uniform(0.03, 0.1), rng.uniform(0.55, 0.9) * (high - low - board)
@@ -497,15 +498,12 @@ def _sofa(rng: Rng) -> list[Part]:
     parts.append(_box((-half, -thick, foot + 0.01), (half, 0.02, back), soft))
     for side in (-1, 1):
         if rng.random() < 0.92:
-            x = sorted((side * half, side * (half - arm)))
-            parts.append(_box((x[0], -depth - 0.01, foot + 0.01), (x[1], -0.01, rise), soft))
+            inner, outer = sorted((side * half, side * (half - arm)))
+            parts.append(_box((inner, -depth - 0.01, foot + 0.01), (outer, -0.01, rise), soft))
     edges = np.linspace(-half + arm, half - arm, int(rng.integers(2, 5)))
-    for left, right in zip(edges[:-1], edges[1:], strict=True):
-        parts.append(
-            _box(
-                (left - 0.003, -depth - 0.02, seat - 0.07), (right + 0.003, -thick + 0.02, seat + 0.02), 0.03
-            )
-        )
+    for left, right in pairwise(edges):
+        low = (left - 0.003, -depth - 0.02, seat - 0.07)
+        parts.append(_box(low, (right + 0.003, 0.02 - thick, seat + 0.02), 0.03))
     if foot:
         for x, y in _corners(half - 0.05, 0.5 * depth - 0.05):
             parts.append(_rod((x, y - 0.5 * depth, 0), (x, y - 0.5 * depth, foot + 0.02), 0.022))
@@ -526,15 +524,15 @@ def _stool(rng: Rng) -> list[Part]:
     inner = (0.75 if rounded else 0.95) * half
     spread = inner * rng.uniform(1.0, 1.35)
     ring = rng.uniform(0.2, 0.5) * height
-    feet = []
+    rungs = []
     for x, y in _corners(inner - 0.5 * leg, inner - 0.5 * leg):
         scale = spread / inner
         foot, head = np.array([scale * x, scale * y, 0]), np.array([x, y, height - 0.5 * thick])
         parts.append(_rod(foot, head, 0.5 * leg))
-        feet.append(foot + ring / head[2] * (head - foot))
+        rungs.append(foot + ring / head[2] * (head - foot))
     if rng.random() < 0.7:
         for first, second in ((0, 1), (1, 3), (3, 2), (2, 0)):
-            parts.append(_rod(feet[first], feet[second], 0.42 * leg))
+            parts.append(_rod(rungs[first], rungs[second], 0.42 * leg))
     return parts
 
 

@@ -1,6 +1,7 @@
 """The procedural data set: solid CAD-like objects of 16 classes, generated, so that nothing is downloaded.
 
-Shapes are signed distance functions (`ifdefense.data.sdf`), so occupancy, surface points and normals are exact.
+Shapes are signed distance functions (`ifdefense.data.sdf`), so occupancy, surface points and normals are
+exact.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Shape:
     def sdf(self, points: Points) -> Points:
         """Signed distance, negative inside.
 
-        The sign is exact and the distance 1-Lipschitz: never more than the true distance in magnitude, and equal to
-        it outside near the surface.
+        The sign is exact and the distance 1-Lipschitz: never more than the true distance in magnitude, and
+        equal to it outside near the surface.
 
         Args:
             points: ``(..., 3)`` NumPy array or tensor of any float dtype, unit-cube frame.

@@ -1,8 +1,9 @@
 """Solids as signed distance functions, with exact uniform samples of their surface.
 
-A solid is a union of parts; a part is a primitive from which other primitives may be cut. Distances are negative
-inside. Every primitive's distance is exact; unions and cuts keep the sign exact and the distance 1-Lipschitz, a
-lower bound of the true one where parts overlap (Hart, *Sphere tracing*, The Visual Computer 12, 1996).
+A solid is a union of parts; a part is a primitive from which other primitives may be cut. Distances are
+negative inside. Every primitive's distance is exact; unions and cuts keep the sign exact and the distance
+1-Lipschitz, a lower bound of the true one where parts overlap (Hart, *Sphere tracing*, The Visual Computer
+12, 1996).
 
 Points are columns here, ``(3, Q)``: each coordinate is contiguous, which makes the arithmetic fast.
 """
@@ -12,12 +13,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from typing_extensions import override
 
-Array = NDArray[Any]  # float32 or float64; the distance keeps the dtype of the points
+Array = NDArray[np.floating]  # float32 or float64; distances keep the dtype of the points
 Samples = tuple[Array, Array]  # points and outward normals, both (3, Q)
 
 _AXES = np.concatenate([np.eye(3), -np.eye(3)], axis=1)  # (3, 6)
@@ -42,7 +43,7 @@ class Primitive(ABC):
 
     @abstractmethod
     def support(self, directions: Array) -> Array:
-        """How far the solid reaches along directions ``(3, D)``: ``(D,)``, the maximum of their dot products."""
+        """The largest dot product of a point of the solid with directions ``(3, D)``, ``(D,)``."""
 
 
 class RoundedBox(Primitive):
@@ -66,12 +67,15 @@ class RoundedBox(Primitive):
         self._areas = np.concatenate([faces, edges, [4 * np.pi * self.radius**2]])
         self.area = float(self._areas.sum())
 
+    @override
     def distance(self, points: Array) -> Array:
         beyond = np.abs(points) - self.half.astype(points.dtype)[:, None]  # (3, Q)
         inside = np.minimum(beyond.max(axis=0), 0)
         np.maximum(beyond, 0, out=beyond)
-        return np.sqrt(np.einsum("iq,iq->q", beyond, beyond)) + inside - self.radius
+        distance: Array = np.sqrt(np.einsum("iq,iq->q", beyond, beyond)) + inside - self.radius
+        return distance
 
+    @override
     def sample(self, count: int, rng: np.random.Generator) -> Samples:
         kind = self._kinds[_pick(self._areas, count, rng)].T  # (3, count)
         normals = _unit(np.where(kind, rng.standard_normal((3, count)), 0.0))
@@ -79,8 +83,10 @@ class RoundedBox(Primitive):
         core = np.where(kind, np.sign(normals), along) * self.half[:, None]
         return core + self.radius * normals, normals
 
+    @override
     def support(self, directions: Array) -> Array:
-        return self.half @ np.abs(directions) + self.radius * np.linalg.norm(directions, axis=0)
+        reach: Array = self.half @ np.abs(directions) + self.radius * np.linalg.norm(directions, axis=0)
+        return reach
 
 
 class Torus(Primitive):
@@ -95,9 +101,12 @@ class Torus(Primitive):
         self.ring, self.tube = float(ring), float(tube)
         self.area = 4 * np.pi**2 * self.ring * self.tube
 
+    @override
     def distance(self, points: Array) -> Array:
-        return np.hypot(np.hypot(points[0], points[1]) - self.ring, points[2]) - self.tube
+        distance: Array = np.hypot(np.hypot(points[0], points[1]) - self.ring, points[2]) - self.tube
+        return distance
 
+    @override
     def sample(self, count: int, rng: np.random.Generator) -> Samples:
         def draw(number: int) -> Array:
             angle, height = rng.uniform(-np.pi, np.pi, number), rng.random(number)
@@ -111,10 +120,11 @@ class Torus(Primitive):
             _turned(outward, upward, angle),
         )
 
+    @override
     def support(self, directions: Array) -> Array:
-        return self.ring * np.hypot(directions[0], directions[1]) + self.tube * np.linalg.norm(
-            directions, axis=0
-        )
+        sideways = np.hypot(directions[0], directions[1])
+        reach: Array = self.ring * sideways + self.tube * np.linalg.norm(directions, axis=0)
+        return reach
 
 
 class Polygon:
@@ -164,7 +174,8 @@ class Revolution(Primitive):
     """A profile turned about the z axis: cylinders, cones, tubes, bottles, bowls.
 
     Args:
-        profile: ``(K, 2)`` corners (radius, z) of a simple polygon with radius at least 0. It may touch the axis.
+        profile: ``(K, 2)`` corners (radius, z) of a simple polygon with radius at least 0. It may touch the
+            axis.
     """
 
     def __init__(self, profile: ArrayLike) -> None:
@@ -174,9 +185,11 @@ class Revolution(Primitive):
         self._areas = np.pi * (self._first + self._last) * self.profile.lengths
         self.area = float(self._areas.sum())
 
+    @override
     def distance(self, points: Array) -> Array:
         return self.profile.distance(np.hypot(points[0], points[1]), points[2])
 
+    @override
     def sample(self, count: int, rng: np.random.Generator) -> Samples:
         edge = _pick(self._areas, count, rng)
         first, last = self._first[edge], self._last[edge]
@@ -188,9 +201,11 @@ class Revolution(Primitive):
         angle = rng.uniform(0, 2 * np.pi, count)
         return _turned(radius, height, angle), _turned(outward, upward, angle)
 
+    @override
     def support(self, directions: Array) -> Array:
         sideways = np.hypot(directions[0], directions[1])
-        return (self.profile.corners @ np.stack([sideways, directions[2]])).max(axis=0)
+        reach: Array = (self.profile.corners @ np.stack([sideways, directions[2]])).max(axis=0)
+        return reach
 
 
 class Extrusion(Primitive):
@@ -207,13 +222,15 @@ class Extrusion(Primitive):
         self._caps = 2 * self.polygon.area
         self.area = float(self._caps + self.polygon.lengths.sum() * thickness)
 
+    @override
     def distance(self, points: Array) -> Array:
         across = self.polygon.distance(points[0], points[1])
         along = np.abs(points[2]) - self.half
-        return np.minimum(np.maximum(across, along), 0) + np.hypot(
-            np.maximum(across, 0), np.maximum(along, 0)
-        )
+        inside = np.minimum(np.maximum(across, along), 0)
+        distance: Array = inside + np.hypot(np.maximum(across, 0), np.maximum(along, 0))
+        return distance
 
+    @override
     def sample(self, count: int, rng: np.random.Generator) -> Samples:
         on_caps = rng.binomial(count, self._caps / self.area)
         points, normals = np.zeros((3, count)), np.zeros((3, count))
@@ -232,8 +249,10 @@ class Extrusion(Primitive):
         points = rng.uniform(low[:, None], high[:, None], (2, number))
         return points[:, self.polygon.distance(*points) < 0]
 
+    @override
     def support(self, directions: Array) -> Array:
-        return (self.polygon.corners @ directions[:2]).max(axis=0) + self.half * np.abs(directions[2])
+        reach: Array = (self.polygon.corners @ directions[:2]).max(axis=0) + self.half * np.abs(directions[2])
+        return reach
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,18 +264,21 @@ class Placed:
     rotation: Array | None = None
 
     def distance(self, points: Array) -> Array:
+        """As `Primitive.distance`, in the frame of the solid."""
         local = points - self.origin.astype(points.dtype)[:, None]
         if self.rotation is not None:
             local = self.rotation.T.astype(points.dtype) @ local
         return self.primitive.distance(local)
 
     def sample(self, count: int, rng: np.random.Generator) -> Samples:
+        """As `Primitive.sample`, in the frame of the solid."""
         points, normals = self.primitive.sample(count, rng)
         if self.rotation is not None:
             points, normals = self.rotation @ points, self.rotation @ normals
         return points + self.origin[:, None], normals
 
     def support(self, directions: Array) -> Array:
+        """As `Primitive.support`, in the frame of the solid."""
         local = directions if self.rotation is None else self.rotation.T @ directions
         return self.primitive.support(local) + self.origin @ directions
 
@@ -307,8 +329,8 @@ class Solid:
     def sample(self, count: int, rng: np.random.Generator, tolerance: float = 1e-6) -> Samples:
         """Points uniform by area on the surface of the solid, ``(3, count)``, and their outward normals.
 
-        Points drawn on the faces of all primitives are kept where they lie on the boundary of the solid, and only on
-        the first of several faces that coincide, so the density is the same everywhere.
+        Points drawn on the faces of all primitives are kept where they lie on the boundary of the solid, and
+        only on the first of several faces that coincide, so the density is the same everywhere.
 
         Args:
             count: number of points.
@@ -342,7 +364,8 @@ class Solid:
                 np.maximum(distance, own if placed is part.body else -own, out=distance)
                 index += 1
             np.minimum(nearest, distance, out=nearest)
-        return (np.abs(nearest) < tolerance) & (first == face)
+        owned: NDArray[np.bool_] = (np.abs(nearest) < tolerance) & (first == face)
+        return owned
 
 
 def _placed(part: Part) -> tuple[Placed, ...]:
@@ -355,12 +378,15 @@ def _signed(samples: Samples, sign: int) -> Samples:
 
 def _pick(weights: Array, count: int, rng: np.random.Generator) -> NDArray[np.intp]:
     """Indices drawn in proportion to the weights."""
-    edges = np.cumsum(weights)
-    return np.searchsorted(edges, rng.random(count) * edges[-1], side="right").clip(max=len(weights) - 1)
+    edges: Array = np.cumsum(weights)
+    found: NDArray[np.intp] = np.searchsorted(edges, rng.random(count) * edges[-1], side="right")
+    found[found == len(weights)] -= 1  # the product was rounded up to the last edge
+    return found
 
 
 def _unit(vectors: Array) -> Array:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=0), 1e-12)
+    lengths: Array = np.maximum(np.linalg.norm(vectors, axis=0), 1e-12)
+    return vectors / lengths
 
 
 def _turned(radius: Array, height: Array, angle: Array) -> Array:
