@@ -23,8 +23,8 @@ from torch.nn import functional
 from ifdefense.mesh import Mesh
 
 Field = Callable[[Tensor, Tensor], Tensor]
-"""Logits of occupancy (M,) at points (M, 3) in the unit-cube frame; the second argument, int64 (M,)
-ascending, says to which cloud of the batch each point belongs. Inside is where the logit exceeds the level."""
+"""Logits of occupancy (M,) at points (M, 3) in the unit-cube frame; the second argument, int64 (M,) ascending,
+says to which cloud of the batch each point belongs. Inside is where the logit exceeds the level."""
 
 # Stands outside the grid's border, far enough below any level that a surface cut by the box closes there.
 _OUTSIDE = -1e6
@@ -174,8 +174,8 @@ class _Sampler:
         self.field, self.options, self.device, self.dtype = field, options, device, dtype
 
     def evaluate(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Places (M, 4), cloud and x, y, z, where ``wanted`` (B, n + 1, ...) is true, and logits (M,)
-        there.""" index = wanted.nonzero()
+        """Places (M, 4), cloud, x, y, z, where ``wanted`` (B, n + 1, ...) is true, and logits (M,) there."""
+        index = wanted.nonzero()
         # Positions come from the index on the finest grid, so that a point is the same number at every level.
         fine = index[:, 1:] * (self.options.resolution // (wanted.shape[1] - 1))
         points = fine.to(self.dtype) * self.options.spacing - self.options.box / 2
