@@ -105,34 +105,40 @@ def _smooth(knots: Sequence[tuple[float, float]], count: int) -> Array:
     return np.stack([PchipInterpolator(height, radius)(z), z], axis=1)
 
 
+def _inset(curve: Array, wall: float) -> Array:
+    """A curve (radius, z), bottom to top, moved towards the axis by the thickness of a wall along its normals."""
+    along = np.gradient(curve, axis=0)
+    inward = np.stack([-along[:, 1], along[:, 0]], axis=1) / np.linalg.norm(along, axis=1, keepdims=True)
+    moved: Array = curve + wall * inward
+    moved[:, 0] = moved[:, 0].clip(min=0.01)
+    return moved
+
+
 def _vessel(outside: Array, wall: float, floor: float) -> Array:
-    """Profile of an open vessel from its outer curve (radius, z), given from the bottom to the top."""
-    bottom = outside[0, 1]
-    hollow = outside[outside[:, 1] > bottom + floor]
-    z0 = bottom + floor
-    inner = np.concatenate([[(np.interp(z0, outside[:, 1], outside[:, 0]), z0)], hollow]) - [wall, 0]
-    inner[:, 0] = np.maximum(inner[:, 0], 0.01)
-    return np.concatenate([[(0, bottom)], outside, inner[::-1], [(0, z0)]])
+    """Profile of an open vessel from its outer curve (radius, z), bottom to top, and its thicknesses."""
+    inside = _inset(outside, wall)
+    level = outside[0, 1] + floor
+    corner = (np.interp(level, inside[:, 1], inside[:, 0]), level)
+    inside = np.concatenate([[(0, level), corner], inside[inside[:, 1] > level]])
+    return np.concatenate([[(0, outside[0, 1])], outside, inside[::-1]])
 
 
 def _corners(half_x: float, half_y: float) -> list[tuple[float, float]]:
     return [(x * half_x, y * half_y) for x in (-1, 1) for y in (-1, 1)]
 
 
-def _legs(rng: Rng, half_x: float, half_y: float, height: float, width: float) -> list[Part]:
-    """Four legs below z = height, at the corners or splayed outwards, square, round or tapered."""
-    splay = rng.choice([0.0, rng.uniform(0.02, 0.12)])
+def _legs(rng: Rng, half_x: float, half_y: float, height: float, width: float, splay: float) -> list[Part]:
+    """Four legs below z = height, at the corners and splayed outwards, square, round or tapered."""
     kind = rng.integers(3)
-    top = height + 0.3 * width
     parts = []
     for x, y in _corners(half_x - 0.6 * width, half_y - 0.6 * width):
-        foot, head = (x + np.sign(x) * splay, y + np.sign(y) * splay, 0.0), (x, y, top)
+        foot, head = (x + np.sign(x) * splay, y + np.sign(y) * splay, 0.0), (x, y, height + 0.3 * width)
         if kind == 0:
             parts.append(_bar(foot, head, width))
+        elif kind == 1:
+            parts.append(_rod(foot, head, 0.5 * width))
         else:
-            parts.append(
-                _rod(foot, head, width * (0.5 if kind == 1 else 0.4), width * (0.5 if kind == 1 else 0.65))
-            )
+            parts.append(_rod(foot, head, 0.4 * width, 0.65 * width))
     return parts
 
 
@@ -304,7 +310,7 @@ def _car(rng: Rng) -> list[Part]:
     ]
     parts = [_plate(outline, 2 * half, (0, 0, 0), _SIDE)]
     if rng.random() < 0.15:  # a pickup: the cabin ends half way
-        boot = 0.45
+        boot, rear = 0.45, 0.02
     cabin = [
         (-0.5 + hood, belt - 0.02),
         (0.5 - boot, belt - 0.02),
@@ -329,7 +335,7 @@ def _chair(rng: Rng) -> list[Part]:
     if rng.random() < 0.15:
         parts += _pedestal(rng, seat - thick, 0.9 * min(half_x, half_y), 0.03)
     else:
-        parts += _legs(rng, half_x, half_y, seat - thick, leg)
+        parts += _legs(rng, half_x, half_y, seat - thick, leg, rng.choice([0.0, rng.uniform(0.02, 0.12)]))
 
     foot, head = np.array([0, half_y - 0.5 * panel, seat - 0.02]), np.array([0, half_y + lean, top])
     across = np.array([half_x - 0.5 * panel, 0, 0])
@@ -413,7 +419,7 @@ def _lamp(rng: Rng) -> list[Part]:
         parts.append(_turned(np.concatenate([[(0, 0.01)], _smooth(knots, 12), [(0, bottom)]])))
     if rng.random() < 0.75:
         outer = np.array([(wide, bottom), (narrow, 1.0)])
-        parts.append(_turned(np.concatenate([outer, outer[::-1] - [wall, 0]])))
+        parts.append(_turned(np.concatenate([outer, _inset(outer, wall)[::-1]])))
         level = 1 - 0.4 * shade  # a spider holds the shade
         radius = float(np.interp(level, outer[:, 1], outer[:, 0])) - 0.4 * wall
         parts.append(_turned([(0, level), (radius, level), (radius, level + wall), (0, level + wall)]))
@@ -540,6 +546,7 @@ def _stool(rng: Rng) -> list[Part]:
 def _table(rng: Rng) -> list[Part]:
     half_x, half_y = rng.uniform(0.35, 0.5), rng.uniform(0.22, 0.42)
     height, thick, leg = rng.uniform(0.3, 0.7), rng.uniform(0.035, 0.07), rng.uniform(0.04, 0.075)
+    splay = rng.choice([0.0, rng.uniform(0.02, 0.12)])
     if rng.random() < 0.3:  # a round top
         top = _turned([(0, height - thick), (half_x, height - thick), (half_x, height), (0, height)])
         inner = 0.66 * half_x
@@ -548,18 +555,18 @@ def _table(rng: Rng) -> list[Part]:
                 top,
                 *_pedestal(rng, height - thick, rng.uniform(0.5, 0.8) * half_x, rng.uniform(0.025, 0.06)),
             ]
-        return [top, *_legs(rng, inner, inner, height - thick, leg)]
+        return [top, *_legs(rng, inner, inner, height - thick, leg, splay)]
     top = _box((-half_x, -half_y, height - thick), (half_x, half_y, height))
     if rng.random() < 0.15:  # two side panels instead of legs
         panel = rng.uniform(0.035, 0.06)
         ends = (0.1 - half_x, half_x - 0.1 - panel)
         return [top, *(_box((x, -0.9 * half_y, 0), (x + panel, 0.9 * half_y, height - 0.01)) for x in ends)]
     inset = rng.uniform(0.0, 0.08)
-    parts = [top, *_legs(rng, half_x - inset, half_y - inset, height - thick, leg)]
+    parts = [top, *_legs(rng, half_x - inset, half_y - inset, height - thick, leg, splay)]
     x, y = half_x - inset - 0.02, half_y - inset - 0.02
     if rng.random() < 0.4:  # a drawer box below the top
         parts.append(_box((-x, -y, height - thick - rng.uniform(0.05, 0.15)), (x, y, height - 0.01)))
-    if rng.random() < 0.25:  # a lower shelf
+    if not splay and rng.random() < 0.4:  # a lower shelf, which upright legs hold
         z = rng.uniform(0.15, 0.35) * height
         parts.append(_box((-x, -y, z), (x, y, z + 0.035)))
     return parts
