@@ -1,0 +1,60 @@
+"""Solids with closed-form answers, and the folder of ModelNet40 where there is one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+Points = NDArray[np.float32]
+
+
+def sample_box(sides: tuple[float, float, float], count: int, rng: np.random.Generator) -> Points:
+    """Samples the surface of a box that is centred on the origin, every face by its area."""
+    half = np.asarray(sides) / 2
+    area = np.array([half[1] * half[2], half[0] * half[2], half[0] * half[1]]).repeat(2)
+    face = rng.choice(6, size=count, p=area / area.sum())
+    points = rng.uniform(-half, half, size=(count, 3))
+    axis, sign = face // 2, 2 * (face % 2) - 1
+    points[np.arange(count), axis] = sign * half[axis]
+    return points.astype(np.float32)
+
+
+@pytest.fixture
+def sphere_cloud() -> Points:
+    """1,024 points on the sphere of radius 0.5."""
+    points = np.random.default_rng(0).normal(size=(1024, 3))
+    return (0.5 * points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def box_cloud() -> Points:
+    """1,024 points on a box of 1 x 0.6 x 0.4."""
+    return sample_box((1.0, 0.6, 0.4), 1024, np.random.default_rng(1))
+
+
+@pytest.fixture
+def table_cloud() -> Points:
+    """1,024 points on a table: a top of 1 x 0.7 on four legs, z up, 0.7 high."""
+    rng = np.random.default_rng(2)
+    top = sample_box((1.0, 0.7, 0.06), 624, rng) + np.float32([0, 0, 0.32])
+    leg = [
+        sample_box((0.06, 0.06, 0.64), 100, rng) + np.float32([x, y, -0.03])
+        for x in (-0.45, 0.45)
+        for y in (-0.3, 0.3)
+    ]
+    return np.concatenate([top, *leg]).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder that holds ``modelnet40``; the test skips where there is none."""
+    root = os.environ.get("IFDEFENSE_DATA")
+    if not root:
+        pytest.skip("IFDEFENSE_DATA is not set: this test reads ModelNet40")
+    if not (Path(root) / "modelnet40").is_dir():
+        pytest.skip(f"{root} has no folder modelnet40")
+    return Path(root)
