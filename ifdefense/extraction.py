@@ -23,8 +23,9 @@ from torch.nn import functional
 from ifdefense.mesh import Mesh
 
 Field = Callable[[Tensor, Tensor], Tensor]
-"""Logits of occupancy (M,) at points (M, 3) in the unit-cube frame; the second argument, int64 (M,) ascending,
-says to which cloud of the batch each point belongs. Inside is where the logit exceeds the level."""
+"""Logits of occupancy (M,) at points (M, 3) in the unit-cube frame; the second argument, int64 (M,) and
+ascending, says to which cloud of the batch each point belongs. Inside is where the logit exceeds the
+level."""
 
 # Stands outside the grid's border, far enough below any level that a surface cut by the box closes there.
 _OUTSIDE = -1e6

@@ -1,0 +1,148 @@
+"""From meshes to clouds of exactly as many points as asked for, spread evenly over the surface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ifdefense.mesh import Floats, Ints, Mesh
+from ifdefense.points import farthest_point_sampling
+
+Method = Literal["farthest", "uniform", "poisson"]
+
+
+def sample_surface(mesh: Mesh, count: int, *, generator: np.random.Generator) -> tuple[Floats, Ints]:
+    """Points drawn independently and uniformly by area.
+
+    A face is chosen by its area, then a point in it by uniform barycentric coordinates (Osada et al., 2002).
+
+    Args:
+        mesh: the surface.
+        count: points to draw.
+        generator: source of randomness.
+
+    Returns:
+        (count, 3) float32 points in the mesh's frame, and (count,) int64 the face each lies on.
+
+    Raises:
+        ValueError: the mesh has no face, or no area.
+    """
+    if mesh.is_empty:
+        raise ValueError("the mesh is empty: there is no surface to sample")
+    edges = np.cumsum(mesh.face_areas())
+    if not edges[-1] > 0:
+        raise ValueError(f"the mesh has no area: all of its {len(mesh.faces)} faces are degenerate")
+    # `right` steps over faces without area; rounding may land on the end, which is the last that has some.
+    face = np.searchsorted(edges, generator.random(count) * edges[-1], side="right")
+    face = np.minimum(face, np.searchsorted(edges, edges[-1], side="left"))
+    u, v = generator.random((2, count))
+    outside = u + v > 1  # the other half of the parallelogram, folded back
+    u[outside], v[outside] = 1 - u[outside], 1 - v[outside]
+    a, b, c = mesh.vertices.astype(np.float64)[mesh.faces[face]].transpose(1, 0, 2)
+    points = a + u[:, None] * (b - a) + v[:, None] * (c - a)
+    return points.astype(np.float32), face
+
+
+def resample(
+    meshes: Sequence[Mesh],
+    num_points: int,
+    *,
+    seed: int = 0,
+    method: Method = "farthest",
+    oversample: int = 4,
+) -> Floats:
+    """Exactly ``num_points`` points from each mesh.
+
+    Args:
+        meshes: B surfaces.
+        num_points: points a mesh.
+        seed: every mesh is sampled with a generator of this seed, so its points do not depend on its batch.
+        method: ``"uniform"`` draws independent points; the others thin ``oversample * num_points`` of those:
+            ``"farthest"`` by farthest-point sampling, ``"poisson"`` to a Poisson-disk set, whose points keep
+            the largest common distance found by bisection.
+        oversample: candidates a point kept, at least 1.
+
+    Returns:
+        (B, num_points, 3) float32 points in the meshes' frame.
+
+    Raises:
+        ValueError: a mesh is empty or without area (the message names it), or an argument is out of range.
+    """
+    return resample_with_normals(meshes, num_points, seed=seed, method=method, oversample=oversample)[0]
+
+
+def resample_with_normals(
+    meshes: Sequence[Mesh],
+    num_points: int,
+    *,
+    seed: int = 0,
+    method: Method = "farthest",
+    oversample: int = 4,
+) -> tuple[Floats, Floats]:
+    """As `resample`, with the outward unit normal of the face each point lies on, both (B, num_points, 3)."""
+    if num_points < 1 or oversample < 1:
+        raise ValueError(f"num_points and oversample must be at least 1, got {num_points} and {oversample}")
+    if method not in ("farthest", "uniform", "poisson"):
+        raise ValueError(f"method must be farthest, uniform or poisson, got {method!r}")
+    count = num_points * (1 if method == "uniform" else oversample)
+    points = np.empty((len(meshes), count, 3), np.float32)
+    normals = np.empty_like(points)
+    for i, mesh in enumerate(meshes):
+        try:
+            points[i], face = sample_surface(mesh, count, generator=np.random.default_rng(seed))
+        except ValueError as error:
+            raise ValueError(f"mesh {i} of {len(meshes)} cannot be resampled: {error}") from error
+        normals[i] = mesh.face_normals()[face]
+    if method == "uniform" or not len(meshes):
+        return points, normals
+    if method == "farthest":
+        kept = farthest_point_sampling(torch.from_numpy(points), num_points).numpy()
+    else:
+        kept = np.stack([_poisson_disk(p, num_points, m.area) for p, m in zip(points, meshes, strict=True)])
+    return np.take_along_axis(points, kept[..., None], 1), np.take_along_axis(normals, kept[..., None], 1)
+
+
+def _poisson_disk(candidates: Floats, count: int, area: float) -> Ints:
+    """Indices of ``count`` of the (M, 3) candidates, no two nearer than a radius as large as bisection finds.
+
+    Dart throwing (Cook, 1986) in the order of the candidates, which is random already.
+    """
+    from scipy.spatial import cKDTree
+
+    # Discs of this diameter would tile the plane as hexagons: darts thrown at random never pack as densely.
+    largest = np.sqrt(2 * area / (np.sqrt(3) * count))
+    pairs = cKDTree(candidates).query_pairs(largest, output_type="ndarray")  # (P, 2), first index the smaller
+    distances = np.linalg.norm(candidates[pairs[:, 0]] - candidates[pairs[:, 1]], axis=1)
+    low, high = 0.0, float(largest)
+    kept = np.arange(count)
+    for _ in range(12):
+        radius = (low + high) / 2
+        accepted = _throw_darts(pairs[distances < radius], len(candidates))
+        if len(accepted) >= count:
+            low, kept = radius, accepted[:count]
+        else:
+            high = radius
+    return kept
+
+
+def _throw_darts(conflicts: Ints, size: int) -> Ints:
+    """Candidates accepted one after another unless they conflict with one accepted before, ascending.
+
+    The sequential answer, found in a few parallel rounds: a candidate is certain as soon as all earlier ones
+    it conflicts with are decided.
+    """
+    undecided = np.ones(size, bool)
+    accepted = np.zeros(size, bool)
+    while undecided.any():
+        blocked = np.zeros(size, bool)
+        blocked[conflicts[:, 1]] = True
+        new = undecided & ~blocked
+        accepted |= new
+        rejected = np.zeros(size, bool)
+        rejected[conflicts[new[conflicts[:, 0]], 1]] = True
+        undecided &= ~(new | rejected)
+        conflicts = conflicts[undecided[conflicts].all(axis=1)]
+    return np.flatnonzero(accepted)

@@ -1,0 +1,121 @@
+"""Resampling: exactly as many points as asked, on the surface, by area, the same in any batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+from test_mesh import CORNERS, CUBE_FACES
+
+from ifdefense.mesh import Mesh
+from ifdefense.resampling import Method, _throw_darts, resample, resample_with_normals, sample_surface
+
+METHODS: list[Method] = ["farthest", "uniform", "poisson"]
+
+
+def box(*sides: float) -> Mesh:
+    return Mesh(CORNERS * np.array(sides, np.float32), CUBE_FACES)
+
+
+def spacing(points: NDArray[np.float32]) -> NDArray[np.float64]:
+    return np.asarray(cKDTree(points).query(points, 2)[0])[:, 1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("count", [1, 17, 256])
+def test_exactly_as_many_distinct_points_as_asked_for_on_the_surface(method: Method, count: int) -> None:
+    points = resample([box(1, 2, 3), box(1, 1, 1)], count, method=method)
+    assert points.shape == (2, count, 3)
+    assert points.dtype == np.float32
+    for cloud, sides in zip(points, ([1, 2, 3], [1, 1, 1]), strict=True):
+        to_side = np.minimum(np.abs(cloud), np.abs(cloud - sides)).min(axis=1)
+        assert to_side.max() < 1e-6
+        assert (cloud > -1e-6).all()
+        assert (cloud < np.array(sides) + 1e-6).all()
+        assert len(np.unique(cloud, axis=0)) == count
+
+
+def test_points_fall_on_faces_by_their_area() -> None:
+    mesh = box(1, 2, 3)
+    _, face = sample_surface(mesh, 40_000, generator=np.random.default_rng(0))
+    share = np.bincount(face, minlength=12) / 40_000
+    expected = mesh.face_areas() / mesh.area
+    assert np.abs(share - expected).max() < 4 * np.sqrt(expected.max() / 40_000)
+
+
+def test_points_are_uniform_within_a_triangle() -> None:
+    triangle = Mesh(np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]], np.float32), np.array([[0, 1, 2]]))
+    points, _ = sample_surface(triangle, 40_000, generator=np.random.default_rng(0))
+    assert np.allclose(points.mean(axis=0), [1 / 3, 1 / 3, 0], atol=0.005)
+    # The triangle cut off at x + y < 1/2 holds a quarter of the area.
+    assert (points.sum(axis=1) < 0.5).mean() == pytest.approx(0.25, abs=0.01)
+
+
+def test_faces_without_area_get_no_point() -> None:
+    faces = np.concatenate([[[0, 0, 1]], CUBE_FACES, [[2, 2, 2], [0, 1, 0]]])
+    _, face = sample_surface(Mesh(CORNERS, faces), 5_000, generator=np.random.default_rng(0))
+    assert set(face.tolist()) == set(range(1, 13))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_equal_seeds_give_equal_points_whatever_the_batch(method: Method) -> None:
+    meshes = [box(1, 2, 3), box(1, 1, 1), box(0.1, 2, 0.5)]
+    together = resample(meshes, 100, method=method, seed=3)
+    for mesh, cloud in zip(meshes, together, strict=True):
+        assert np.array_equal(resample([mesh], 100, method=method, seed=3)[0], cloud)
+        assert not np.array_equal(resample([mesh], 100, method=method, seed=4)[0], cloud)
+
+
+def test_thinning_spreads_the_points() -> None:
+    uniform, farthest, poisson = (
+        spacing(resample([box(1, 1, 1)], 500, method=method)[0])
+        for method in ("uniform", "farthest", "poisson")
+    )
+    # 500 points on area 6 as hexagons lie 0.118 apart; thinning reaches 0.6 of it, chance almost nothing.
+    assert min(farthest.min(), poisson.min()) > 0.6 * 0.118
+    assert uniform.min() < 0.02
+
+
+def test_more_candidates_spread_farther() -> None:
+    spread = [spacing(resample([box(1, 1, 1)], 300, oversample=k)[0]).min() for k in (1, 2, 8)]
+    assert spread == sorted(spread)
+    assert spread[0] < spread[2]
+
+
+def test_normals_are_those_of_the_box() -> None:
+    points, normals = resample_with_normals([box(1, 1, 1)], 200)
+    side = np.abs(points[0] - 0.5).argmax(axis=1)
+    expected = np.zeros((200, 3))
+    expected[np.arange(200), side] = np.sign(points[0] - 0.5)[np.arange(200), side]
+    assert np.allclose(normals[0], expected, atol=1e-6)
+
+
+def test_parallel_darts_equal_darts_thrown_one_by_one() -> None:
+    random = np.random.default_rng(0)
+    for size in (1, 5, 60):
+        pairs = np.sort(random.integers(0, size, (2 * size, 2)), axis=1)
+        pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+        naive: list[int] = []
+        for i in range(size):
+            if not any(i == b and a in naive for a, b in pairs.tolist()):
+                naive.append(i)
+        assert _throw_darts(pairs, size).tolist() == naive
+
+
+def test_no_meshes_give_no_clouds() -> None:
+    assert resample([], 10).shape[0] == 0
+
+
+def test_errors_name_the_mesh() -> None:
+    flat = Mesh(np.zeros((3, 3), np.float32), np.array([[0, 1, 2]]))
+    with pytest.raises(ValueError, match="mesh 1 of 2 cannot be resampled: the mesh is empty"):
+        resample([box(1, 1, 1), Mesh.empty()], 10)
+    with pytest.raises(
+        ValueError, match="mesh 0 of 1 cannot be resampled: the mesh has no area: all of its 1"
+    ):
+        resample([flat], 10)
+    with pytest.raises(ValueError, match="at least 1, got 0 and 4"):
+        resample([box(1, 1, 1)], 0)
+    with pytest.raises(ValueError, match="farthest, uniform or poisson, got 'grid'"):
+        resample([box(1, 1, 1)], 10, method="grid")  # type: ignore[arg-type]
