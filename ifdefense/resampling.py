@@ -53,6 +53,7 @@ def resample(
     seed: int = 0,
     method: Method = "farthest",
     oversample: int = 4,
+    inset: float = 0.0,
 ) -> Floats:
     """Exactly ``num_points`` points from each mesh.
 
@@ -64,6 +65,8 @@ def resample(
             ``"farthest"`` by farthest-point sampling, ``"poisson"`` to a Poisson-disk set, whose points keep
             the largest common distance found by bisection.
         oversample: candidates a point kept, at least 1.
+        inset: candidates are moved by this against their normal, in the meshes' unit: takes back the
+            thickening of a solid whose sheets have two sides.
 
     Returns:
         (B, num_points, 3) float32 points in the meshes' frame.
@@ -71,7 +74,9 @@ def resample(
     Raises:
         ValueError: a mesh is empty or without area (the message names it), or an argument is out of range.
     """
-    return resample_with_normals(meshes, num_points, seed=seed, method=method, oversample=oversample)[0]
+    return resample_with_normals(
+        meshes, num_points, seed=seed, method=method, oversample=oversample, inset=inset
+    )[0]
 
 
 def resample_with_normals(
@@ -81,6 +86,7 @@ def resample_with_normals(
     seed: int = 0,
     method: Method = "farthest",
     oversample: int = 4,
+    inset: float = 0.0,
 ) -> tuple[Floats, Floats]:
     """As `resample`, with the outward unit normal of the face each point lies on, both (B, num_points, 3)."""
     if num_points < 1 or oversample < 1:
@@ -96,6 +102,7 @@ def resample_with_normals(
         except ValueError as error:
             raise ValueError(f"mesh {i} of {len(meshes)} cannot be resampled: {error}") from error
         normals[i] = mesh.face_normals()[face]
+    points -= np.float32(inset) * normals
     if method == "uniform" or not len(meshes):
         return points, normals
     if method == "farthest":

@@ -1,0 +1,276 @@
+"""The surface as an implicit function: an Occupancy Network conditioned on a point cloud.
+
+Mescheder et al., "Occupancy Networks: Learning 3D Reconstruction in Function Space", CVPR 2019
+(https://arxiv.org/abs/1812.03828). Tensor names and shapes are those of its public code, so its checkpoints load.
+Everything is in the unit-cube frame: the cloud's longest side is 1 and its bounding box is centred on 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CHUNK = 2048
+"""Queries that the folded decoder carries through all layers at once: they stay in the cache of a CPU core."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OccupancyConfig:
+    """Widths of an Occupancy Network; the defaults are the published ones (10.37 M parameters).
+
+    Attributes:
+        encoder: hidden width of the ResNet-PointNet.
+        code: width of the code of a cloud.
+        decoder: hidden width of the decoder.
+    """
+
+    encoder: int = 512
+    code: int = 512
+    decoder: int = 256
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor]) -> OccupancyConfig:
+        """Reads the widths off a state dict.
+
+        Raises:
+            ValueError: if the tensors that carry them are missing.
+        """
+        try:
+            code, encoder = state["encoder.fc_c.weight"].shape
+            decoder = state["decoder.fc_p.weight"].shape[0]
+        except KeyError as error:
+            raise ValueError(f"not an Occupancy Network: tensor {error} is missing") from None
+        return cls(encoder=encoder, code=code, decoder=decoder)
+
+
+class ResnetBlockFC(nn.Module):
+    """``shortcut(x) + fc_1(relu(fc_0(relu(x))))`` on points, the last part of ``x`` being the same for all of a cloud."""
+
+    def __init__(self, size_in: int, size_out: int) -> None:
+        super().__init__()
+        self.fc_0 = nn.Linear(size_in, size_out)
+        self.fc_1 = nn.Linear(size_out, size_out)
+        self.shortcut = nn.Linear(size_in, size_out, bias=False)
+        nn.init.zeros_(self.fc_1.weight)
+
+    def forward(self, x: Tensor, pooled: Tensor | None = None) -> Tensor:
+        """Maps ``(B, N, size_in)``, or ``(B, N, size_in - P)`` with ``pooled (B, P)`` that stands beside every point.
+
+        The product with ``pooled`` is taken once a cloud instead of once a point.
+        """
+        if pooled is None:
+            hidden = self.fc_0(F.relu(x))
+            residual = self.shortcut(x)
+        else:
+            width = x.shape[-1]
+            shared = F.linear(F.relu(pooled), self.fc_0.weight[:, width:], self.fc_0.bias)
+            hidden = F.linear(F.relu(x), self.fc_0.weight[:, :width]) + shared[:, None]
+            shared = F.linear(pooled, self.shortcut.weight[:, width:])
+            residual = F.linear(x, self.shortcut.weight[:, :width]) + shared[:, None]
+        out: Tensor = residual + self.fc_1(F.relu(hidden))
+        return out
+
+
+class ResnetPointnet(nn.Module):
+    """Encoder: five ResNet blocks over the points, max-pooled features concatenated after each."""
+
+    def __init__(self, code: int = 512, hidden: int = 512) -> None:
+        super().__init__()
+        self.fc_pos = nn.Linear(3, 2 * hidden)
+        self.block_0 = ResnetBlockFC(2 * hidden, hidden)
+        self.block_1 = ResnetBlockFC(2 * hidden, hidden)
+        self.block_2 = ResnetBlockFC(2 * hidden, hidden)
+        self.block_3 = ResnetBlockFC(2 * hidden, hidden)
+        self.block_4 = ResnetBlockFC(2 * hidden, hidden)
+        self.fc_c = nn.Linear(hidden, code)
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Codes ``(B, code)`` of clouds ``(B, N, 3)``."""
+        x = self.block_0(self.fc_pos(points))
+        for block in (self.block_1, self.block_2, self.block_3, self.block_4):
+            x = block(x, x.max(dim=1).values)
+        code: Tensor = self.fc_c(F.relu(x.max(dim=1).values))
+        return code
+
+
+class ConditionalBatchNorm(nn.Module):
+    """Batch normalisation whose scale and shift are linear functions of the code."""
+
+    def __init__(self, code: int, features: int) -> None:
+        super().__init__()
+        self.conv_gamma = nn.Conv1d(code, features, 1)
+        self.conv_beta = nn.Conv1d(code, features, 1)
+        self.bn = nn.BatchNorm1d(features, affine=False)
+        nn.init.zeros_(self.conv_gamma.weight)
+        nn.init.ones_(self.conv_gamma.bias)
+        nn.init.zeros_(self.conv_beta.weight)
+        nn.init.zeros_(self.conv_beta.bias)
+
+    def affine(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        """``γ`` and ``β`` of ``(B, code)``, both ``(B, features)``."""
+        gamma = F.linear(code, self.conv_gamma.weight[..., 0], self.conv_gamma.bias)
+        beta = F.linear(code, self.conv_beta.weight[..., 0], self.conv_beta.bias)
+        return gamma, beta
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        """Normalises ``(B, Q, features)`` over clouds and queries, then scales and shifts by the cloud's code."""
+        gamma, beta = self.affine(code)
+        normed = self.bn(x.flatten(0, 1)).view_as(x)
+        return torch.addcmul(beta[:, None], normed, gamma[:, None])
+
+    def fold(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        """The same map at inference as one scale and one shift a cloud, both ``(B, features)``."""
+        assert self.bn.running_mean is not None and self.bn.running_var is not None
+        gamma, beta = self.affine(code)
+        scale = gamma * torch.rsqrt(self.bn.running_var + self.bn.eps)
+        return scale, beta - scale * self.bn.running_mean
+
+
+class ConditionalResnetBlock(nn.Module):
+    """``x + fc_1(relu(bn_1(fc_0(relu(bn_0(x, c))), c)))``."""
+
+    def __init__(self, code: int, size: int) -> None:
+        super().__init__()
+        self.bn_0 = ConditionalBatchNorm(code, size)
+        self.bn_1 = ConditionalBatchNorm(code, size)
+        self.fc_0 = nn.Conv1d(size, size, 1)
+        self.fc_1 = nn.Conv1d(size, size, 1)
+        nn.init.zeros_(self.fc_1.weight)
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        """Maps ``(B, Q, size)``."""
+        hidden = F.linear(F.relu(self.bn_0(x, code)), self.fc_0.weight[..., 0], self.fc_0.bias)
+        return x + F.linear(F.relu(self.bn_1(hidden, code)), self.fc_1.weight[..., 0], self.fc_1.bias)
+
+
+class ConditionalDecoder(nn.Module):
+    """Decoder: five conditional ResNet blocks from a query's coordinates to the logit of its occupancy."""
+
+    def __init__(self, code: int = 512, hidden: int = 256) -> None:
+        super().__init__()
+        self.fc_p = nn.Conv1d(3, hidden, 1)
+        self.block0 = ConditionalResnetBlock(code, hidden)
+        self.block1 = ConditionalResnetBlock(code, hidden)
+        self.block2 = ConditionalResnetBlock(code, hidden)
+        self.block3 = ConditionalResnetBlock(code, hidden)
+        self.block4 = ConditionalResnetBlock(code, hidden)
+        self.bn = ConditionalBatchNorm(code, hidden)
+        self.fc_out = nn.Conv1d(hidden, 1, 1)
+
+    @property
+    def blocks(self) -> tuple[ConditionalResnetBlock, ...]:
+        """The five blocks in order."""
+        return (self.block0, self.block1, self.block2, self.block3, self.block4)
+
+    def forward(self, queries: Tensor, code: Tensor) -> Tensor:
+        """Logits ``(B, Q)`` at queries ``(B, Q, 3)`` of clouds with codes ``(B, code)``."""
+        x = F.linear(queries, self.fc_p.weight[..., 0], self.fc_p.bias)
+        for block in self.blocks:
+            x = block(x, code)
+        x = F.linear(F.relu(self.bn(x, code)), self.fc_out.weight[..., 0], self.fc_out.bias)
+        return x.squeeze(-1)
+
+
+class OccupancyField:
+    """A decoder bound to the codes of several clouds, every conditional batch norm folded into one scale and shift.
+
+    At inference a conditional batch norm is an affine map that depends on the cloud alone. The second one of each block
+    goes into the rows of the linear layer before it, the biases along the residual path into the shifts behind them:
+    what is left for each query and block is one scaling, two matrix products and two ReLUs.
+
+    Args:
+        decoder: the decoder; its running statistics are used, whatever mode it is in.
+        code: ``(B, code)`` codes of the clouds.
+    """
+
+    def __init__(self, decoder: ConditionalDecoder, code: Tensor) -> None:
+        self.start = decoder.fc_p.weight[..., 0].t()
+        offset = decoder.fc_p.bias  # the part of the residual path that no query changes
+        self.layers: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+        assert offset is not None
+        for block in decoder.blocks:
+            scale_0, shift_0 = block.bn_0.fold(code)
+            scale_1, shift_1 = block.bn_1.fold(code)
+            assert block.fc_0.bias is not None and block.fc_1.bias is not None
+            inner = (scale_1[:, :, None] * block.fc_0.weight[..., 0]).transpose(1, 2)
+            bias = scale_1 * block.fc_0.bias + shift_1
+            outer = block.fc_1.weight[..., 0].t()
+            self.layers.append((scale_0, shift_0 + scale_0 * offset, inner, bias, outer))
+            offset = offset + block.fc_1.bias
+        self.scale, shift = decoder.bn.fold(code)
+        self.shift = shift + self.scale * offset
+        self.end = decoder.fc_out.weight[0, :, 0]
+        assert decoder.fc_out.bias is not None
+        self.end_bias = decoder.fc_out.bias
+
+    def _cloud(self, points: Tensor, index: int) -> Tensor:
+        x = points @ self.start
+        for scale, shift, inner, bias, outer in self.layers:
+            hidden = torch.addcmul(shift[index], x, scale[index]).relu_()
+            hidden = torch.addmm(bias[index], hidden, inner[index]).relu_()
+            x = torch.addmm(x, hidden, outer)
+        hidden = torch.addcmul(self.shift[index], x, self.scale[index]).relu_()
+        return hidden @ self.end + self.end_bias
+
+    def __call__(self, points: Tensor, cloud: Tensor) -> Tensor:
+        """Logits of queries of several clouds.
+
+        Args:
+            points: ``(M, 3)`` queries, unit-cube frame.
+            cloud: ``(M,)`` int64 index of each query's cloud, ascending.
+
+        Returns:
+            ``(M,)`` logits, the same for a query whatever else is in the batch.
+        """
+        counts = torch.bincount(cloud, minlength=len(self.scale)).tolist()
+        parts = []
+        for index, part in enumerate(points.split(counts)):
+            parts += [self._cloud(chunk, index) for chunk in part.split(CHUNK) if len(chunk)]
+        return torch.cat(parts) if parts else points.new_zeros(0)
+
+
+class OccupancyNetwork(nn.Module):
+    """Encoder and decoder: from a cloud to the logit of the occupancy at any point of the unit cube.
+
+    Args:
+        config: widths of the layers.
+
+    Shapes:
+        - **clouds:** ``(B, N, 3)``, unit-cube frame, any N; the published network was trained on 300 points
+        - **queries:** ``(B, Q, 3)``, unit-cube frame
+        - **logits:** ``(B, Q)``; occupancy is Bernoulli with these logits
+    """
+
+    def __init__(self, config: OccupancyConfig = OccupancyConfig()) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = ResnetPointnet(config.code, config.encoder)
+        self.decoder = ConditionalDecoder(config.code, config.decoder)
+
+    def forward(self, clouds: Tensor, queries: Tensor) -> Tensor:
+        """Logits of the occupancy at the queries."""
+        logits: Tensor = self.decoder(queries, self.encoder(clouds))
+        return logits
+
+    def field(self, clouds: Tensor) -> OccupancyField:
+        """Encodes clouds and returns their fields, folded for inference."""
+        return self.field_of(self.encoder(clouds))
+
+    def field_of(self, codes: Tensor) -> OccupancyField:
+        """The fields of codes ``(B, code)``, folded for inference."""
+        return OccupancyField(self.decoder, codes)
+
+
+def occupancy_loss(logits: Tensor, occupied: Tensor) -> Tensor:
+    """Negative log-likelihood of the occupancies, summed over a cloud's queries and averaged over clouds.
+
+    Args:
+        logits: ``(B, Q)``.
+        occupied: ``(B, Q)`` labels, bool or 0/1.
+    """
+    nll = F.binary_cross_entropy_with_logits(logits, occupied.to(logits.dtype), reduction="none")
+    return nll.sum(-1).mean()
