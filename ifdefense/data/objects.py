@@ -106,7 +106,7 @@ def _smooth(knots: Sequence[tuple[float, float]], count: int) -> Array:
 
 
 def _inset(curve: Array, wall: float) -> Array:
-    """A curve (radius, z), bottom to top, moved towards the axis by the thickness of a wall along its normals."""
+    """A curve (radius, z), bottom to top, moved inwards along its normals by the thickness of a wall."""
     along = np.gradient(curve, axis=0)
     inward = np.stack([-along[:, 1], along[:, 0]], axis=1) / np.linalg.norm(along, axis=1, keepdims=True)
     moved: Array = curve + wall * inward
