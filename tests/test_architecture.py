@@ -16,15 +16,7 @@ ALLOWED = {
     "classifiers": {"classifiers", "ifdefense"},
     "benchmarks": {"benchmarks", "attacks", "classifiers", "ifdefense"},
 }
-HEAVY = (
-    "h5py",
-    "matplotlib",
-    "point_cloud_utils",
-    "scipy",
-    "skimage",
-    "torch_geometric",
-    "trimesh",
-)
+HEAVY = {"h5py", "matplotlib", "point_cloud_utils", "scipy", "skimage", "torch_geometric", "trimesh"}
 
 
 def imported_packages(source: str, package: str) -> set[str]:
@@ -50,28 +42,30 @@ def test_imports_run_one_way(package: str) -> None:
     wrong = {
         str(file.relative_to(ROOT)): sorted(bad)
         for file in files
-        if (bad := imported_packages(file.read_text(), package) & ALLOWED.keys() - ALLOWED[package])
+        if (bad := imported_packages(file.read_text(), package) & (ALLOWED.keys() - ALLOWED[package]))
     }
     assert not wrong
+
+
+def python(code: str) -> str:
+    """What a fresh interpreter prints."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
 
 
 @pytest.mark.parametrize("module", ["ifdefense", "ifdefense.cli", "attacks", "classifiers", "benchmarks.cli"])
 def test_import_loads_nothing_heavy(module: str) -> None:
     # What torch itself brings along is not ours to answer for.
-    code = (
+    loaded = python(
         "import sys, torch\n"
         "before = set(sys.modules)\n"
         f"import {module}\n"
-        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))\n"
+        "print(*{name.split('.')[0] for name in set(sys.modules) - before})\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    assert set(result.stdout.split()).isdisjoint(HEAVY)
+    assert HEAVY.isdisjoint(loaded.split())
 
 
 def test_import_costs_little_on_top_of_torch() -> None:
-    # The fastest of three: a busy machine only ever makes it slower.
     code = (
         "import time, torch\n"
         "start = time.perf_counter()\n"
@@ -79,8 +73,5 @@ def test_import_costs_little_on_top_of_torch() -> None:
         "ifdefense.purify\n"
         "print(time.perf_counter() - start)\n"
     )
-    runs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-        for _ in range(3)
-    ]
-    assert min(float(run.stdout) for run in runs) <= 0.3
+    # The fastest of three: a busy machine only ever makes it slower.
+    assert min(float(python(code)) for _ in range(3)) <= 0.3

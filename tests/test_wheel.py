@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,36 +11,35 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = ("ifdefense", "attacks", "classifiers", "benchmarks")
 
 
 def run(*command: str | Path, cwd: Path) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    result = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True
-    )
+    arguments = [str(part) for part in command]
+    result = subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, f"{command}\n{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
     return result.stdout
 
 
+def copy_sources(target: Path) -> None:
+    """Copies what a wheel is built from, so that no old build folder gets in and no new one into the checkout."""
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, target)
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_demo_runs_from_an_installed_wheel(tmp_path: Path) -> None:
-    pip = (sys.executable, "-m", "pip")
-    run(*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT, cwd=tmp_path)
+    pip = ("-m", "pip")
+    copy_sources(tmp_path / "source")
+    run(sys.executable, *pip, "wheel", "-q", "--no-deps", "-w", tmp_path, tmp_path / "source", cwd=tmp_path)
     (wheel,) = tmp_path.glob("ifdefense-*.whl")
     run(sys.executable, "-m", "venv", "venv", cwd=tmp_path)
     python = tmp_path / "venv" / "bin" / "python"
-    run(
-        python,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--constraint",
-        ROOT / "constraints.txt",
-        wheel,
-        cwd=tmp_path,
-    )
+    run(python, *pip, "install", "-q", "--constraint", ROOT / "constraints.txt", wheel, cwd=tmp_path)
 
     installed = run(python, "-c", "import ifdefense; print(ifdefense.__file__)", cwd=tmp_path)
     assert Path(installed.strip()).is_relative_to(tmp_path / "venv")
