@@ -1,4 +1,4 @@
-"""A labelled set of point clouds: what every reader and generator of data returns."""
+"""Labelled sets of point clouds and of meshes: what readers and generators of data return."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ifdefense.mesh import Mesh
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,3 +55,23 @@ class CloudSet:
         """The clouds that a slice, a mask or an array of indices selects, as a set with the same classes."""
         targets = None if self.targets is None else self.targets[index]
         return CloudSet(self.points[index], self.labels[index], self.names[index], self.classes, targets)
+
+
+@dataclass(frozen=True, eq=False)
+class MeshSet:
+    """Labelled meshes.
+
+    Attributes:
+        meshes: one mesh an example, in the frame of the source.
+        labels: ``(S,)`` int64 index into ``classes``.
+        names: ``(S,)`` str, the name of each example.
+        classes: name of each class.
+    """
+
+    meshes: tuple[Mesh, ...]
+    labels: NDArray[np.int64]
+    names: NDArray[np.str_]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.meshes)

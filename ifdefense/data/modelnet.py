@@ -2,8 +2,42 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
+
+from .cloudset import CloudSet
+from .packed import DataError, data_folder, load_packed_clouds
+
+Split = Literal["train", "validation", "test"]
+
+
+def load_modelnet40(root: str | Path | None = None, split: Split = "train") -> CloudSet:
+    """ModelNet40's clouds of a split.
+
+    Args:
+        root: the folder of ModelNet40 or the one with ``modelnet40/`` in it; by default that in
+            ``IFDEFENSE_DATA``.
+        split: ``"test"`` is the official one; the official training set is cut by `holdout` into ``"train"``
+            and ``"validation"``.
+
+    Raises:
+        DataError: if the folder has no ModelNet40 or a file of it cannot be used.
+        ValueError: if there is no such split.
+    """
+    if split not in ("train", "validation", "test"):
+        raise ValueError(f"no split {split!r}; there are train, validation and test")
+    folder = data_folder(root, "modelnet40")
+    paths = sorted(folder.glob("test.npz" if split == "test" else "train_*.npz"))
+    if not paths:
+        raise DataError(f"{folder}: there is no ModelNet40 in it")
+    clouds = load_packed_clouds(paths)
+    if split == "test":
+        return clouds
+    held_out = holdout(clouds.labels)
+    return clouds[held_out if split == "validation" else ~held_out]
 
 
 def holdout(labels: NDArray[np.integer], fraction: float = 0.1, seed: int = 0) -> NDArray[np.bool_]:

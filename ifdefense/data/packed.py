@@ -1,0 +1,151 @@
+"""The packed npz files of this project's own data: ModelNet40's clouds and labelled triangle soups."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ifdefense.mesh import Mesh
+
+from .cloudset import CloudSet, MeshSet
+
+ROOT_VARIABLE = "IFDEFENSE_DATA"
+CLOUD_STEP = 1.02 / 32767
+"""Length of one int16 step: packed clouds reach to 1.02."""
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class DataError(ValueError):
+    """A file or folder that cannot be used; the message names it and says why."""
+
+
+def load_npz(path: str | Path) -> Arrays:
+    """Reads every array of an npz file, without unpickling anything.
+
+    Raises:
+        DataError: if the file is missing, truncated, no npz at all, or holds pickled objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file") from None
+    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: not a complete npz file without pickled objects: {error}") from error
+
+
+def data_folder(root: str | Path | None, name: str) -> Path:
+    """The folder of a data set: ``root/name`` where that exists, else ``root`` itself.
+
+    Args:
+        root: folder of the data set or the one above it; by default that in the variable ``IFDEFENSE_DATA``.
+        name: usual name of the data set's folder.
+
+    Raises:
+        DataError: if no root is given, or it is no folder.
+    """
+    root = root or os.environ.get(ROOT_VARIABLE)
+    if not root:
+        raise DataError(f"where is {name}? Give its folder as root, or set the variable {ROOT_VARIABLE}")
+    folder = Path(root)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder")
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def load_packed_clouds(paths: list[Path]) -> CloudSet:
+    """Reads packed clouds and joins them; ``classes.txt`` lies beside the first.
+
+    Args:
+        paths: npz files with ``points`` int16 ``(S, N, 3)`` in steps of `CLOUD_STEP`, ``label`` and ``name``.
+
+    Raises:
+        DataError: if a file cannot be used.
+    """
+    parts = [load_npz(path) for path in paths]
+    for path, part in zip(paths, parts, strict=True):
+        require(part, ("points", "label", "name"), path)
+        if part["points"].dtype != np.int16:
+            raise DataError(f"{path}: points must be int16, got {part['points'].dtype}")
+    return CloudSet(
+        points=unpack_points(np.concatenate([part["points"] for part in parts])),
+        labels=np.concatenate([part["label"] for part in parts]).astype(np.int64),
+        names=np.concatenate([part["name"] for part in parts]).astype(np.str_),
+        classes=read_classes(paths[0].with_name("classes.txt")),
+    )
+
+
+def unpack_points(steps: NDArray[np.int16]) -> NDArray[np.float32]:
+    """Turns int16 steps into lengths."""
+    return steps.astype(np.float32) * np.float32(CLOUD_STEP)
+
+
+def load_packed_meshes(root: str | Path | None = None) -> MeshSet:
+    """Reads the packed triangle soups ``meshes_*.npz`` of a folder.
+
+    Each npz holds ``vertices`` uint16 ``(V, 3)`` with ``x = vertices / 65535 - 0.5`` (unit cube frame,
+    longest side 1), ``faces`` ``(F, 3)``, ``vertex_offset`` and ``face_offset`` ``(S + 1,)`` that cut them
+    into shapes whose faces count from the shape's own first vertex, ``label`` and ``name``.
+
+    Args:
+        root: the folder of the files, or the one with ``meshes/`` in it; by default that in
+            ``IFDEFENSE_DATA``.
+
+    Raises:
+        DataError: if there are no such files or one cannot be used.
+    """
+    folder = data_folder(root, "meshes")
+    paths = sorted(folder.glob("meshes_*.npz"))
+    if not paths:
+        raise DataError(f"{folder}: there are no meshes_*.npz in it")
+    parts = [load_npz(path) for path in paths]
+    return MeshSet(
+        meshes=tuple(mesh for path, part in zip(paths, parts, strict=True) for mesh in _cut(part, path)),
+        labels=np.concatenate([part["label"] for part in parts]).astype(np.int64),
+        names=np.concatenate([part["name"] for part in parts]).astype(np.str_),
+        classes=read_classes(folder / "classes.txt"),
+    )
+
+
+def _cut(part: Arrays, path: Path) -> list[Mesh]:
+    """The meshes of one packed file."""
+    require(part, ("vertices", "faces", "vertex_offset", "face_offset", "label", "name"), path)
+    vertices = part["vertices"].astype(np.float32) / np.float32(65535) - np.float32(0.5)
+    starts, ends = part["vertex_offset"][:-1], part["vertex_offset"][1:]
+    first, last = part["face_offset"][:-1], part["face_offset"][1:]
+    if len(starts) != len(part["label"]) or ends[-1] != len(vertices) or last[-1] != len(part["faces"]):
+        raise DataError(f"{path}: the offsets do not fit the vertices, faces and labels")
+    try:
+        return [
+            Mesh(vertices[a:b], part["faces"][c:d].astype(np.int64))
+            for a, b, c, d in zip(starts, ends, first, last, strict=True)
+        ]
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def require(arrays: Arrays, keys: tuple[str, ...], path: str | Path) -> None:
+    """Checks that the keys are there and, as an npz names its arrays freely, says which are instead."""
+    missing = [key for key in keys if key not in arrays]
+    if missing:
+        raise DataError(
+            f"{path}: {', '.join(missing)} missing; it holds {', '.join(sorted(arrays)) or 'nothing'}"
+        )
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Names of the classes, one a line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return tuple(line.strip() for line in lines if line.strip())
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file, so the classes have no names") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text file: {error}") from error
