@@ -23,7 +23,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 def copy_sources(target: Path) -> None:
-    """Copies what a wheel is built from, so that no old build folder gets in and no new one into the checkout."""
+    """Copies what a wheel is built from: no old build folder gets in, and no new one into the checkout."""
     for name in PACKAGES:
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
