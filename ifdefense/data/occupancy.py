@@ -201,8 +201,8 @@ def field_from_mesh(
     )
     inside = np.asarray(winding).reshape(shape) > 0.5
     cell = BOX / RESOLUTION
-    distance = distance_to_points(points, 2.5 * cell)
-    band = distance < cell  # the surface itself, of no use to either test
+    distance = distance_to_points(points, 2 * cell)
+    band = distance < 1.5 * cell  # the surface itself, of no use to either test
     filled = ~_outside(~band)
     occupied = inside | filled
     disagreement = ((inside != filled) & ~band).sum() / max(occupied.sum(), 1)

@@ -15,7 +15,7 @@ from ifdefense.data.occupancy import Field, OccupancySet, field_from_cloud, fiel
 logger = logging.getLogger(__name__)
 
 POINTS = 1024
-DENSE = 12_000  # samples that resolve the surface of a soup on the grid
+DENSE = 30_000  # samples that resolve the surface of a soup on the grid
 
 Pair = tuple[NDArray[np.floating], Field | None]
 

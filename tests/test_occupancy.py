@@ -1,0 +1,138 @@
+"""Ground truth fields against solids whose inside is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from ifdefense.data.occupancy import (
+    BOX,
+    OFFSET,
+    RESOLUTION,
+    STEP,
+    OccupancySet,
+    cell_centres,
+    concatenate,
+    distance_to_points,
+    field_at,
+    field_from_cloud,
+    field_from_mesh,
+    field_from_shape,
+)
+from ifdefense.data.procedural import make_shape
+from ifdefense.mesh import Mesh
+
+CELL = BOX / RESOLUTION
+
+
+def sphere(count: int, radius: float = 0.5) -> NDArray[np.float64]:
+    normal = np.random.default_rng(0).normal(size=(count, 3))
+    return radius * normal / np.linalg.norm(normal, axis=1, keepdims=True)
+
+
+def box_mesh() -> Mesh:
+    corners = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.3, 0.3) for z in (-0.2, 0.2)], dtype=np.float32)
+    quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
+    faces = [face for a, b, c, d in quads for face in ((a, b, c), (a, c, d))]
+    return Mesh(corners, np.array(faces, dtype=np.int64))
+
+
+def box_samples(count: int) -> NDArray[np.float32]:
+    from ifdefense.resampling import sample_surface
+
+    return sample_surface(box_mesh(), count, generator=np.random.default_rng(0))[0]
+
+
+def test_distance_equals_the_naive_one_up_to_the_limit() -> None:
+    points = sphere(200)
+    naive = np.linalg.norm(cell_centres()[:, None].astype(np.float64) - points[None], axis=-1).min(1)
+    fast = distance_to_points(points, 0.07).ravel()
+    np.testing.assert_allclose(fast, np.minimum(naive, 0.07), atol=1e-6)
+
+
+def test_a_closed_cloud_becomes_a_solid() -> None:
+    field = field_from_cloud(sphere(1024, 0.45))
+    radius = np.linalg.norm(cell_centres(), axis=1)
+    inside = field.ravel() > 0
+    # Rays slip through the holes of a random sampling; a threshold of 0.2 on the learnt probability forgives that.
+    assert inside[radius < 0.42].mean() > 0.88
+    assert not inside[radius > 0.45 + OFFSET + 2 * CELL].any()
+
+
+def test_an_open_sheet_stays_a_sheet() -> None:
+    rng = np.random.default_rng(0)
+    plate = np.stack([rng.uniform(-0.5, 0.5, 1024), rng.uniform(-0.5, 0.5, 1024), np.zeros(1024)], axis=1)
+    field = field_from_cloud(plate).ravel()
+    x, y, z = np.abs(cell_centres()).T
+    assert (field[(z < OFFSET - STEP) & (x < 0.45) & (y < 0.45)] > 0).mean() > 0.97
+    assert not (field[z > OFFSET + CELL] > 0).any()
+
+
+def test_space_between_legs_is_outside() -> None:
+    rng = np.random.default_rng(0)
+    feet = [(x, y) for x in (-0.4, 0.4) for y in (-0.4, 0.4)]
+    legs = [np.c_[rng.normal(0, 0.01, (150, 2)) + foot, rng.uniform(-0.5, 0.4, 150)] for foot in feet]
+    top = np.c_[rng.uniform(-0.5, 0.5, (424, 2)), np.full(424, 0.4)]
+    cloud = np.concatenate([top, *legs])
+    field = field_from_cloud(cloud).ravel()
+    x, y, z = cell_centres().T
+    assert not (field[(np.abs(x) < 0.3) & (np.abs(y) < 0.3) & (z < 0.3)] > 0).any()
+
+
+def test_shape_field_is_exact_near_the_surface() -> None:
+    shape = make_shape("mug", np.random.default_rng(0))
+    sdf = np.asarray(shape.sdf(cell_centres()))
+    near = np.abs(sdf) < 0.1
+    stored = field_from_shape(shape).ravel() * STEP
+    np.testing.assert_allclose(stored[near], OFFSET - sdf[near], atol=0.51 * STEP)
+
+
+def test_mesh_field_of_a_box_and_of_a_box_turned_inside_out() -> None:
+    pytest.importorskip("point_cloud_utils", reason="winding numbers come with the extra `train`")
+    points = box_samples(30_000)
+    field = field_from_mesh(box_mesh(), points)
+    assert field is not None
+    outside = np.maximum(np.abs(cell_centres()) - [0.5, 0.3, 0.2], 0)
+    distance = np.linalg.norm(outside, axis=1)
+    assert (field.ravel()[distance == 0] > 0).all()
+    assert not (field.ravel()[distance > OFFSET + CELL / 2] > 0).any()
+    mesh = box_mesh()
+    faces = mesh.faces.copy()
+    faces[:6] = faces[:6, ::-1]  # half of the triangles face inwards
+    assert field_from_mesh(Mesh(mesh.vertices, faces), points) is None
+
+
+def test_interpolation_is_exact_for_a_linear_field() -> None:
+    centres = cell_centres().reshape(RESOLUTION, RESOLUTION, RESOLUTION, 3)
+    linear = np.rint((centres @ np.array([40.0, -20.0, 60.0])) / 1.0)
+    fields = torch.from_numpy(np.stack([np.zeros_like(linear), linear]).astype(np.int8))
+    queries = torch.from_numpy(cell_centres()[::997]).view(1, -1, 3)
+    values = field_at(fields, torch.tensor([1]), queries)
+    torch.testing.assert_close(values[0], torch.from_numpy(linear.ravel()[::997]).float(), rtol=0, atol=0.2)
+    midway = (queries[:, :1] + queries[:, 1:2]) / 2
+    assert field_at(fields, torch.tensor([0]), midway).abs().max() < 1e-3
+    far = field_at(fields, torch.tensor([1]), torch.full((1, 1, 3), 0.9))
+    assert far.item() == -127
+
+
+def test_sets_join_and_survive_the_disk(tmp_path: Path) -> None:
+    def one(name: str, count: int) -> OccupancySet:
+        rng = np.random.default_rng(count)
+        return OccupancySet(
+            rng.normal(size=(count, 5, 3)).astype(np.float16),
+            rng.integers(-127, 127, (count, 4, 4, 4)).astype(np.int8),
+            np.zeros(count, dtype=np.int64),
+            (name,),
+        )
+
+    whole = concatenate([one("a", 2), one("b", 3)])
+    assert whole.source.tolist() == [0, 0, 1, 1, 1] and whole.sources == ("a", "b")
+    whole.save(tmp_path / "set")
+    back = OccupancySet.load(tmp_path / "set")
+    assert back.sources == whole.sources and len(back) == 5
+    np.testing.assert_array_equal(back.fields, whole.fields)
+    np.testing.assert_array_equal(back.points, whole.points)
