@@ -50,7 +50,7 @@ def from_modelnet40(root: str | Path | None, split: str) -> OccupancySet:
 
 def from_meshes(root: str | Path | None, seed: int = 0) -> OccupancySet:
     """Packed triangle soups, signed by winding numbers; those with an inconsistent inside are left out."""
-    from ifdefense.data.formats import load_packed_meshes
+    from ifdefense.data.packed import load_packed_meshes
     from ifdefense.resampling import sample_surface
 
     meshes = load_packed_meshes(root).meshes
