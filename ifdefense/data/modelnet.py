@@ -9,31 +9,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cloudset import CloudSet
-from .packed import DataError, data_folder, load_packed_clouds
+from .layouts import load_part
+from .packed import data_folder
 
 Split = Literal["train", "validation", "test"]
 
 
-def load_modelnet40(root: str | Path | None = None, split: Split = "train") -> CloudSet:
-    """ModelNet40's clouds of a split.
+def load_modelnet40(
+    root: str | Path | None = None, split: Split = "train", num_points: int = 1024
+) -> CloudSet:
+    """ModelNet40's clouds of a split, from any layout that `ifdefense.data.layouts` knows.
 
     Args:
         root: the folder of ModelNet40 or the one with ``modelnet40/`` in it; by default that in
             ``IFDEFENSE_DATA``.
         split: ``"test"`` is the official one; the official training set is cut by `holdout` into ``"train"``
             and ``"validation"``.
+        num_points: points a cloud.
+
+    Returns:
+        Clouds in the frame of the source.
 
     Raises:
-        DataError: if the folder has no ModelNet40 or a file of it cannot be used.
+        DataError: if there is no ModelNet40 in a known layout or a file of it cannot be used.
         ValueError: if there is no such split.
     """
     if split not in ("train", "validation", "test"):
         raise ValueError(f"no split {split!r}; there are train, validation and test")
-    folder = data_folder(root, "modelnet40")
-    paths = sorted(folder.glob("test.npz" if split == "test" else "train_*.npz"))
-    if not paths:
-        raise DataError(f"{folder}: there is no ModelNet40 in it")
-    clouds = load_packed_clouds(paths)
+    clouds = load_part(data_folder(root, "modelnet40"), "test" if split == "test" else "train", num_points)
     if split == "test":
         return clouds
     held_out = holdout(clouds.labels)

@@ -49,13 +49,13 @@ def data_folder(root: str | Path | None, name: str) -> Path:
         name: usual name of the data set's folder.
 
     Raises:
-        DataError: if no root is given, or it is no folder.
+        DataError: if no root is given, or it is not there.
     """
     root = root or os.environ.get(ROOT_VARIABLE)
     if not root:
         raise DataError(f"where is {name}? Give its folder as root, or set the variable {ROOT_VARIABLE}")
     folder = Path(root)
-    if not folder.is_dir():
+    if not folder.exists():
         raise DataError(f"{folder}: there is no such folder")
     return folder / name if (folder / name).is_dir() else folder
 
