@@ -1,0 +1,332 @@
+"""Shows what a purification did: one self-contained HTML page to turn in the hand, and a PNG for print.
+
+Per cloud there are three views in one frame: the cloud before, the reconstructed surface with its anomalies
+coloured, and the cloud after, with the numbers of each stage.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ifdefense.mesh import Mesh
+from ifdefense.purifier import Trace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LEVELS = 65535
+"""Steps that coordinates are rounded to in the page: a 65,535th of the longest side."""
+
+INK = "#1d2329"
+GREY = "#9aa3ab"
+KEPT = "#2f5d8a"
+DROPPED = "#e08a1e"
+CLEAN = "#0f8074"
+ANOMALY = "#d1344b"
+SURFACE = "#d9dce0"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a classifier says of a cloud.
+
+    Attributes:
+        label: name of the class it reads.
+        correct: whether that is the class.
+    """
+
+    label: str
+    correct: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """One cloud of a report.
+
+    Attributes:
+        title: name of the cloud or file.
+        trace: what each stage made of it.
+        clean: ``(N, 3)`` the cloud before it was attacked, in the same frame, where it is known.
+        before: how a classifier reads the cloud before purification.
+        after: how it reads the purified cloud.
+    """
+
+    title: str
+    trace: Trace
+    clean: NDArray[np.floating] | None = None
+    before: Reading | None = None
+    after: Reading | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of a report; the first column is the row's name."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """The figures of one purification.
+
+    Chamfer distances are not squared, and in shares of the longest side of the points that were kept.
+
+    Attributes:
+        points: points that came in.
+        dropped: points that the outlier filter took out.
+        purified: points of the result.
+        faces: triangles of the reconstructed surface.
+        anomalies: connected regions of the surface that were taken out.
+        anomalous_area: share of the surface that they make up.
+        moved: Chamfer distance between input and result.
+        before: Chamfer distance from the input to the clean cloud, where that is known.
+        after: Chamfer distance from the result to the clean cloud.
+        seconds: time of each stage.
+        fallback: why there was no surface to sample, else ``None``.
+    """
+
+    points: int
+    dropped: int
+    purified: int
+    faces: int
+    anomalies: int
+    anomalous_area: float
+    moved: float
+    before: float | None
+    after: float | None
+    seconds: Mapping[str, float]
+    fallback: str | None
+
+    @classmethod
+    def of(cls, trace: Trace, clean: NDArray[np.floating] | None = None) -> Numbers:
+        """Counts and measures a trace.
+
+        Args:
+            trace: of one cloud.
+            clean: ``(N, 3)`` the cloud before it was attacked, in the same frame.
+        """
+        side = float(np.ptp(trace.kept, axis=0).max())
+        anomalies, area = _anomalies(trace)
+        return cls(
+            points=len(trace.points),
+            dropped=int((~trace.kept_mask).sum()),
+            purified=len(trace.purified),
+            faces=0 if trace.mesh is None else len(trace.mesh.faces),
+            anomalies=anomalies,
+            anomalous_area=area,
+            moved=_chamfer(trace.points, trace.purified) / side,
+            before=None if clean is None else _chamfer(trace.points, clean) / side,
+            after=None if clean is None else _chamfer(trace.purified, clean) / side,
+            seconds=dict(trace.seconds),
+            fallback=trace.fallback,
+        )
+
+
+def _chamfer(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
+    from scipy.spatial import KDTree
+
+    return float(np.mean(KDTree(b).query(a)[0]) + np.mean(KDTree(a).query(b)[0]))
+
+
+def _anomalies(trace: Trace) -> tuple[int, float]:
+    """Connected regions of the anomaly mask, and their share of the surface."""
+    if trace.mesh is None or trace.mask is None or not trace.mask.any():
+        return 0, 0.0
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    edges = trace.mesh.edges()
+    inside = edges[trace.mask[edges].all(axis=1)]
+    size = len(trace.mesh.vertices)
+    graph = coo_array((np.ones(len(inside), bool), (inside[:, 0], inside[:, 1])), shape=(size, size))
+    component = connected_components(graph, directed=False)[1]
+    area = trace.mesh.face_areas()
+    share = area[trace.mask[trace.mesh.faces].all(axis=1)].sum() / area.sum()
+    return len(np.unique(component[trace.mask])), float(share)
+
+
+def heat(trace: Trace) -> NDArray[np.float32]:
+    """How strongly each vertex is coloured, ``(V,)``: 1 where the surface was taken out, up to 0.5 by score."""
+    if trace.mesh is None or trace.score is None or trace.mask is None:
+        return np.zeros(0 if trace.mesh is None else len(trace.mesh.vertices), np.float32)
+    scale = trace.score[trace.mask].min() if trace.mask.any() else trace.score.max(initial=0)
+    suspicion = np.clip(trace.score / max(float(scale), 1e-9), 0, 1) if trace.mask.any() else 0 * trace.score
+    return np.where(trace.mask, 1.0, 0.5 * suspicion**2).astype(np.float32)
+
+
+def render_html(
+    cases: Sequence[Case], *, title: str, facts: Mapping[str, str] | None = None, tables: Sequence[Table] = ()
+) -> str:
+    """A page that needs nothing but itself: no network, no other file.
+
+    Args:
+        cases: clouds to show; a page of a handful stays at a few megabytes.
+        title: heading.
+        facts: what the run was, such as method, seed and device.
+        tables: shown above the clouds.
+    """
+    page = (resources.files("ifdefense") / "templates" / "report.html").read_text(encoding="utf-8")
+    content = {
+        "title": title,
+        "facts": list((facts or {}).items()),
+        "tables": [dataclasses.asdict(table) for table in tables],
+        "cases": [_case(case) for case in cases],
+    }
+    # "<" is escaped so that no file name can end the script element.
+    data = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
+    return page.replace("{{data}}", data)
+
+
+def _case(case: Case) -> dict[str, Any]:
+    trace = case.trace
+    meshes = [mesh for mesh in (trace.mesh, trace.repaired) if mesh is not None]
+    everything = np.concatenate([trace.points, trace.purified, *(mesh.vertices for mesh in meshes)])
+    low, span = everything.min(axis=0), float(np.ptp(everything, axis=0).max())
+    centre, radius = _view(trace)
+
+    def pack(points: NDArray[np.floating]) -> str:
+        return _base64(np.rint((points - low) / span * LEVELS).astype("<u2"))
+
+    def pack_mesh(mesh: Mesh | None) -> dict[str, str] | None:
+        if mesh is None:
+            return None
+        return {"vertices": pack(mesh.vertices), "faces": _base64(mesh.faces.astype("<u4"))}
+
+    return {
+        "title": case.title,
+        "before": None if case.before is None else dataclasses.asdict(case.before),
+        "after": None if case.after is None else dataclasses.asdict(case.after),
+        "numbers": dataclasses.asdict(Numbers.of(trace, case.clean)),
+        "centre": ((centre - low) / span * LEVELS).tolist(),
+        "radius": radius / span * LEVELS,
+        "points": pack(trace.points),
+        "dropped": _base64((~trace.kept_mask).astype(np.uint8)),
+        "mesh": pack_mesh(trace.mesh),
+        "heat": _base64(np.rint(255 * heat(trace)).astype(np.uint8)),
+        "repaired": pack_mesh(trace.repaired),
+        "purified": pack(trace.purified),
+    }
+
+
+def _view(trace: Trace) -> tuple[NDArray[np.float64], float]:
+    """Centre and radius of what the views show: an outlier far away may lie outside."""
+    purified, kept = trace.purified.astype(np.float64), trace.kept.astype(np.float64)
+    centre = (purified.min(axis=0) + purified.max(axis=0)) / 2
+    most = np.quantile(np.linalg.norm(kept - centre, axis=1), 0.99)
+    return centre, float(max(most, np.linalg.norm(purified - centre, axis=1).max()))
+
+
+def _base64(values: NDArray[Any]) -> str:
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode("ascii")
+
+
+def render_png(
+    cases: Sequence[Case], *, dpi: int = 150, azimuth: float = 35.0, elevation: float = 20.0
+) -> bytes:
+    """A picture with a row a cloud: before, surface with anomalies, after. The z axis points up.
+
+    Args:
+        cases: clouds to show, at least one.
+        dpi: pixels an inch; a row is 3 inches high and 9 wide.
+        azimuth: turn of the viewer about the z axis, degrees.
+        elevation: height of the viewer over the horizon, degrees.
+
+    Returns:
+        The bytes of a PNG file.
+
+    Raises:
+        ValueError: if there is no cloud.
+    """
+    if not cases:
+        raise ValueError("there are no clouds to draw")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.05 * len(cases)), dpi=dpi, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(cases), 3, squeeze=False)
+    figure.subplots_adjust(
+        left=0.01, right=0.99, bottom=0.01, top=1 - 0.12 / len(cases), wspace=0.02, hspace=0.12
+    )
+    turn = _rotation(azimuth, elevation)
+    for row, case in zip(axes, cases, strict=True):
+        _draw_row(row, case, turn)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _rotation(azimuth: float, elevation: float) -> NDArray[np.float64]:
+    """Rotation from the world, z up, to the screen: x right, y up, z towards the viewer."""
+    a, e = np.radians([azimuth, elevation])
+    towards = np.array([np.cos(e) * np.sin(a), -np.cos(e) * np.cos(a), np.sin(e)])
+    right = np.array([np.cos(a), np.sin(a), 0.0])
+    return np.stack([right, np.cross(towards, right), towards])
+
+
+def _draw_row(row: Sequence[Axes], case: Case, turn: NDArray[np.float64]) -> None:
+    trace, numbers = case.trace, Numbers.of(case.trace, case.clean)
+    centre, radius = _view(trace)
+
+    def project(points: NDArray[np.floating]) -> NDArray[np.float64]:
+        projected: NDArray[np.float64] = ((points - centre) / radius) @ turn.T
+        return projected
+
+    before, middle, after = row
+    kept = trace.kept_mask
+    _draw_points(before, project(trace.points[kept]), KEPT)
+    _draw_points(before, project(trace.points[~kept]), DROPPED)
+    if trace.mesh is not None:
+        _draw_mesh(middle, trace.mesh, heat(trace), project)
+    _draw_points(after, project(trace.purified), CLEAN)
+    count = numbers.anomalies
+    found = numbers.fallback or f"surface, {count} {'anomaly' if count == 1 else 'anomalies'}"
+    titles = (_caption(case.title, case.before), found, _caption("purified", case.after))
+    for axis, title, reading in zip(row, titles, (case.before, None, case.after), strict=True):
+        wrong = reading is not None and not reading.correct
+        axis.set_title(title, fontsize=9, color=ANOMALY if wrong else INK, pad=3)
+        axis.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
+        axis.set_axis_off()
+
+
+def _caption(name: str, reading: Reading | None) -> str:
+    return name if reading is None else f"{name}: read as {reading.label}"
+
+
+def _draw_points(axis: Axes, points: NDArray[np.float64], colour: str) -> None:
+    from matplotlib.colors import to_rgb
+
+    points = points[np.argsort(points[:, 2])]
+    # Far points fade towards the paper, which is what tells depth in a still picture.
+    fade = np.clip(0.5 - 0.5 * points[:, 2:], 0, 1) * 0.75
+    colours = (1 - fade) * np.array(to_rgb(colour)) + fade
+    axis.scatter(points[:, 0], points[:, 1], s=5, c=colours, linewidths=0)
+
+
+def _draw_mesh(axis: Axes, mesh: Mesh, warmth: NDArray[np.float32], project: Any) -> None:
+    from matplotlib.collections import PolyCollection
+    from matplotlib.colors import to_rgb
+
+    corners = project(mesh.vertices)[mesh.faces]  # (F, 3, 3)
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+    front = normals[:, 2] > 0
+    order = np.flatnonzero(front)[np.argsort(corners[front, :, 2].mean(axis=1))]
+    light = 0.45 + 0.55 * np.clip(normals[order] @ np.array([-0.35, 0.55, 0.76]), 0, 1)
+    share = warmth[mesh.faces[order]].mean(axis=1)[:, None]
+    colours = light[:, None] * ((1 - share) * np.array(to_rgb(SURFACE)) + share * np.array(to_rgb(ANOMALY)))
+    # Edges in the colour of their face close the hairlines between antialiased triangles.
+    axis.add_collection(
+        PolyCollection(corners[order, :, :2], facecolors=colours, edgecolors=colours, linewidths=0.3)
+    )
