@@ -157,12 +157,11 @@ def _anomalies(trace: Trace) -> tuple[int, float]:
 
 
 def heat(trace: Trace) -> NDArray[np.float32]:
-    """How strongly each vertex is coloured, ``(V,)``: 1 where the surface was taken out, up to 0.5 by score."""
+    """How strongly each vertex is coloured, ``(V,)``: 1 where the surface was taken out, else up to 0.5."""
     if trace.mesh is None or trace.score is None or trace.mask is None:
         return np.zeros(0 if trace.mesh is None else len(trace.mesh.vertices), np.float32)
-    scale = trace.score[trace.mask].min() if trace.mask.any() else trace.score.max(initial=0)
-    suspicion = np.clip(trace.score / max(float(scale), 1e-9), 0, 1) if trace.mask.any() else 0 * trace.score
-    return np.where(trace.mask, 1.0, 0.5 * suspicion**2).astype(np.float32)
+    # Squared, so that only what is nearly an anomaly shows: its score is 1 from there on.
+    return np.where(trace.mask, 1.0, 0.5 * np.clip(trace.score, 0, 1) ** 2).astype(np.float32)
 
 
 def render_html(
