@@ -257,13 +257,13 @@ def read_arrays(path: Path) -> Arrays:
     if path.suffix.lower() == ".npy":
         try:
             return {"points": np.load(path, allow_pickle=False)}
-        except (OSError, EOFError, ValueError, SyntaxError) as error:
+        except Exception as error:  # a damaged header can be anything, also Python that does not parse
             raise DataError(f"{path}: not a complete npy file without pickled objects: {error}") from error
     h5py = optional("h5py")
     try:
         with h5py.File(path) as file:
             return {key: value[()] for key, value in file.items() if isinstance(value, h5py.Dataset)}
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except Exception as error:  # h5py, too, fails in many ways on a damaged file
         raise DataError(f"{path}: not a complete h5 file: {error}") from error
 
 
@@ -414,11 +414,13 @@ def _write_ply(path: Path, points: Points) -> None:
 
 
 def _write_npy(path: Path, points: Points) -> None:
-    np.save(path, points, allow_pickle=False)
+    with path.open("wb") as file:  # given a name, NumPy would add its own suffix to .NPY
+        np.save(file, points, allow_pickle=False)
 
 
 def _write_npz(path: Path, points: Points) -> None:
-    np.savez_compressed(path, points=points)
+    with path.open("wb") as file:
+        np.savez_compressed(file, points=points)
 
 
 def _write_h5(path: Path, points: Points) -> None:

@@ -229,4 +229,5 @@ def _first(clouds: NDArray[Any], num_points: int, path: Path) -> NDArray[Any]:
 
 
 def _of_size(points: NDArray[Any], num_points: int, path: Path) -> NDArray[Any]:
-    return _first(points[None], num_points, path)[0]
+    cut: NDArray[Any] = _first(points[None], num_points, path)[0]
+    return cut
