@@ -231,6 +231,8 @@ def read_text(path: Path, max_rows: int | None = None) -> Points:
             comments=["#", "//"],
             dtype=np.float64,
         )
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file") from None
     except DataError:
         raise
     except ValueError as error:
