@@ -237,7 +237,7 @@ def purify(
 ) -> None:
     """Removes what an attacker did to the clouds in files and folders.
 
-    Reads .ply .off .obj .stl .xyz .txt .csv .pts .npy .npz and .h5; the surface of a mesh is sampled. A result
+    Reads .ply .off .obj .stl .xyz .txt .csv .pts .npy .npz .h5; the surface of a mesh is sampled. A result
     has the format of its source (.ply for an .stl) and lies in its source's frame. With one file IN, OUT may
     name the result; else it is a folder. A file that cannot be done is reported, the others are done, and the
     exit code is 1.
