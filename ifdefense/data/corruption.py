@@ -7,6 +7,7 @@ clusters, dropping attacks take away regions that matter, mostly far from the ce
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,7 @@ class CorruptionOptions:
         uneven_rate: largest rate of that fall, in natural logarithms per unit of length.
 
     Raises:
-        ValueError: if a probability or a share is outside [0, 1], a length or a count is negative, or the
+        ValueError: if a probability or a share is outside [0, 1], a length is negative, a count is 0, or the
             dropped shares leave nothing.
     """
 
@@ -74,9 +75,13 @@ class CorruptionOptions:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            bounded = not name.endswith(("sigma", "length", "count", "radius", "offset", "rate"))
-            if value < 0 or (bounded and value > 1):
-                raise ValueError(f"{name} is {value}, outside {'[0, 1]' if bounded else '[0, inf)'}")
+            if name.endswith("_count"):
+                if value < 1:
+                    raise ValueError(f"{name} is {value}, it must be at least 1")
+                continue
+            highest = math.inf if name.endswith(("_sigma", "_length", "_radius", "_offset", "_rate")) else 1
+            if not 0 <= value <= highest:
+                raise ValueError(f"{name} is {value}, outside {'[0, inf)' if highest > 1 else '[0, 1]'}")
         if self.hole_share + self.salient_share + self.cut_share >= 1:
             raise ValueError("hole_share, salient_share and cut_share together must stay below 1")
 
@@ -101,10 +106,13 @@ def corrupt(
         may leave it.
 
     Raises:
-        ValueError: if the points are not ``(B, N, 3)`` or there are none.
+        ValueError: if the points are not ``(B, N, 3)`` or there are none, or ``num_out`` is less than 1.
     """
     if points.ndim != 3 or points.shape[2] != 3 or points.shape[1] == 0:
         raise ValueError(f"points must be (B, N, 3) with N > 0, got {tuple(points.shape)}")
+    num_out = points.shape[1] if num_out is None else num_out
+    if num_out < 1:
+        raise ValueError(f"num_out must be at least 1, got {num_out}")
     options = options or CorruptionOptions()
     draw = _Draw(points, options.clean, generator)
     log_weight = -draw.severity(options.uneven, options.uneven_rate) * _distance(points, draw.member(points))
@@ -115,8 +123,7 @@ def corrupt(
     moved = (
         points + sigma[..., None] * draw.normal(points.shape[1], 3) + _moves(points.shape[1], draw, options)
     )
-    out = _resample(moved, log_weight, num_out or points.shape[1], draw)
-    num_out = out.shape[1]
+    out = _resample(moved, log_weight, num_out, draw)
     in_cluster = draw.uniform(num_out) < draw.severity(options.clusters, options.cluster_share)
     out = torch.where(in_cluster[..., None], _clusters(points, num_out, draw, options), out)
     is_outlier = draw.uniform(num_out) < draw.severity(options.outliers, options.outlier_share)
@@ -192,11 +199,10 @@ def _moves(num: int, draw: _Draw, options: CorruptionOptions) -> Tensor:
 
 def _clusters(points: Tensor, num: int, draw: _Draw, options: CorruptionOptions) -> Tensor:
     """``(B, num, 3)`` points in a few balls, each about a point of the cloud or off it."""
-    kinds = max(options.cluster_count, 1)
-    centres = torch.cat([draw.member(points) for _ in range(kinds)], dim=1)
-    centres = centres + options.cluster_offset * draw.uniform(1, 1) * draw.normal(kinds, 3)
-    which = (draw.uniform(num) * draw.count(kinds)).long()
-    radius = options.cluster_radius * draw.uniform(kinds)
+    centres = torch.cat([draw.member(points) for _ in range(options.cluster_count)], dim=1)
+    centres = centres + options.cluster_offset * draw.uniform(1, 1) * draw.normal(options.cluster_count, 3)
+    which = (draw.uniform(num) * draw.count(options.cluster_count)).long()
+    radius = options.cluster_radius * draw.uniform(options.cluster_count)
     inside = _unit(draw.normal(num, 3)) * draw.uniform(num, 1) ** (1 / 3)
     return centres.gather(1, which[..., None].expand(-1, -1, 3)) + radius.gather(1, which)[..., None] * inside
 
