@@ -1,0 +1,1 @@
+"""Measurements of attacks and defences, and the demo."""

@@ -1,0 +1,22 @@
+"""``ifdefense-bench``: the demo and the measurements behind every figure of the README."""
+
+from __future__ import annotations
+
+import logging
+
+import click
+
+from ifdefense.cli import LazyGroup
+
+COMMANDS = {
+    "accuracy": ("benchmarks.accuracy:accuracy", "Accuracy under attack, with and without defences."),
+    "demo": ("benchmarks.demo:demo", "Attack a classifier, purify, classify again."),
+    "purify-speed": ("benchmarks.purify_speed:purify_speed", "Time and memory of purify, stages apart."),
+}
+
+
+@click.group(cls=LazyGroup, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ifdefense")
+def main() -> None:
+    """Measures attacks and defences; results are written as JSON."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
