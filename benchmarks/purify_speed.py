@@ -95,8 +95,8 @@ def peak_memory() -> float | None:
 def purify_speed(method: str, repeats: int, threads: int | None, output: Path) -> None:
     """Measures how long purify takes, stages apart, how it grows with the clouds, and its peak memory.
 
-    The time is the median of several runs after one that warms up. The memory is that of the whole process after
-    the runs on 16 clouds, Python and torch included.
+    The time is the median of several runs after one that warms up. The memory is that of the whole process
+    after the runs on 16 clouds, Python and torch included.
     """
     if threads is not None:
         torch.set_num_threads(threads)

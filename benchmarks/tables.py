@@ -1,0 +1,84 @@
+"""Writes the tables of the README from the results in JSON: ``python -m benchmarks.tables``.
+
+A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; NAME is one of :data:`TABLES`. Where the
+results of a table are missing, what stands there stays.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import record
+
+BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+Result = dict[str, Any]
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, numbers to the right."""
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
+
+
+def speed(result: Result) -> str:
+    """Stages of ``purify`` and what they cost."""
+    machine = result["machine"]
+    rows = [[stage, f"{1000 * seconds:.0f}"] for stage, seconds in result["stages_per_cloud"].items()]
+    rows.append(["**the whole of `purify`**", f"**{1000 * result['seconds_per_cloud']:.0f}**"])
+    growth = ", ".join(f"{1000 * seconds:.0f} ms with {count}" for count, seconds in result["growth"].items())
+    decoder = result["decoder"]["unfolded"] / result["decoder"]["folded"]
+    return "\n".join(
+        [
+            markdown(["stage", "ms a cloud"], rows),
+            "",
+            f"{result['clouds']} clouds of {result['points']:,} points, median of {result['repeats']} runs, "
+            f"{machine['threads']} threads of {machine['processor']}, torch {machine['torch']}. "
+            f"Clouds together: {growth} each. Peak memory of the process: {result['peak_memory_gb']:.2f} GB. "
+            f"The folded decoder is {decoder:.1f} times as fast as the one it was trained with.",
+        ]
+    )
+
+
+TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {"speed": ("purify_speed.json", speed)}
+"""Result file and renderer of each table."""
+
+
+def fill(text: str, folder: Path) -> str:
+    """Replaces every marked table whose results are there.
+
+    Args:
+        text: Markdown with markers.
+        folder: of the JSON files.
+
+    Raises:
+        ValueError: if a marker names no table.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        start, name, end = match.groups()
+        if name not in TABLES:
+            raise ValueError(f"there is no table {name!r}; there are {', '.join(TABLES)}")
+        file, render = TABLES[name]
+        path = folder / file
+        if not path.is_file():
+            return match[0]
+        return f"{start}\n{render(json.loads(path.read_text(encoding='utf-8')))}\n\n{end}"
+
+    return BLOCK.sub(table, text)
+
+
+def main() -> int:
+    """Fills the tables of the Markdown files named on the command line, by default of the README."""
+    for name in sys.argv[1:] or ["README.md"]:
+        path = Path(name)
+        path.write_text(fill(path.read_text(encoding="utf-8"), record.FOLDER), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,106 @@
+"""What the benchmarks measure and how their results are written."""
+
+from __future__ import annotations
+
+import json
+import time
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import record, tables
+from benchmarks.purify_speed import make_clouds, median_seconds, peak_memory, stage_seconds
+from ifdefense.purifier import Purifier
+
+
+def bench(*arguments: object) -> str:
+    (entry,) = entry_points(group="console_scripts", name="ifdefense-bench")
+    result = CliRunner().invoke(entry.load(), [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_help_lists_every_command() -> None:
+    output = bench("--help")
+    assert all(name in output for name in ("demo", "accuracy", "purify-speed"))
+
+
+def test_clouds_are_of_as_many_classes_as_can_be() -> None:
+    clouds = make_clouds(20)
+    assert clouds.shape == (20, 1024, 3)
+    assert len({cloud.tobytes() for cloud in clouds}) == 20
+    assert np.array_equal(make_clouds(20)[:16], make_clouds(20)[:16])
+
+
+def test_median_leaves_the_first_call_out() -> None:
+    pauses = iter([0.2, 0.01, 0.01, 0.01])
+    assert 0.01 <= median_seconds(lambda: time.sleep(next(pauses)), repeats=3) < 0.1
+
+
+def test_peak_memory_sees_an_allocation() -> None:
+    before = peak_memory()
+    if before is None:
+        pytest.skip("this system does not tell a process's peak memory")
+    block = np.ones(int(before * 1e9 / 8) + 50_000_000)
+    after = peak_memory()
+    assert after is not None
+    assert after - before > 0.3
+    assert block[-1] == 1
+
+
+def test_stages_add_up_to_the_whole() -> None:
+    clouds = make_clouds(4)
+    start = time.perf_counter()
+    stages = stage_seconds(Purifier.from_pretrained("sor"), clouds, repeats=1)
+    assert 0 < sum(stages.values()) <= time.perf_counter() - start
+
+
+def test_speed_command_writes_its_result(tmp_path: Path) -> None:
+    output = bench(
+        "purify-speed", "--method", "sor", "--repeats", 1, "--output", tmp_path / "new" / "speed.json"
+    )
+    result = json.loads((tmp_path / "new" / "speed.json").read_text())
+    assert result["clouds"] == 16
+    assert result["points"] == 1024
+    assert result["seconds_per_cloud"] > 0
+    assert set(result["growth"]) == {"4", "16", "64"}
+    assert result["machine"]["torch"]
+    assert "all of purify" in output
+
+
+def test_text_table_aligns() -> None:
+    lines = record.text_table(["name", "n"], [["a", "1"], ["long name", "100"]]).splitlines()
+    assert lines == ["name         n", "─────────  ───", "a            1", "long name  100"]
+
+
+def test_tables_are_filled_between_their_markers(tmp_path: Path) -> None:
+    result = {
+        "clouds": 16,
+        "points": 1024,
+        "repeats": 5,
+        "seconds_per_cloud": 0.2,
+        "stages_per_cloud": {"outliers": 0.05, "resampling": 0.15},
+        "peak_memory_gb": 0.5,
+        "growth": {"4": 0.25, "16": 0.2},
+        "decoder": {"unfolded": 3.0, "folded": 1.0},
+        "machine": {"threads": 2, "processor": "abacus", "torch": "2.13.0"},
+    }
+    text = "before\n<!-- table speed -->\nstale\n<!-- end -->\nafter\n"
+    assert tables.fill(text, tmp_path) == text
+    (tmp_path / "purify_speed.json").write_text(json.dumps(result))
+    filled = tables.fill(text, tmp_path)
+    assert "stale" not in filled
+    assert filled.startswith("before\n<!-- table speed -->\n")
+    assert filled.endswith("<!-- end -->\nafter\n")
+    assert "| outliers | 50 |" in filled
+    assert "**200**" in filled
+    assert "3.0 times as fast" in filled
+    assert tables.fill(filled, tmp_path) == filled
+
+
+def test_unknown_table(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no table 'magic'"):
+        tables.fill("<!-- table magic -->\n<!-- end -->", tmp_path)
