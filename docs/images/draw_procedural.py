@@ -40,7 +40,7 @@ def main() -> None:
         draw(axes, shape)
         if number % EACH == 1:
             axes.set_title(CLASSES[shape.label], fontsize=11, y=0.97)
-    figure.subplots_adjust(0, 0, 1, 0.97, 0, 0.04)
+    figure.subplots_adjust(0, 0.015, 1, 0.97, 0, 0.04)
     target = Path(__file__).with_name("procedural.png")
     figure.savefig(target)
     Image.open(target).convert("P", palette=Image.Palette.ADAPTIVE, colors=256).save(target, optimize=True)
