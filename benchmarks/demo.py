@@ -27,8 +27,14 @@ CLASSIFIER = "pointnet-procedural"
 SEED = 3_000_000
 """Of shapes that neither the classifier nor the Occupancy Network was trained on."""
 
+BATCH = 16
+"""Clouds that are classified together."""
+
 NO_DEFENCE = "none"
 SHOWN = METHODS[0]
+DEFENCES = METHODS[::-1]
+"""Columns of the tables, the baselines first."""
+
 FILES = ("report.html", "demo.png", "demo.json")
 
 
@@ -41,6 +47,7 @@ class Effort:
         pgd: iterations of PGD.
         searches: binary searches of CW Perturb.
         iterations: iterations of each search.
+        per_round: points that are dropped before the saliency is computed anew.
         shown: clouds shown for each attack.
     """
 
@@ -48,10 +55,11 @@ class Effort:
     pgd: int = 50
     searches: int = 2
     iterations: int = 40
+    per_round: int = 5
     shown: int = 2
 
 
-QUICK = Effort(per_class=1, pgd=20, searches=1, iterations=20, shown=1)
+QUICK = Effort(per_class=1, pgd=15, searches=1, iterations=15, per_round=25, shown=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,7 +117,7 @@ def demo(quick: bool, output: Path, force: bool) -> None:
     labels = torch.from_numpy(clouds.labels)
     clean = normalise(torch.from_numpy(clouds.points))
     click.echo(f"{len(clouds)} clouds of {len(clouds.classes)} classes, classifier {CLASSIFIER}")
-    rounds = list(attack(victim, clean, labels, effort))
+    rounds = list(attack(victim, clean, labels, len(clouds.classes), effort))
     outcomes = {each.name: defend(victim, each) for each in tqdm(rounds, desc="defend", disable=None)}
     cases = [
         case for each in rounds[1:] for case in choose(each, clean, clouds, outcomes[each.name], effort.shown)
@@ -122,26 +130,22 @@ def demo(quick: bool, output: Path, force: bool) -> None:
     click.echo(f"\nlook at {output / FILES[0]} and {output / FILES[1]}")
 
 
-def attack(victim: nn.Module, clean: Tensor, labels: Tensor, effort: Effort) -> Iterator[Attacked]:
+def attack(
+    victim: nn.Module, clean: Tensor, labels: Tensor, num_classes: int, effort: Effort
+) -> Iterator[Attacked]:
     """The clouds untouched, then after each attack."""
     plan: dict[str, attacks.Attack] = {
         "PGD": attacks.PGD(iterations=effort.pgd),
-        "CW Perturb": attacks.CWPerturb(searches=effort.searches, iterations=effort.iterations),
-        "Drop-200": attacks.Drop(200),
+        "CW Perturb": attacks.Perturb(searches=effort.searches, iterations=effort.iterations),
+        "Drop-200": attacks.SaliencyDrop(200, per_round=effort.per_round),
     }
     yield Attacked("clean", clean, 0.0)
-    targets = other_labels(labels, int(labels.max()) + 1)
+    targets = attacks.random_targets(labels, num_classes)
     for name, method in tqdm(plan.items(), desc="attack", disable=None):
         start = time.perf_counter()
-        generator = torch.Generator().manual_seed(0)
-        result = method(victim, clean, labels, targets if method.targeted else None, generator=generator)
+        aims = method.threat.goal != "untargeted"
+        result = method(victim, clean, labels, targets if aims else None)
         yield Attacked(name, result.points, time.perf_counter() - start)
-
-
-def other_labels(labels: Tensor, classes: int) -> Tensor:
-    """A fixed wrong label for each, ``(S,)``."""
-    generator = torch.Generator().manual_seed(0)
-    return (labels + torch.randint(1, classes, labels.shape, generator=generator)) % classes
 
 
 def defend(victim: nn.Module, attacked: Attacked) -> dict[str, Outcome]:
@@ -160,7 +164,7 @@ def defend(victim: nn.Module, attacked: Attacked) -> dict[str, Outcome]:
 @torch.no_grad()
 def read(victim: nn.Module, points: Tensor) -> Tensor:
     """Classes ``(S,)`` that the victim reads."""
-    return torch.cat([victim(part).argmax(1) for part in points.split(16)])
+    return torch.cat([victim(part).argmax(1) for part in torch.chunk(points, -(-len(points) // BATCH))])
 
 
 def choose(
@@ -194,14 +198,14 @@ def accuracies(rounds: Sequence[Attacked], outcomes: dict[str, dict[str, Outcome
     def cell(outcome: Outcome) -> str:
         return f"{100 * (outcome.read == labels).float().mean().item():.1f}"
 
-    return _table("Accuracy, %", rounds, outcomes, (NO_DEFENCE, *METHODS), cell)
+    return _table("Accuracy, %", rounds, outcomes, (NO_DEFENCE, *DEFENCES), cell)
 
 
 def times(rounds: Sequence[Attacked], outcomes: dict[str, dict[str, Outcome]]) -> Table:
     """Milliseconds a cloud, of each attack and of each defence after it."""
     count = len(rounds[0].points)
     table = _table(
-        "Time, ms a cloud", rounds, outcomes, METHODS, lambda one: f"{1000 * one.seconds / count:.1f}"
+        "Time, ms a cloud", rounds, outcomes, DEFENCES, lambda one: f"{1000 * one.seconds / count:.1f}"
     )
     attack_times = [f"{1000 * each.seconds / count:.1f}" for each in rounds]
     rows = [[row[0], spent, *row[1:]] for row, spent in zip(table.rows, attack_times, strict=True)]

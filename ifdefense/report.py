@@ -200,7 +200,8 @@ def _case(case: Case) -> dict[str, Any]:
     def pack_mesh(mesh: Mesh | None) -> dict[str, str] | None:
         if mesh is None:
             return None
-        return {"vertices": pack(mesh.vertices), "faces": _base64(mesh.faces.astype("<u4"))}
+        index = "<u2" if len(mesh.vertices) <= LEVELS else "<u4"
+        return {"vertices": pack(mesh.vertices), "faces": _base64(mesh.faces.astype(index))}
 
     return {
         "title": case.title,

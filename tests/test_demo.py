@@ -41,15 +41,6 @@ def test_quick_demo(tmp_path: Path) -> None:
     assert "report.html exists already" in again.output
 
 
-def test_other_labels_are_wrong_ones_and_fixed() -> None:
-    labels = torch.arange(16).repeat(8)
-    targets = module.other_labels(labels, 16)
-    assert (targets != labels).all()
-    assert targets.min() >= 0
-    assert targets.max() < 16
-    assert torch.equal(targets, module.other_labels(labels, 16))
-
-
 def test_shown_are_first_the_clouds_that_were_put_right(sphere_cloud: np.ndarray) -> None:
     points = np.stack([sphere_cloud] * 4)
     clouds = CloudSet(points, np.int64([0, 1, 0, 1]), np.array(["a", "b", "c", "d"]), ("ball", "cup"))

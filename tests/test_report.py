@@ -92,7 +92,7 @@ def test_page_holds_the_points_to_within_its_resolution(sphere_cloud: Points, bo
         steps = np.frombuffer(base64.b64decode(case[name]), "<u2").reshape(-1, 3).astype(float)
         low, span = np.float64([-0.5, -0.5, -0.5]), 3.0  # of both octahedra
         assert np.abs(steps / LEVELS * span + low - expected).max() <= span / LEVELS
-    faces = np.frombuffer(base64.b64decode(case["mesh"]["faces"]), "<u4")
+    faces = np.frombuffer(base64.b64decode(case["mesh"]["faces"]), "<u2")
     assert faces.reshape(-1, 3)[:8].tolist() == OCTAHEDRON.faces.tolist()
 
 
