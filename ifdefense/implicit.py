@@ -8,6 +8,7 @@ Everything is in the unit-cube frame: the cloud's longest side is 1 and its boun
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import torch
@@ -26,11 +27,14 @@ class OccupancyConfig:
         encoder: hidden width of the ResNet-PointNet.
         code: width of the code of a cloud.
         decoder: hidden width of the decoder.
+        frequencies: octaves of the positional encoding that stands beside the coordinates in both first layers; the
+            published network has none. See :func:`positional_encoding`.
     """
 
     encoder: int = 512
     code: int = 512
     decoder: int = 256
+    frequencies: int = 0
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> OccupancyConfig:
@@ -41,10 +45,35 @@ class OccupancyConfig:
         """
         try:
             code, encoder = state["encoder.fc_c.weight"].shape
-            decoder = state["decoder.fc_p.weight"].shape[0]
+            decoder, inputs = state["decoder.fc_p.weight"].shape[:2]
         except KeyError as error:
             raise ValueError(f"not an Occupancy Network: tensor {error} is missing") from None
-        return cls(encoder=encoder, code=code, decoder=decoder)
+        return cls(encoder=encoder, code=code, decoder=decoder, frequencies=(inputs - 3) // 6)
+
+
+def positional_encoding(points: Tensor, frequencies: int) -> Tensor:
+    """Coordinates with the sine and cosine of their first octaves beside them.
+
+    ``γ(x) = (x, sin(2⁰πx), cos(2⁰πx), …, sin(2^{L−1}πx), cos(2^{L−1}πx))``: Mildenhall et al., NeRF, ECCV 2020
+    (https://arxiv.org/abs/2003.08934). Without it, layers on bare coordinates take far longer to learn sharp parts.
+
+    Args:
+        points: ``(..., 3)``, unit-cube frame.
+        frequencies: octaves L; with 0 the points come back as they are.
+
+    Returns:
+        ``(..., 3 + 6 L)``.
+    """
+    if frequencies == 0:
+        return points
+    octaves = math.pi * 2.0 ** torch.arange(frequencies, device=points.device, dtype=points.dtype)
+    phase = (points[..., None, :] * octaves[:, None]).flatten(-2)
+    return torch.cat([points, phase.sin(), phase.cos()], dim=-1)
+
+
+def _start_small(layer: nn.Linear | nn.Conv1d) -> None:
+    """Starts the last layer of a residual branch small, so that the network begins near the identity."""
+    nn.init.normal_(layer.weight, std=0.3 / math.sqrt(layer.weight.shape[1]))
 
 
 class ResnetBlockFC(nn.Module):
@@ -55,7 +84,7 @@ class ResnetBlockFC(nn.Module):
         self.fc_0 = nn.Linear(size_in, size_out)
         self.fc_1 = nn.Linear(size_out, size_out)
         self.shortcut = nn.Linear(size_in, size_out, bias=False)
-        nn.init.zeros_(self.fc_1.weight)
+        _start_small(self.fc_1)
 
     def forward(self, x: Tensor, pooled: Tensor | None = None) -> Tensor:
         """Maps ``(B, N, size_in)``, or ``(B, N, size_in - P)`` with ``pooled (B, P)`` that stands beside every point.
@@ -78,9 +107,10 @@ class ResnetBlockFC(nn.Module):
 class ResnetPointnet(nn.Module):
     """Encoder: five ResNet blocks over the points, max-pooled features concatenated after each."""
 
-    def __init__(self, code: int = 512, hidden: int = 512) -> None:
+    def __init__(self, code: int = 512, hidden: int = 512, frequencies: int = 0) -> None:
         super().__init__()
-        self.fc_pos = nn.Linear(3, 2 * hidden)
+        self.frequencies = frequencies
+        self.fc_pos = nn.Linear(3 + 6 * frequencies, 2 * hidden)
         self.block_0 = ResnetBlockFC(2 * hidden, hidden)
         self.block_1 = ResnetBlockFC(2 * hidden, hidden)
         self.block_2 = ResnetBlockFC(2 * hidden, hidden)
@@ -90,7 +120,7 @@ class ResnetPointnet(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         """Codes ``(B, code)`` of clouds ``(B, N, 3)``."""
-        x = self.block_0(self.fc_pos(points))
+        x = self.block_0(self.fc_pos(positional_encoding(points, self.frequencies)))
         for block in (self.block_1, self.block_2, self.block_3, self.block_4):
             x = block(x, x.max(dim=1).values)
         code: Tensor = self.fc_c(F.relu(x.max(dim=1).values))
@@ -105,9 +135,10 @@ class ConditionalBatchNorm(nn.Module):
         self.conv_gamma = nn.Conv1d(code, features, 1)
         self.conv_beta = nn.Conv1d(code, features, 1)
         self.bn = nn.BatchNorm1d(features, affine=False)
-        nn.init.zeros_(self.conv_gamma.weight)
+        # The public code starts at zero, which leaves the code without influence and its gradient without a way in.
+        nn.init.normal_(self.conv_gamma.weight, std=0.5 / math.sqrt(code))
         nn.init.ones_(self.conv_gamma.bias)
-        nn.init.zeros_(self.conv_beta.weight)
+        nn.init.normal_(self.conv_beta.weight, std=0.5 / math.sqrt(code))
         nn.init.zeros_(self.conv_beta.bias)
 
     def affine(self, code: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,7 +170,7 @@ class ConditionalResnetBlock(nn.Module):
         self.bn_1 = ConditionalBatchNorm(code, size)
         self.fc_0 = nn.Conv1d(size, size, 1)
         self.fc_1 = nn.Conv1d(size, size, 1)
-        nn.init.zeros_(self.fc_1.weight)
+        _start_small(self.fc_1)
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         """Maps ``(B, Q, size)``."""
@@ -150,9 +181,10 @@ class ConditionalResnetBlock(nn.Module):
 class ConditionalDecoder(nn.Module):
     """Decoder: five conditional ResNet blocks from a query's coordinates to the logit of its occupancy."""
 
-    def __init__(self, code: int = 512, hidden: int = 256) -> None:
+    def __init__(self, code: int = 512, hidden: int = 256, frequencies: int = 0) -> None:
         super().__init__()
-        self.fc_p = nn.Conv1d(3, hidden, 1)
+        self.frequencies = frequencies
+        self.fc_p = nn.Conv1d(3 + 6 * frequencies, hidden, 1)
         self.block0 = ConditionalResnetBlock(code, hidden)
         self.block1 = ConditionalResnetBlock(code, hidden)
         self.block2 = ConditionalResnetBlock(code, hidden)
@@ -168,7 +200,7 @@ class ConditionalDecoder(nn.Module):
 
     def forward(self, queries: Tensor, code: Tensor) -> Tensor:
         """Logits ``(B, Q)`` at queries ``(B, Q, 3)`` of clouds with codes ``(B, code)``."""
-        x = F.linear(queries, self.fc_p.weight[..., 0], self.fc_p.bias)
+        x = F.linear(positional_encoding(queries, self.frequencies), self.fc_p.weight[..., 0], self.fc_p.bias)
         for block in self.blocks:
             x = block(x, code)
         x = F.linear(F.relu(self.bn(x, code)), self.fc_out.weight[..., 0], self.fc_out.bias)
@@ -188,6 +220,7 @@ class OccupancyField:
     """
 
     def __init__(self, decoder: ConditionalDecoder, code: Tensor) -> None:
+        self.frequencies = decoder.frequencies
         self.start = decoder.fc_p.weight[..., 0].t()
         offset = decoder.fc_p.bias  # the part of the residual path that no query changes
         self.layers: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
@@ -208,7 +241,7 @@ class OccupancyField:
         self.end_bias = decoder.fc_out.bias
 
     def _cloud(self, points: Tensor, index: int) -> Tensor:
-        x = points @ self.start
+        x = positional_encoding(points, self.frequencies) @ self.start
         for scale, shift, inner, bias, outer in self.layers:
             hidden = torch.addcmul(shift[index], x, scale[index]).relu_()
             hidden = torch.addmm(bias[index], hidden, inner[index]).relu_()
@@ -248,8 +281,8 @@ class OccupancyNetwork(nn.Module):
     def __init__(self, config: OccupancyConfig = OccupancyConfig()) -> None:
         super().__init__()
         self.config = config
-        self.encoder = ResnetPointnet(config.code, config.encoder)
-        self.decoder = ConditionalDecoder(config.code, config.decoder)
+        self.encoder = ResnetPointnet(config.code, config.encoder, config.frequencies)
+        self.decoder = ConditionalDecoder(config.code, config.decoder, config.frequencies)
 
     def forward(self, clouds: Tensor, queries: Tensor) -> Tensor:
         """Logits of the occupancy at the queries."""

@@ -16,7 +16,8 @@ from ifdefense.data.occupancy import OFFSET, OccupancySet, cell_centres, field_f
 from ifdefense.data.procedural import make_shape
 from ifdefense.implicit import OccupancyConfig, OccupancyNetwork
 from ifdefense.training.collections import from_procedural, to_unit_cube
-from ifdefense.training.fit import Sampler, TrainOptions, bounding_cube, fit, learning_rate
+from ifdefense.training.fit import Sampler, TrainOptions, bounding_cube, fit, schedule
+from ifdefense.training.muon import Muon, orthogonalise, split_parameters
 from ifdefense.training.onet import train_command
 
 TINY = TrainOptions(OccupancyConfig(16, 16, 16), steps=8, batch=4, points=40, queries=64, warmup=2)
@@ -76,13 +77,13 @@ def test_mix_weighs_the_sources(shapes: OccupancySet) -> None:
         Sampler(data, TINY, {"shapenet": 1.0})
 
 
-def test_learning_rate_warms_up_holds_and_decays() -> None:
-    options = TrainOptions(steps=1000, warmup=100, decay=0.4, rate=1e-3)
-    rates = [learning_rate(step, options) for step in range(1000)]
-    assert rates[0] == pytest.approx(1e-5)
-    assert rates[99:600] == [pytest.approx(1e-3)] * 501
+def test_rate_warms_up_holds_and_decays() -> None:
+    options = TrainOptions(steps=1000, warmup=100, decay=0.4)
+    rates = [schedule(step, options) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[99:600] == [1.0] * 501
     assert all(later < earlier for earlier, later in zip(rates[600:], rates[601:], strict=False))
-    assert rates[-1] == pytest.approx(1e-5, rel=0.1)
+    assert rates[-1] == pytest.approx(0.01, rel=0.1)
 
 
 def test_an_interrupted_run_resumes_bit_for_bit(shapes: OccupancySet, tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(shapes: OccupancySet, tmp_path: 
 
 
 def test_training_learns(shapes: OccupancySet, tmp_path: Path) -> None:
-    options = dataclasses.replace(TINY, steps=120, batch=16, queries=128, rate=3e-3, warmup=10)
+    options = dataclasses.replace(TINY, steps=120, batch=16, queries=128, warmup=10)
     fit(shapes, shapes, tmp_path, options, every=40, validate=16)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert losses[-1] < 0.93 * losses[0]
@@ -127,3 +128,30 @@ def test_unit_cube() -> None:
 def test_procedural_fields_agree_with_their_shapes(shapes: OccupancySet) -> None:
     shape = make_shape("airplane", np.random.default_rng([0, 0, 0]))
     np.testing.assert_array_equal(shapes.fields[0], field_from_shape(shape))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (6, 20), (20, 6)])
+def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = torch.linalg.svdvals(orthogonalise(matrix))
+    assert 0.6 < values.min() and values.max() < 1.3
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    cosine = (orthogonalise(matrix) * (left @ right)).sum() / orthogonalise(matrix).norm() / (left @ right).norm()
+    assert cosine > 0.97
+
+
+def test_muon_takes_steps_of_its_length_whatever_the_gradient() -> None:
+    for scale in (1e-4, 1e4):
+        weight = torch.nn.Parameter(torch.zeros(8, 8, 1))
+        optimiser = Muon([weight], lr=0.1)
+        weight.grad = scale * torch.randn(8, 8, 1, generator=torch.Generator().manual_seed(1))
+        optimiser.step()
+        assert 0.06 < torch.linalg.matrix_norm(weight.detach()[..., 0], 2) < 0.13
+
+
+def test_only_hidden_matrices_are_muon_s() -> None:
+    network = OccupancyNetwork(OccupancyConfig(8, 8, 8))
+    hidden, others = split_parameters(network, (network.encoder.fc_pos, network.decoder.fc_p, network.decoder.fc_out))
+    assert len(hidden) + len(others) == len(list(network.parameters()))
+    assert {id(p) for p in others} >= {id(network.decoder.fc_p.weight), id(network.decoder.fc_out.weight)}
+    assert any(p is network.encoder.block_3.fc_0.weight for p in hidden)

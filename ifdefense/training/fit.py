@@ -21,6 +21,7 @@ from ifdefense.checkpoints import load_into, load_state
 from ifdefense.data.corruption import corrupt
 from ifdefense.data.occupancy import OccupancySet, field_at
 from ifdefense.implicit import OccupancyConfig, OccupancyNetwork, occupancy_loss
+from ifdefense.training.muon import Muon, split_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +38,10 @@ class TrainOptions:
         queries: queries a cloud; half of them uniform in the box, half near the surface.
         near: standard deviation of the near-surface queries.
         box: side of the cube that uniform queries are drawn from.
-        rate: learning rate of Adam after the warm-up, held until the decay begins.
+        rate: learning rate of Muon, for hidden weight matrices, after the warm-up; held until the decay begins.
+        rest: learning rate of Adam, for all other parameters, on the same schedule.
         warmup: steps of linear warm-up.
-        decay: share of the steps at the end over which the rate falls to a hundredth along a cosine.
+        decay: share of the steps at the end over which the rates fall to a hundredth along a cosine.
         clean: share of the clouds that are given uncorrupted, but for noise of ``jitter``.
         jitter: standard deviation of the noise on uncorrupted clouds.
         stretch: each axis is scaled by up to this factor or its inverse.
@@ -48,15 +50,16 @@ class TrainOptions:
         seed: seed of the weights and of every draw.
     """
 
-    config: OccupancyConfig = OccupancyConfig(encoder=128, code=256, decoder=128)
+    config: OccupancyConfig = OccupancyConfig(encoder=128, code=256, decoder=128, frequencies=5)
     steps: int = 6000
     batch: int = 32
     points: int = 300
     queries: int = 256
     near: float = 0.04
     box: float = 1.2
-    rate: float = 1e-3
-    warmup: int = 200
+    rate: float = 0.02
+    rest: float = 1e-3
+    warmup: int = 100
     decay: float = 0.4
     clean: float = 0.4
     jitter: float = 0.005
@@ -159,11 +162,11 @@ def _quarter_turns(number: Tensor) -> Tensor:
     return turn
 
 
-def learning_rate(step: int, options: TrainOptions) -> float:
-    """Rate at a step: linear warm-up, plateau, cosine to a hundredth."""
-    rate = options.rate * min(1.0, (step + 1) / max(options.warmup, 1))
+def schedule(step: int, options: TrainOptions) -> float:
+    """Factor of the learning rates at a step: linear warm-up, plateau, cosine to a hundredth."""
+    rise = min(1.0, (step + 1) / max(options.warmup, 1))
     left = (options.steps - step) / max(options.steps * options.decay, 1.0)
-    return rate if left >= 1 else rate * (0.01 + 0.99 * (1 - math.cos(math.pi * max(left, 0.0))) / 2)
+    return rise if left >= 1 else rise * (0.01 + 0.99 * (1 - math.cos(math.pi * max(left, 0.0))) / 2)
 
 
 @torch.no_grad()
@@ -227,13 +230,17 @@ def fit(
     network = OccupancyNetwork(options.config).to(device)
     if init is not None:
         load_into(network, load_state(init), init)
-    optimiser = torch.optim.Adam(network.parameters(), lr=options.rate)
+    hidden, others = split_parameters(
+        network, (network.encoder.fc_pos, network.decoder.fc_p, network.decoder.fc_out)
+    )
+    optimisers = {Muon(hidden, options.rate): options.rate, torch.optim.Adam(others, options.rest): options.rest}
     generator = torch.Generator().manual_seed(options.seed)
     step, best = 0, -math.inf
     if (folder / "last.pt").exists():
         state = torch.load(folder / "last.pt", map_location=device, weights_only=True)
         network.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         generator.set_state(state["generator"].cpu())
         step, best = state["step"], state["best"]
         logger.info("resumed %s at step %d", folder, step)
@@ -248,14 +255,15 @@ def fit(
     started = time.monotonic()
     bar = tqdm(total=options.steps, initial=step, desc="onet", mininterval=10)
     while step < last:
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, options)
+        for optimiser, rate in optimisers.items():
+            optimiser.param_groups[0]["lr"] = rate * schedule(step, options)
         clouds, queries, labels = (part.to(device) for part in sampler.draw(generator))
         network.train()
         loss = occupancy_loss(network(clouds, queries), labels)
-        optimiser.zero_grad(set_to_none=True)
+        network.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         losses.append(loss.item() / options.queries)
         step += 1
         bar.update()
@@ -278,7 +286,7 @@ def fit(
             folder / "last.pt",
             {
                 "model": network.state_dict(),
-                "optimiser": optimiser.state_dict(),
+                "optimisers": [optimiser.state_dict() for optimiser in optimisers],
                 "generator": generator.get_state(),
                 "step": step,
                 "best": best,

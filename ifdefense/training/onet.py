@@ -55,8 +55,10 @@ def _collect(name: str, root: str | None, cache: Path, per_class: int, seed: int
 @click.option("--steps", default=TrainOptions.steps, show_default=True)
 @click.option("--batch", default=TrainOptions.batch, show_default=True)
 @click.option("--queries", default=TrainOptions.queries, show_default=True)
-@click.option("--rate", default=TrainOptions.rate, show_default=True, help="Learning rate.")
+@click.option("--rate", default=TrainOptions.rate, show_default=True, help="Learning rate of Muon.")
+@click.option("--rest", default=TrainOptions.rest, show_default=True, help="Learning rate of Adam.")
 @click.option("--widths", nargs=3, type=int, default=(128, 256, 128), show_default=True, help="Encoder, code, decoder.")
+@click.option("--frequencies", default=5, show_default=True, help="Octaves of the positional encoding, 0 for none.")
 @click.option("--per-class", default=100, show_default=True, help="Procedural shapes a class.")
 @click.option("--every", default=250, show_default=True, help="Steps between validations.")
 @click.option("--seed", default=0, show_default=True)
@@ -69,6 +71,7 @@ def train_command(
     out: Path | None,
     init: Path | None,
     widths: tuple[int, int, int],
+    frequencies: int,
     per_class: int,
     every: int,
     device: str,
@@ -81,7 +84,7 @@ def train_command(
     """
     logging.basicConfig(level=logging.INFO)
     mix = mix or {"procedural": 1.0}
-    options = TrainOptions(config=OccupancyConfig(*widths), **settings)
+    options = TrainOptions(config=OccupancyConfig(*widths, frequencies), **settings)
     parts = {name: _collect(name, root, cache, per_class, options.seed) for name in mix}
     data = concatenate([dataclasses.replace(part, sources=(name,)) for name, part in parts.items()])
     if "modelnet40" in mix:
@@ -107,7 +110,7 @@ def _write_card(out: Path, run: Path, mix: dict[str, float], options: TrainOptio
         f"- command: `ifdefense {' '.join(sys.argv[1:])}`",
         f"- data: {', '.join(f'{name} (weight {weight:g})' for name, weight in mix.items())}; {shapes} shapes",
         f"- widths: encoder {options.config.encoder}, code {options.config.code}, decoder {options.config.decoder};"
-        f" {count:,} parameters, float16",
+        f" {options.config.frequencies} octaves; {count:,} parameters, float16",
         f"- steps: {best['step']} of {options.steps}, batch {options.batch}, {options.queries} queries a cloud",
         f"- seed: {options.seed}, date: {datetime.date.today()}, torch {torch.__version__}",
         "- validation IoU: " + ", ".join(f"{score:.3f} ({name} input)" for name, score in best["iou"].items()),
