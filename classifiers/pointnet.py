@@ -1,0 +1,268 @@
+"""PointNet: a shared network on every point, a maximum over the points, a small head on top.
+
+Tensor names and shapes are those of `yanx27/Pointnet_Pointnet2_pytorch
+<https://github.com/yanx27/Pointnet_Pointnet2_pytorch>`_, so that its checkpoints load; the output is logits,
+where that code returns their log-softmax. Two things are done differently, both exact:
+
+* A batch norm is an affine map per channel once its statistics are known, and the statistics of a linear
+layer's output follow
+  from the mean and the covariance of its *input*. So every batch norm is folded into the layer before it, in
+  training too, and the activations are never passed over a second time.
+* The layers from 128 to 1,024 channels are only used through their maximum over the points.
+`max_pooled_linear` keeps that
+  maximum and where it was reached, and never stores the ``(B, N, 1024)`` activations; their gradient touches
+  at most 1,024 points of a cloud, so its backward pass costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+_BLOCK = 32  # columns a block: a vectorised maximum over blocks, then a search inside the winning one
+
+
+def _max_with_index(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum of each row of ``(K, N)`` scores and its first index, faster than ``Tensor.max`` on a CPU."""
+    rows, columns = scores.shape
+    whole = columns - columns % _BLOCK
+    if whole == 0:
+        return scores.max(1)
+    blocks = scores[:, :whole].view(rows, -1, _BLOCK)
+    best, block = blocks.amax(2).max(1)
+    inner = blocks[torch.arange(rows, device=scores.device), block].argmax(1)
+    index = block * _BLOCK + inner
+    if whole == columns:
+        return best, index
+    tail, tail_index = scores[:, whole:].max(1)
+    later = tail > best
+    return torch.where(later, tail, best), torch.where(later, tail_index + whole, index)
+
+
+class _MaxPooledLinear(torch.autograd.Function):
+    """``y[b, k] = max_n <x[b, n], w[k]>``, with the gradient at the points that reach the maximum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, search: torch.dtype | None) -> Tensor:
+        pooled = x.new_empty(len(x), len(weight))
+        index = torch.empty(pooled.shape, dtype=torch.long, device=x.device)
+        searched, by = (x, weight) if search is None else (x.to(search), weight.to(search))
+        for cloud in range(len(x)):  # one cloud at a time: its (K, N) scores stay in the processor's cache
+            best, index[cloud] = _max_with_index(by @ searched[cloud].T)
+            pooled[cloud] = best if search is None else (x[cloud, index[cloud]] * weight).sum(1)
+        ctx.save_for_backward(x, weight, index)
+        return pooled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight, index = ctx.saved_tensors
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.zeros_like(x)
+            for cloud in range(len(x)):
+                grad_x[cloud].index_add_(0, index[cloud], grad[cloud, :, None] * weight)
+        if ctx.needs_input_grad[1]:
+            start = torch.arange(len(x), device=x.device).unsqueeze(1) * x.shape[1]
+            # A weighted sum of B critical points for every channel, without gathering them.
+            grad_weight = F.embedding_bag(
+                (index + start).T.contiguous(),
+                x.flatten(0, 1),
+                mode="sum",
+                per_sample_weights=grad.T.contiguous(),
+            )
+        return grad_x, grad_weight, None
+
+
+def max_pooled_linear(x: Tensor, weight: Tensor, search: torch.dtype | None = None) -> Tensor:
+    """Maximum over the points of a shared linear layer, without the layer's activations.
+
+    Args:
+        x: ``(B, N, C)`` features.
+        weight: ``(K, C)`` weights.
+        search: dtype to look for the largest point in, ``None`` for that of ``x``. The value at that point is
+            exact even so; with ``torch.bfloat16`` it may belong to a point that is largest only up to
+            rounding, at half the time.
+
+    Returns:
+        ``(B, K)``, equal to ``(x @ weight.T).amax(1)``. Where several points tie, the first takes the
+        gradient.
+    """
+    return cast(Tensor, _MaxPooledLinear.apply(x.contiguous(), weight, search))  # type: ignore[no-untyped-call]
+
+
+def _batch_statistics(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Mean and biased variance of ``x @ weight.T`` over all points, and how many they are."""
+    rows = x.flatten(0, -2)
+    centre = rows.sum(0) / len(rows)  # not mean(0), whose gradient divides every row
+    covariance = rows.T @ rows / len(rows) - torch.outer(centre, centre)
+    variance = ((weight @ covariance) * weight).sum(1).clamp_min(0)
+    return weight @ centre, variance, len(rows)
+
+
+def folded(layer: nn.Conv1d, norm: nn.BatchNorm1d, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one linear map that ``layer`` followed by ``norm`` is on the batch ``x``.
+
+    In training the batch's own statistics are used, differentiably, and the running ones are updated as
+    `torch.nn.BatchNorm1d` does; in evaluation the running ones are.
+
+    Args:
+        layer: convolution of width 1, from C to K channels.
+        norm: its batch norm.
+        x: ``(B, N, C)`` input of the layer.
+
+    Returns:
+        ``(K, C)`` and ``(K,)``.
+    """
+    weight = layer.weight.squeeze(-1)
+    bias = cast(Tensor, layer.bias)
+    if norm.training:
+        mean, variance, count = _batch_statistics(x, weight)
+        with torch.no_grad():
+            momentum = cast(float, norm.momentum)
+            cast(Tensor, norm.running_mean).lerp_(mean + bias, momentum)
+            cast(Tensor, norm.running_var).lerp_(variance * (count / max(count - 1, 1)), momentum)
+            cast(Tensor, norm.num_batches_tracked).add_(1)
+        scale = norm.weight * torch.rsqrt(variance + norm.eps)
+        shift = norm.bias - mean * scale  # the layer's bias cancels
+    else:
+        scale = norm.weight * torch.rsqrt(cast(Tensor, norm.running_var) + norm.eps)
+        shift = norm.bias + (bias - cast(Tensor, norm.running_mean)) * scale
+    return weight * scale.unsqueeze(1), shift
+
+
+def _shared(x: Tensor, layer: nn.Conv1d, norm: nn.BatchNorm1d) -> Tensor:
+    """A layer shared by the points, batch norm and ReLU: ``(B, N, C)`` to ``(B, N, K)``."""
+    return F.linear(x, *folded(layer, norm, x)).relu_()
+
+
+def _pooled(x: Tensor, layer: nn.Conv1d, norm: nn.BatchNorm1d, search: torch.dtype | None) -> Tensor:
+    """A shared layer, batch norm and the maximum over the points: ``(B, N, C)`` to ``(B, K)``."""
+    weight, bias = folded(layer, norm, x)
+    return max_pooled_linear(x, weight, search) + bias
+
+
+class Alignment(nn.Module):
+    """Predicts a ``channels x channels`` matrix from the features of a cloud (Spatial Transformer, "T-net").
+
+    Args:
+        channels: channels C of the input features.
+
+    Shapes: ``(B, N, C)`` to ``(B, C, C)``.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.search: torch.dtype | None = None
+        self.conv1 = nn.Conv1d(channels, 64, 1)
+        self.conv2 = nn.Conv1d(64, 128, 1)
+        self.conv3 = nn.Conv1d(128, 1024, 1)
+        self.fc1 = nn.Linear(1024, 512)
+        self.fc2 = nn.Linear(512, 256)
+        self.fc3 = nn.Linear(256, channels * channels)
+        self.bn1 = nn.BatchNorm1d(64)
+        self.bn2 = nn.BatchNorm1d(128)
+        self.bn3 = nn.BatchNorm1d(1024)
+        self.bn4 = nn.BatchNorm1d(512)
+        self.bn5 = nn.BatchNorm1d(256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the ``(B, C, C)`` matrices for ``(B, N, C)`` features."""
+        x = _shared(x, self.conv1, self.bn1)
+        x = _shared(x, self.conv2, self.bn2)
+        x = _pooled(x, self.conv3, self.bn3, self.search).relu()
+        x = self.bn4(self.fc1(x)).relu()
+        x = self.bn5(self.fc2(x)).relu()
+        matrix = self.fc3(x).unflatten(1, (self.channels, self.channels))
+        return cast(Tensor, matrix + torch.eye(self.channels, dtype=x.dtype, device=x.device))
+
+
+class Encoder(nn.Module):
+    """Points to one feature vector a cloud.
+
+    Args:
+        feature_transform: whether the 64 features of each point are aligned by a predicted matrix as well.
+
+    Shapes: ``(B, N, 3)`` to ``(B, 1024)``, and the ``(B, 64, 64)`` feature alignment or ``None``.
+    """
+
+    def __init__(self, feature_transform: bool) -> None:
+        super().__init__()
+        self.search: torch.dtype | None = None
+        self.stn = Alignment(3)
+        self.conv1 = nn.Conv1d(3, 64, 1)
+        self.conv2 = nn.Conv1d(64, 128, 1)
+        self.conv3 = nn.Conv1d(128, 1024, 1)
+        self.bn1 = nn.BatchNorm1d(64)
+        self.bn2 = nn.BatchNorm1d(128)
+        self.bn3 = nn.BatchNorm1d(1024)
+        self.fstn = Alignment(64) if feature_transform else None
+
+    def forward(self, points: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns ``(B, 1024)`` features of ``(B, N, 3)`` points, and the feature alignment."""
+        x = points @ self.stn(points)
+        x = _shared(x, self.conv1, self.bn1)
+        alignment = None
+        if self.fstn is not None:
+            alignment = self.fstn(x)
+            x = x @ alignment
+        x = _shared(x, self.conv2, self.bn2)
+        return _pooled(x, self.conv3, self.bn3, self.search), alignment
+
+
+class PointNet(nn.Module):
+    """PointNet classifier (Qi et al., 2017, `arXiv:1612.00593 <https://arxiv.org/abs/1612.00593>`_).
+
+    Args:
+        num_classes: number of classes.
+        feature_transform: whether the 64-channel features are aligned by a predicted matrix.
+        dropout: dropout probability before the last layer.
+
+    Shapes: ``(B, N, 3)`` points, mean-centred and of largest norm 1, to ``(B, num_classes)`` logits, for any
+    N of at least 1.
+    """
+
+    def __init__(self, num_classes: int = 40, feature_transform: bool = True, dropout: float = 0.4) -> None:
+        super().__init__()
+        self.feat = Encoder(feature_transform)
+        self.fc1 = nn.Linear(1024, 512)
+        self.fc2 = nn.Linear(512, 256)
+        self.fc3 = nn.Linear(256, num_classes)
+        self.dropout = nn.Dropout(dropout)
+        self.bn1 = nn.BatchNorm1d(512)
+        self.bn2 = nn.BatchNorm1d(256)
+
+    def search_in(self, dtype: torch.dtype | None) -> None:
+        """Looks for the largest points in another dtype, or exactly; see `max_pooled_linear`."""
+        for module in self.modules():
+            if isinstance(module, (Alignment, Encoder)):
+                module.search = dtype
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Returns ``(B, num_classes)`` logits of ``(B, N, 3)`` points."""
+        return self.with_alignment(points)[0]
+
+    def with_alignment(self, points: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits, and the ``(B, 64, 64)`` feature alignment that training penalises, if there is one."""
+        if points.ndim != 3 or points.shape[-1] != 3:
+            raise ValueError(f"expected points of shape (B, N, 3), got {tuple(points.shape)}")
+        x, alignment = self.feat(points)
+        x = self.bn1(self.fc1(x)).relu()
+        x = self.bn2(self.dropout(self.fc2(x))).relu()
+        logits: Tensor = self.fc3(x)
+        return logits, alignment
+
+
+def orthogonality_penalty(matrices: Tensor) -> Tensor:
+    """Mean distance of ``(B, C, C)`` matrices from orthogonal ones.
+
+    ``mean ||A A^T - I||_F``, section 3 of the paper.
+    """
+    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    distance: Tensor = torch.linalg.matrix_norm(matrices @ matrices.mT - identity)
+    return distance.mean()

@@ -1,0 +1,409 @@
+"""Trains the classifiers: ``python -m classifiers.train --help``.
+
+The published recipe (yanx27, IF-Defense: Adam 1e-3, 200 epochs of 1,024 points) takes a day without a GPU. A
+maximum over points makes a random part of a cloud nearly as good a training example as the whole, so most
+epochs see few points a cloud and only the last ones see all: the schedule ``256x18,512x4,1024x1`` is 18
+epochs of 256 random points, and so on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import shlex
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from classifiers.pointnet import PointNet, orthogonality_penalty
+from ifdefense.checkpoints import load_into, load_state, save_safetensors
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Settings of a run. Lengths are in the unit-sphere frame.
+
+    Attributes:
+        schedule: ``((points, epochs), ...)``, random points a cloud and for how many epochs.
+        batch: clouds a step.
+        rate: largest learning rate of AdamW, reached after a tenth of the steps, then cosine to nearly zero.
+        decay: weight decay.
+        smoothing: label smoothing.
+        penalty: weight of the feature alignment's distance from orthogonality.
+        scale: each axis is scaled by a factor between the inverse of this and this.
+        shift: largest shift along each axis.
+        jitter: standard deviation of the noise on each coordinate, clipped at five times it.
+        turn: largest rotation about the up axis z, in degrees.
+        seed: seed of the initial weights, the order and the augmentation.
+        half_search: look for the largest points in bfloat16, see `classifiers.pointnet.max_pooled_linear`.
+    """
+
+    schedule: tuple[tuple[int, int], ...] = ((256, 18), (512, 4), (1024, 1))
+    batch: int = 32
+    rate: float = 2e-3
+    decay: float = 1e-4
+    smoothing: float = 0.1
+    penalty: float = 1e-3
+    scale: float = 1.25
+    shift: float = 0.1
+    jitter: float = 0.01
+    turn: float = 0.0
+    seed: int = 0
+    half_search: bool = True
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole schedule."""
+        return sum(epochs for _, epochs in self.schedule)
+
+    def points_at(self, epoch: int) -> int:
+        """Points a cloud in an epoch, counted from 0."""
+        for points, epochs in self.schedule:
+            if epoch < epochs:
+                return points
+            epoch -= epochs
+        raise ValueError(f"epoch {epoch} lies after the schedule")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Clouds:
+    """Clouds to train or validate on: ``(S, N, 3)`` points in the unit sphere, and ``(S,)`` labels."""
+
+    points: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+
+def normalise(points: Tensor) -> Tensor:
+    """Moves ``(B, N, 3)`` clouds to mean 0 and scales them to largest norm 1."""
+    points = points - points.mean(1, keepdim=True)
+    radius: Tensor = torch.linalg.vector_norm(points, dim=2).amax(1)
+    return points / radius[:, None, None]
+
+
+def clouds_from(points: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Clouds:
+    """Normalised clouds from arrays in any frame."""
+    return Clouds(
+        normalise(torch.from_numpy(np.asarray(points, np.float32))),
+        torch.from_numpy(np.asarray(labels, np.int64)),
+    )
+
+
+def joined(first: Clouds, second: Clouds) -> Clouds:
+    """Both sets, one after the other."""
+    return Clouds(torch.cat([first.points, second.points]), torch.cat([first.labels, second.labels]))
+
+
+def augment(points: Tensor, count: int, options: Options, generator: torch.Generator) -> Tensor:
+    """Random ``count`` points of each cloud, turned, stretched, shifted and jittered.
+
+    Args:
+        points: ``(B, N, 3)``.
+        count: points to keep, the same number for every cloud.
+        options: sizes of the changes.
+        generator: source of randomness.
+
+    Returns:
+        ``(B, min(count, N), 3)``.
+    """
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator) * 2 - 1
+
+    batch = len(points)
+    order = torch.rand(points.shape[:2], generator=generator).argsort(1)[:, :count]
+    points = points.gather(1, order.unsqueeze(2).expand(-1, -1, 3))
+    if options.turn:
+        angle = uniform(batch) * math.radians(options.turn)
+        cos, sin, zero = angle.cos(), angle.sin(), torch.zeros(batch)
+        rows = [torch.stack(row, 1) for row in ((cos, -sin, zero), (sin, cos, zero), (zero, zero, zero + 1))]
+        points = points @ torch.stack(rows, 1)
+    points = (
+        points * torch.exp(uniform(batch, 1, 3) * math.log(options.scale))
+        + uniform(batch, 1, 3) * options.shift
+    )
+    noise = torch.randn(points.shape, generator=generator) * options.jitter
+    return points + noise.clamp(-5 * options.jitter, 5 * options.jitter)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, clouds: Clouds, batch: int = 64) -> float:
+    """Share of clouds that are classified rightly, with the model in evaluation mode."""
+    model.eval()
+    parts = zip(torch.split(clouds.points, batch), torch.split(clouds.labels, batch), strict=True)
+    return sum(int((model(points).argmax(1) == labels).sum()) for points, labels in parts) / len(clouds)
+
+
+class Run:
+    """A training run that can be stopped after any epoch and goes on as if it had not been.
+
+    Args:
+        model: network to train, changed in place.
+        train: clouds to train on.
+        validation: clouds that choose the epoch whose weights are kept, by name; the mean of their accuracies
+            counts.
+        options: settings.
+        folder: where ``last.pt``, ``best.safetensors`` and ``log.jsonl`` go.
+    """
+
+    def __init__(
+        self, model: PointNet, train: Clouds, validation: dict[str, Clouds], options: Options, folder: Path
+    ) -> None:
+        self.model, self.train, self.validation = model, train, validation
+        self.options, self.folder = options, folder
+        self.generator = torch.Generator().manual_seed(options.seed)
+        self.optimiser = torch.optim.AdamW(model.parameters(), lr=options.rate, weight_decay=options.decay)
+        self.steps_an_epoch = max(1, len(train) // options.batch)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser, options.rate, options.epochs * self.steps_an_epoch, pct_start=0.1
+        )
+        self.epoch = 0
+        self.best: dict[str, float] = {"mean": -1.0}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def resume(self) -> bool:
+        """Goes back to the last finished epoch in the folder; returns whether there was one."""
+        path = self.folder / "last.pt"
+        if not path.is_file():
+            return False
+        state = torch.load(path, weights_only=True)
+        if state["options"] != repr(self.options):
+            raise ValueError(f"{path} belongs to a run with other options: {state['options']}")
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["dropout"])
+        self.epoch, self.best = state["epoch"], state["best"]
+        return True
+
+    def _save(self) -> None:
+        state = {
+            "options": repr(self.options),
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "generator": self.generator.get_state(),
+            "dropout": torch.get_rng_state(),
+            "epoch": self.epoch,
+            "best": self.best,
+        }
+        partial = self.folder / "last.pt.partial"
+        torch.save(state, partial)
+        partial.replace(self.folder / "last.pt")
+
+    def _train_epoch(self, progress: bool) -> float:
+        """One pass over the training clouds; returns the mean loss."""
+        self.model.train()
+        self.model.search_in(torch.bfloat16 if self.options.half_search else None)
+        count = self.options.points_at(self.epoch)
+        order = torch.randperm(len(self.train), generator=self.generator)
+        batches = torch.split(order[: self.steps_an_epoch * self.options.batch], self.options.batch)
+        total = 0.0
+        for chosen in tqdm(batches, f"epoch {self.epoch}", disable=not progress, mininterval=10):
+            points = augment(self.train.points[chosen], count, self.options, self.generator)
+            logits, alignment = self.model.with_alignment(points)
+            loss = F.cross_entropy(logits, self.train.labels[chosen], label_smoothing=self.options.smoothing)
+            if alignment is not None:
+                loss = loss + self.options.penalty * orthogonality_penalty(alignment)
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimiser.step()
+            self.schedule.step()
+            total += float(loss.detach())
+        self.model.search_in(None)
+        return total / len(batches)
+
+    def _validated(self) -> dict[str, float]:
+        """Validation accuracies and their mean.
+
+        None in the epochs of few points, whose batch statistics are not those of whole clouds.
+        """
+        if 2 * self.options.points_at(self.epoch) < max(points for points, _ in self.options.schedule):
+            return {}
+        scores = {name: accuracy(self.model, clouds) for name, clouds in self.validation.items()}
+        return scores | {"mean": sum(scores.values()) / len(scores)}
+
+    def __call__(self, progress: bool = False) -> dict[str, float]:
+        """Trains to the end of the schedule; returns the validation accuracies of the kept weights."""
+        while self.epoch < self.options.epochs:
+            started = time.perf_counter()
+            loss = self._train_epoch(progress)
+            scores = self._validated()
+            entry = {
+                "epoch": self.epoch,
+                "points": self.options.points_at(self.epoch),
+                "loss": round(loss, 4),
+            }
+            entry |= {name: round(score, 4) for name, score in scores.items()}
+            entry["seconds"] = round(time.perf_counter() - started, 1)
+            with (self.folder / "log.jsonl").open("a") as log:
+                log.write(json.dumps(entry) + "\n")
+            logger.info("%s", entry)
+            self.epoch += 1
+            if scores.get("mean", -1.0) >= self.best["mean"]:
+                self.best = scores | {"epoch": float(entry["epoch"])}
+                save_safetensors(self.model, self.folder / "best.safetensors")
+            self._save()
+        return self.best
+
+
+def load_data(
+    data: str, hybrid: Path | None, hybrid_validation: Path | None
+) -> tuple[Clouds, dict[str, Clouds], int]:
+    """Training clouds, validation clouds by name, and the number of classes.
+
+    Args:
+        data: ``"modelnet40"`` (root from ``IFDEFENSE_DATA``) or ``"procedural"``.
+        hybrid: npz of purified copies of the training clouds: ``points`` ``(S, N, 3)`` in any frame,
+            ``label`` ``(S,)``.
+        hybrid_validation: the same for the validation clouds.
+    """
+    if data == "modelnet40":
+        from ifdefense.data.modelnet import load_modelnet40
+
+        sets = [load_modelnet40(split="train"), load_modelnet40(split="validation")]
+    else:
+        from ifdefense.data.procedural import make_dataset
+
+        sets = [make_dataset(300, 1024, seed=1), make_dataset(30, 1024, seed=2)]
+    train, validation = (clouds_from(part.points, part.labels) for part in sets)
+    named = {"validation": validation}
+    if hybrid is not None:
+        train = joined(train, _purified(hybrid))
+    if hybrid_validation is not None:
+        named["purified"] = _purified(hybrid_validation)
+    return train, named, len(sets[0].classes)
+
+
+def _purified(path: Path) -> Clouds:
+    with np.load(path) as arrays:
+        return clouds_from(arrays["points"], arrays["label"])
+
+
+def _parse_schedule(text: str) -> tuple[tuple[int, int], ...]:
+    try:
+        parts = [part.split("x") for part in text.split(",")]
+        return tuple((int(points), int(epochs)) for points, epochs in parts)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no schedule such as 256x18,512x4,1024x1") from None
+
+
+def _write_card(path: Path, run: Run, data: str, test: float | None) -> None:
+    """A model card beside the exported weights."""
+    lines = [
+        f"# {path.stem}",
+        "",
+        f"PointNet of {sum(p.numel() for p in run.model.parameters()):,} parameters, "
+        "(B, N, 3) mean-centred clouds of largest norm 1, z up, to logits.",
+        "",
+        f"* data: {data}, {len(run.train)} training clouds",
+        f"* command: `python -m classifiers.train {shlex.join(sys.argv[1:])}`",
+        f"* settings: `{run.options}`",
+        f"* trained: {datetime.now(UTC):%Y-%m-%d}, torch {torch.__version__}",
+        f"* epoch kept by validation: {int(run.best['epoch'])}",
+    ]
+    lines += [
+        f"* {name} accuracy: {run.best[name]:.2%} of {len(clouds)}" for name, clouds in run.validation.items()
+    ]
+    if test is not None:
+        lines.append(f"* test accuracy, measured once: {test:.2%}")
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+@click.command()
+@click.option(
+    "--data", type=click.Choice(["modelnet40", "procedural"]), default="modelnet40", show_default=True
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of the run; an unfinished one goes on.",
+)
+@click.option(
+    "--export",
+    type=click.Path(path_type=Path),
+    help="Where the kept weights go (.safetensors), with a model card.",
+)
+@click.option(
+    "--schedule", default="256x18,512x4,1024x1", show_default=True, help="Points x epochs, comma-separated."
+)
+@click.option("--rate", default=Options.rate, show_default=True)
+@click.option(
+    "--turn", default=Options.turn, show_default=True, help="Largest rotation about the up axis, degrees."
+)
+@click.option("--scale", default=Options.scale, show_default=True, help="Largest factor along each axis.")
+@click.option("--batch", default=Options.batch, show_default=True)
+@click.option("--seed", default=Options.seed, show_default=True)
+@click.option("--feature-transform/--no-feature-transform", default=True, show_default=True)
+@click.option("--init", type=click.Path(exists=True, path_type=Path), help="Weights to start from.")
+@click.option(
+    "--hybrid", type=click.Path(exists=True, path_type=Path), help="Purified copies of the training clouds."
+)
+@click.option(
+    "--hybrid-validation", type=click.Path(exists=True, path_type=Path), help="The same for validation."
+)
+@click.option(
+    "--test/--no-test", default=False, help="Measure the test accuracy of the kept weights (ModelNet40)."
+)
+@click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal.")
+def main(
+    data: str,
+    out: Path,
+    export: Path | None,
+    schedule: str,
+    rate: float,
+    turn: float,
+    scale: float,
+    batch: int,
+    seed: int,
+    feature_transform: bool,
+    init: Path | None,
+    hybrid: Path | None,
+    hybrid_validation: Path | None,
+    test: bool,
+    progress: bool | None,
+) -> None:
+    """Trains a PointNet and keeps the weights that validate best."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    options = Options(_parse_schedule(schedule), batch, rate, scale=scale, turn=turn, seed=seed)
+    train, validation, classes = load_data(data, hybrid, hybrid_validation)
+    torch.manual_seed(seed)
+    model = PointNet(classes, feature_transform)
+    if init is not None:
+        load_into(model, load_state(init), init)
+    run = Run(model, train, validation, options, out)
+    if run.resume():
+        logger.info("going on after epoch %d", run.epoch - 1)
+    best = run(sys.stderr.isatty() if progress is None else progress)
+    load_into(model, load_state(out / "best.safetensors"))
+    score = None
+    if test and data == "modelnet40":
+        from ifdefense.data.modelnet import load_modelnet40
+
+        part = load_modelnet40(split="test")
+        score = accuracy(model, clouds_from(part.points, part.labels))
+    if export is not None:
+        save_safetensors(model, export)
+        _write_card(export, run, data, score)
+    click.echo(json.dumps(best | ({} if score is None else {"test": score})))
+
+
+if __name__ == "__main__":
+    main()
