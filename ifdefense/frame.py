@@ -1,4 +1,4 @@
-"""The first step: from the caller's frame to the unit cube, and exactly back."""
+"""The first step: from the caller's frame to the unit cube, and exactly back. Also the frame that classifiers expect."""
 
 from __future__ import annotations
 
@@ -46,3 +46,16 @@ class Frame:
     def from_cube(self, points: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Points ``(N, 3)`` of the unit cube in the caller's frame."""
         return (points.double() * self.extent + self.centre.to(points.device)).to(dtype)
+
+
+def to_unit_sphere(points: Tensor) -> Tensor:
+    """Centres clouds on the mean of their points and scales them to largest norm 1, the frame classifiers are trained in.
+
+    Args:
+        points: ``(B, N, 3)``, any frame.
+
+    Returns:
+        ``(B, N, 3)``; differentiable.
+    """
+    centred = points - points.mean(-2, keepdim=True)
+    return centred / centred.norm(dim=-1).amax(-1)[..., None, None]

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ifdefense.checkpoints import load_into, load_state, shipped
 from ifdefense.clouds import Clouds, unpack
 from ifdefense.extraction import ExtractionOptions, extract_meshes
-from ifdefense.frame import Frame
+from ifdefense.frame import Frame, to_unit_sphere
 from ifdefense.implicit import OccupancyConfig, OccupancyNetwork
 from ifdefense.mesh import Mesh
 from ifdefense.outliers import simple_random_sampling, statistical_outlier_removal
@@ -366,13 +366,22 @@ class Defended(nn.Module):
         classifier: ``(B, N, 3)`` clouds → ``(B, classes)`` logits.
         purifier: what each cloud passes first.
         num_points: points that the classifier sees; by default as many as came in.
+        normalise: whether purified clouds are centred on their mean and scaled to largest norm 1 again, as in
+            IF-Defense; turn it off for a classifier that was not trained on such clouds.
         seed: seed of the purifier's draws.
     """
 
     def __init__(
-        self, classifier: nn.Module, purifier: Purifier, *, num_points: int | None = None, seed: int = 0
+        self,
+        classifier: nn.Module,
+        purifier: Purifier,
+        *,
+        num_points: int | None = None,
+        normalise: bool = True,
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        self.normalise = normalise
         self.classifier = classifier
         self.purifier = purifier
         self.num_points = num_points
@@ -380,5 +389,6 @@ class Defended(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         """Logits ``(B, classes)`` of clouds ``(B, N, 3)``. No gradient passes the purifier."""
-        logits: Tensor = self.classifier(self.purifier(points, self.num_points, self.seed))
+        clean = self.purifier(points, self.num_points, self.seed)
+        logits: Tensor = self.classifier(to_unit_sphere(clean) if self.normalise else clean)
         return logits

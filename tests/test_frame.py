@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ifdefense.frame import Frame
+from ifdefense.frame import Frame, to_unit_sphere
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
@@ -36,3 +36,10 @@ def test_a_plane_keeps_its_scale() -> None:
 def test_no_extent_is_an_error() -> None:
     with pytest.raises(ValueError, match="zero extent"):
         Frame.of(torch.ones(20, 3))
+
+
+def test_unit_sphere() -> None:
+    clouds = torch.rand(3, 50, 3) * torch.tensor([1.0, 5.0, 100.0])[:, None, None] + 7
+    sphere = to_unit_sphere(clouds)
+    torch.testing.assert_close(sphere.mean(1), torch.zeros(3, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(sphere.norm(dim=-1).amax(1), torch.ones(3))

@@ -1,0 +1,182 @@
+"""The defence as a whole: frames, batches, seeds, devices, fallbacks, and what it does to planted attacks."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ifdefense import Defended, Purifier, SurfaceOptions, purify
+from ifdefense.data.procedural import make_shape
+from ifdefense.extraction import ExtractionOptions
+from ifdefense.frame import to_unit_sphere
+from ifdefense.implicit import OccupancyConfig, OccupancyNetwork
+from ifdefense.points import knn
+
+
+class Ball(OccupancyNetwork):
+    """An implicit function known in closed form: a ball of a given radius in the unit cube, for any cloud."""
+
+    def __init__(self, radius: float) -> None:
+        super().__init__(OccupancyConfig(4, 4, 4))
+        self.radius = radius
+
+    def field_of(self, codes: Tensor) -> object:  # type: ignore[override]
+        return lambda points, cloud: 40 * (self.radius - points.norm(dim=-1)) - 1.386
+
+
+@pytest.fixture(scope="module")
+def chairs() -> np.ndarray:
+    clouds = [make_shape("chair", np.random.default_rng(s)).sample_surface(512, np.random.default_rng(s))[0] for s in range(3)]
+    return np.stack(clouds).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def purifier() -> Purifier:
+    return Purifier.from_pretrained("onet-mesh")
+
+
+def nearest(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return knn(torch.from_numpy(a)[None].double(), torch.from_numpy(b)[None].double(), 1)[0][0, :, 0].sqrt().numpy()
+
+
+def test_points_of_a_ball_lie_on_the_ball_in_the_caller_s_frame() -> None:
+    normal = np.random.default_rng(0).normal(size=(800, 3))
+    cloud = 5 * normal / np.linalg.norm(normal, axis=1, keepdims=True) + [100.0, -20.0, 3.0]
+    options = SurfaceOptions(offset=0.0, repair=None, extraction=ExtractionOptions(box=1.2))
+    clean = Purifier(Ball(0.5), options=options)(cloud, num_points=333)
+    assert isinstance(clean, np.ndarray) and clean.shape == (333, 3) and clean.dtype == np.float64
+    radius = np.linalg.norm(clean - (cloud.min(0) + cloud.max(0)) / 2, axis=1)
+    np.testing.assert_allclose(radius, 5.0, rtol=0.02)
+
+
+def test_offset_is_taken_back_along_the_normals() -> None:
+    normal = np.random.default_rng(0).normal(size=(800, 3))
+    cloud = normal / np.linalg.norm(normal, axis=1, keepdims=True)
+    purifier = Purifier(Ball(0.52), options=SurfaceOptions(offset=0.02, repair=None))
+    radius = np.linalg.norm(purifier(cloud) - (cloud.min(0) + cloud.max(0)) / 2, axis=1)
+    np.testing.assert_allclose(radius, 1.0, rtol=0.02)
+
+
+@pytest.mark.parametrize("method", ["onet-mesh", "sor", "srs"])
+def test_kinds_shapes_and_counts(chairs: np.ndarray, method: str) -> None:
+    before = chairs.copy()
+    one = purify(chairs[0], method)
+    batch = purify(torch.from_numpy(chairs), method, num_points=100)
+    many = purify([chairs[0], chairs[1][:300]], method)
+    assert isinstance(one, np.ndarray) and one.shape == (512, 3) and one.dtype == np.float32
+    assert isinstance(batch, Tensor) and batch.shape == (3, 100, 3)
+    assert [cloud.shape for cloud in many] == [(512, 3), (300, 3)]
+    assert np.isfinite(one).all()
+    np.testing.assert_array_equal(chairs, before)
+
+
+@pytest.mark.parametrize("method", ["onet-mesh", "sor", "srs"])
+def test_results_do_not_depend_on_the_batch(chairs: np.ndarray, method: str) -> None:
+    together = purify(chairs, method, batch_size=3)
+    apart = np.concatenate([purify(chairs[i : i + 1], method) for i in range(3)])
+    uneven = purify(list(chairs), method, batch_size=2)
+    np.testing.assert_allclose(together, apart, atol=1e-4)
+    np.testing.assert_allclose(together, np.stack(uneven), atol=1e-4)
+
+
+def test_seeds(chairs: np.ndarray) -> None:
+    first, again, other = (purify(chairs[0], seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    state = torch.get_rng_state()
+    purify(chairs[0], seed=5)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1e-6, 0.0), (1e6, 0.0), (3.0, 1e3), (1.0, -50.0)])
+def test_equivariant_to_translation_and_scale(chairs: np.ndarray, scale: float, shift: float) -> None:
+    cloud = chairs[0].astype(np.float64)
+    moved = purify(cloud * scale + shift)
+    np.testing.assert_allclose((moved - shift) / scale, purify(cloud), atol=2e-3)
+
+
+def test_duplicates_planes_and_few_points_work(chairs: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    duplicated = np.concatenate([chairs[0]] * 2)
+    plane = np.c_[rng.uniform(-1, 1, (200, 2)), np.zeros(200)]
+    few = chairs[0][:: 512 // 16][:16]
+    for cloud in (duplicated, plane, few):
+        clean = purify(cloud)
+        assert clean.shape == cloud.shape and np.isfinite(clean).all()
+
+
+def test_without_a_surface_the_filtered_input_is_resampled(
+    chairs: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    purifier = Purifier(Ball(-1.0))
+    with caplog.at_level(logging.WARNING, "ifdefense"):
+        (trace,) = purifier.trace(chairs[0], num_points=700)
+    assert "no surface" in caplog.text
+    assert trace.fallback == "the network yields no surface" and trace.mesh is None and trace.repaired is None
+    assert trace.purified.shape == (700, 3)
+    assert {tuple(p) for p in trace.purified} == {tuple(p) for p in trace.kept}
+
+
+def test_trace_tells_every_stage_in_the_caller_s_frame(purifier: Purifier, chairs: np.ndarray) -> None:
+    cloud = chairs[0] * 4 + 10
+    (trace,) = purifier.trace(cloud)
+    np.testing.assert_array_equal(trace.points, cloud)
+    assert trace.kept_mask.shape == (512,) and 300 < trace.kept_mask.sum() <= 512
+    assert trace.mesh is not None and trace.repaired is not None and trace.fallback is None
+    assert trace.score is not None and trace.score.shape == (len(trace.mesh.vertices),) == trace.mask.shape  # type: ignore[union-attr]
+    for mesh in (trace.mesh, trace.repaired):
+        assert mesh.is_watertight and mesh.volume > 0
+        assert np.abs(mesh.vertices.mean(0) - cloud.mean(0)).max() < 2
+    assert set(trace.seconds) == {"outliers", "implicit function", "field to mesh", "mesh repair", "resampling"}
+    np.testing.assert_array_equal(trace.purified, purifier(cloud))
+
+
+def test_outliers_do_not_reach_the_result(purifier: Purifier, chairs: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    attacked = np.concatenate([chairs[0], rng.uniform(-1.5, 1.5, (20, 3)).astype(np.float32)])
+    clean = purifier(attacked, num_points=512)
+    assert nearest(clean, chairs[0]).max() < 0.35 < nearest(attacked, chairs[0]).max()
+
+
+def test_sor_and_srs_keep_points_of_the_input(chairs: np.ndarray) -> None:
+    for method, least in (("sor", 400), ("srs", 262)):
+        clean = purify(chairs[0], method)
+        assert {tuple(p) for p in clean} <= {tuple(p) for p in chairs[0]}
+        assert len({tuple(p) for p in clean}) >= least
+
+
+def test_defended_is_a_classifier_of_purified_clouds(purifier: Purifier, chairs: np.ndarray) -> None:
+    class Extent(nn.Module):
+        def forward(self, points: Tensor) -> Tensor:
+            return points.amax(1) - points.amin(1)
+
+    points = torch.from_numpy(chairs)
+    plain = Defended(Extent(), purifier, num_points=128, normalise=False, seed=3)
+    torch.testing.assert_close(plain(points), Extent()(purifier(points, 128, 3)))
+    defended = Defended(Extent(), purifier, num_points=128, seed=3)
+    torch.testing.assert_close(defended(points), Extent()(to_unit_sphere(purifier(points, 128, 3))))
+    assert not defended(points.requires_grad_()).requires_grad
+
+
+def test_double_and_half_precision_come_back(chairs: np.ndarray) -> None:
+    for dtype in (torch.float16, torch.float64):
+        assert purify(torch.from_numpy(chairs).to(dtype)).dtype == dtype
+
+
+ERRORS = {
+    "method": (lambda c: purify(c, "onet"), "unknown method 'onet'; there are onet-mesh, sor, srs"),
+    "count": (lambda c: purify(c, num_points=0), "num_points must be at least 1, got 0"),
+    "batch": (lambda c: purify(c, batch_size=0), "batch_size must be at least 1, got 0"),
+    "cloud": (lambda c: purify([c[0], c[1] * np.nan]), "cloud 1 has 512 points with NaN"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(chairs: np.ndarray, name: str) -> None:
+    call, message = ERRORS[name]
+    with pytest.raises(ValueError, match=message):
+        call(chairs)
