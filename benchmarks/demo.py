@@ -157,7 +157,9 @@ def defend(victim: nn.Module, attacked: Attacked) -> dict[str, Outcome]:
         traces = purifier.trace(attacked.points)
         seconds = time.perf_counter() - start
         purified = torch.from_numpy(np.stack([trace.purified for trace in traces]))
-        outcomes[method] = Outcome(read(victim, purified), seconds, traces)
+        # A new surface has a new mean; the victim has learnt from clouds whose mean is 0.
+        seen = purified if purifier.network is None else normalise(purified)
+        outcomes[method] = Outcome(read(victim, seen), seconds, traces)
     return outcomes
 
 

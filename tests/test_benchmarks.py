@@ -101,6 +101,24 @@ def test_tables_are_filled_between_their_markers(tmp_path: Path) -> None:
     assert tables.fill(filled, tmp_path) == filled
 
 
+def test_accuracy_table_has_the_published_figure_beside_ours(tmp_path: Path) -> None:
+    figure = {"accuracy": 86.5, "standard_error": 1.7}
+    result = {
+        "settings": {"split": "test", "clouds": 400, "seed": 0, "cw_searches": 3, "cw_iterations": 80},
+        "attacks": {"none": None, "drop-200": "SaliencyDrop(200)"},
+        "rows": [
+            {"victim": "pointnet", "defence": "onet-mesh", "figures": {"none": figure, "drop-200": figure}}
+        ],
+    }
+    (tmp_path / "accuracy.json").write_text(json.dumps(result))
+    filled = tables.fill("<!-- table accuracy -->\n<!-- end -->\n", tmp_path)
+    (row,) = (line for line in filled.splitlines() if line.startswith("| onet-mesh"))
+    assert "86.5 (84.0)" in row
+    assert "86.5 (66.9)" in row
+    assert "3 × 80" in filled
+    assert "at most 1.7" in filled
+
+
 def test_unknown_table(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no table 'magic'"):
         tables.fill("<!-- table magic -->\n<!-- end -->", tmp_path)
