@@ -53,8 +53,8 @@ def accuracy(result: Result) -> str:
     errors = [figure["standard_error"] for row in result["rows"] for figure in row["figures"].values()]
     caption = (
         f"Accuracy in %, {settings['clouds']} {settings['split']} clouds of ModelNet40 drawn in proportion "
-        f"to the classes (seed {settings['seed']}; names and targets are in the JSON), standard error at most "
-        f"{max(errors):.1f}. In brackets IF-Defense's figure, table 2, where there is one: all 2,468 clouds, "
+        f"to the classes (seed {settings['seed']}; names and targets are in the JSON), standard error at "
+        f"most {max(errors):.1f}. In brackets IF-Defense's figure, table 2, where there is one: all 2,468 clouds, "
         "each row with a classifier trained for that defence, Perturb with 10 × 500 iterations. Ours had "
         f"{settings['cw_searches']} × {settings['cw_iterations']}; the published setting is the default of "
         "`attacks.Perturb`."
