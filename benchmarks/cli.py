@@ -11,6 +11,10 @@ from ifdefense.cli import LazyGroup
 COMMANDS = {
     "accuracy": ("benchmarks.accuracy:accuracy", "Accuracy under attack, with and without defences."),
     "demo": ("benchmarks.demo:demo", "Attack a classifier, purify, classify again."),
+    "purified-set": (
+        "benchmarks.purified_set:purified_set",
+        "Purified copies of clouds, for hybrid training.",
+    ),
     "purify-speed": ("benchmarks.purify_speed:purify_speed", "Time and memory of purify, stages apart."),
 }
 

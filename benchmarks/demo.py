@@ -16,10 +16,10 @@ from tqdm import tqdm
 import attacks
 import classifiers
 from benchmarks import record
-from classifiers.train import normalise
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.formats import replacing
 from ifdefense.data.procedural import make_dataset
+from ifdefense.frame import to_unit_sphere
 from ifdefense.purifier import METHODS, Purifier, Trace
 from ifdefense.report import Case, Reading, Table, render_html, render_png
 
@@ -115,7 +115,7 @@ def demo(quick: bool, output: Path, force: bool) -> None:
     clouds = make_dataset(effort.per_class, seed=SEED)
     victim = classifiers.load(CLASSIFIER).eval()
     labels = torch.from_numpy(clouds.labels)
-    clean = normalise(torch.from_numpy(clouds.points))
+    clean = to_unit_sphere(torch.from_numpy(clouds.points))
     click.echo(f"{len(clouds)} clouds of {len(clouds.classes)} classes, classifier {CLASSIFIER}")
     rounds = list(attack(victim, clean, labels, len(clouds.classes), effort))
     outcomes = {each.name: defend(victim, each) for each in tqdm(rounds, desc="defend", disable=None)}
@@ -158,7 +158,7 @@ def defend(victim: nn.Module, attacked: Attacked) -> dict[str, Outcome]:
         seconds = time.perf_counter() - start
         purified = torch.from_numpy(np.stack([trace.purified for trace in traces]))
         # A new surface has a new mean; the victim has learnt from clouds whose mean is 0.
-        seen = purified if purifier.network is None else normalise(purified)
+        seen = purified if purifier.network is None else to_unit_sphere(purified)
         outcomes[method] = Outcome(read(victim, seen), seconds, traces)
     return outcomes
 
