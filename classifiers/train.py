@@ -71,10 +71,11 @@ class Options:
 
     def points_at(self, epoch: int) -> int:
         """Points a cloud in an epoch, counted from 0."""
+        end = 0
         for points, epochs in self.schedule:
-            if epoch < epochs:
+            end += epochs
+            if epoch < end:
                 return points
-            epoch -= epochs
         raise ValueError(f"epoch {epoch} lies after the schedule")
 
 
