@@ -1,16 +1,16 @@
 """Removal of anomalous deformation from a reconstructed surface.
 
-An attack leaves blobs, spikes, bumps and bridges on the surface that a network reconstructs. Two signs together
-tell them from legs, wings, handles and edges: they bulge out of a smooth version of the surface, and the input
-points hardly support them. Either sign alone is common on clean shapes: legs bulge as well, and where points were
-dropped nothing is supported.
+An attack leaves blobs, spikes, bumps and bridges on the surface that a network reconstructs. Two signs
+together tell them from legs, wings, handles and edges: they bulge out of a smooth version of the surface, and
+the density of input points on them is a robust outlier. Either sign alone is common on clean shapes: legs
+bulge as well, and where points were dropped nothing is supported.
 
-Both signs come from a random walk on the mesh, a discrete heat flow (Crane et al., 2013,
-https://arxiv.org/abs/1204.6216): the walk averages positions into a smooth surface, and it spreads area and input
-points alike, which makes their ratio a density of points *along* the surface, undisturbed by other sheets nearby.
-What is found is cut off where it bridges two parts, and laid into a smooth patch with its surroundings fixed, the
-minimum of the bi-Laplacian energy (Botsch and Kobbelt, 2004, https://doi.org/10.1145/1015706.1015772). Components
-that float without support are removed. A watertight mesh stays watertight.
+Both signs come from a random walk on the mesh, a discrete heat flow. The walk averages positions into a
+smooth surface (Taubin, 1995, https://doi.org/10.1145/218380.218473), and it spreads area and input points
+alike, so that their ratio is a density *along* the surface, undisturbed by other sheets nearby. A region
+found is cut off where it bridges two parts, and laid into a smooth patch with its surroundings fixed, the
+minimum of the bi-Laplacian energy (Botsch and Kobbelt, 2004, https://doi.org/10.1145/1015706.1015772).
+Components that float without support are removed. A watertight mesh stays watertight.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ifdefense.mesh import Doubles, Floats, Ints, Mesh
+from ifdefense.mesh import Doubles, Floats, Ints, Mesh, norms
 
 Mask = NDArray[np.bool_]
 Graph = Any  # scipy.sparse.csr_array, imported where it is needed
@@ -30,32 +30,35 @@ Graph = Any  # scipy.sparse.csr_array, imported where it is needed
 
 @dataclass(frozen=True)
 class RepairOptions:
-    """What counts as an anomaly. Lengths are in the unit-cube frame.
+    """What counts as an anomaly. Lengths and areas are in the unit-cube frame.
 
     Args:
-        radius: scale of an anomaly: the surface is smoothed over this distance to see what bulges out of it, and
-            points support the surface within half of it.
-        height: least displacement from the smooth surface that can be an anomaly.
-        outlier: least displacement in robust standard deviations (1.4826 median absolute deviations) of the shape.
-        min_support: least density of input points, as a fraction of the shape's median, that keeps a bulge.
-        max_area: a larger region is left alone: it is a part that the network restored, not an anomaly.
+        radius: scale of an anomaly. The surface is smoothed over this distance to see what bulges out of it,
+            and support is averaged over half of it.
+        height: least displacement out of the smooth surface.
+        min_support: the density of input points, as a fraction of the shape's median, under which a bulge is
+            not supported; the same fraction of the expected points decides for floating components.
+        outlier: robust standard deviations (1.4826 median absolute deviations) by which the density must fall
+            below its median as well: where points lie unevenly all over the shape, little is called
+            unsupported.
+        max_area: a larger unsupported bulge is a part that the network restored, and is left alone.
 
     Raises:
-        ValueError: a value that is not positive, or a support above 1.
+        ValueError: a value that is not positive, or a support of 1 or more.
     """
 
-    radius: float = 0.08
-    height: float = 0.02
-    outlier: float = 2.0
+    radius: float = 0.12
+    height: float = 0.015
     min_support: float = 0.3
-    max_area: float = 0.15
+    outlier: float = 3.5
+    max_area: float = 0.06
 
     def __post_init__(self) -> None:
         for name in ("radius", "height", "outlier", "min_support", "max_area"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.min_support > 1:
-            raise ValueError(f"min_support is a fraction of the median, at most 1, got {self.min_support}")
+        if self.min_support >= 1:
+            raise ValueError(f"min_support is a fraction below 1, got {self.min_support}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +91,8 @@ def repair_mesh(mesh: Mesh, evidence: ArrayLike, options: RepairOptions = Repair
         options: scales and thresholds.
 
     Returns:
-        The repaired mesh, watertight if the input is, with a score and mask over the vertices of the input. A mesh
-        without faces comes back as it is.
+        The repaired mesh, watertight if the input is, with a score and mask over the vertices of the input. A
+        mesh without faces comes back as it is.
 
     Raises:
         ValueError: evidence that is not (K, 3), empty, or not finite.
@@ -102,21 +105,29 @@ def repair_mesh(mesh: Mesh, evidence: ArrayLike, options: RepairOptions = Repair
     if mesh.is_empty:
         return Repair(mesh, np.zeros(0, np.float32), np.zeros(0, bool), 0, 0, 0.0)
     surface = _Surface(mesh)
-    support = _support(surface, points, options)
+    counts = _nearest_counts(surface, points, options)
+    support = _support(surface, counts, options)
     bulge = _bulge(surface, options)
-    lack = (1 - support) / (1 - options.min_support)
-    score = np.clip(np.minimum(bulge, lack), 0, None)
-    floating, removed = _floating(surface, points, options)
+    score = np.clip(np.minimum(bulge, _lack(support, options)), 0, None)
+    floating, removed = _floating(surface, counts, options)
     score[floating] = np.maximum(score[floating], 1)
-    regions = _regions(surface, (score >= 1) & ~floating, (support < _SOFT) & ~floating, options)
-    rebuilt = _rebuilt(mesh, regions, floating)
-    mask = floating | (regions >= 0)
-    area = float(mesh.face_areas()[mask[mesh.faces].any(axis=1)].sum())
-    return Repair(rebuilt, score.astype(np.float32), mask, removed, int(regions.max(initial=-1)) + 1, area)
+    core = (score >= 1) & ~floating
+    grown = _grown(surface, core, bulge, support < _SOFT, options)
+    regions = _regions(surface, core, grown, options)
+    free = _dilated(surface.graph, regions >= 0, 2)
+    mask = floating | free
+    return Repair(
+        mesh=_rebuilt(mesh, regions, free, floating),
+        score=score.astype(np.float32),
+        mask=mask,
+        removed_components=removed,
+        rebuilt_regions=int(regions.max()) + 1,
+        removed_area=float(surface.areas[mask].sum()),
+    )
 
 
-# Beside a region without support, support fades in over its averaging distance: about half where the region ends.
-_SOFT = 0.6
+# Support is an average, so it fades in around an anomaly; below this most of it lacks.
+_SOFT = 0.5
 
 
 class _Surface:
@@ -127,32 +138,32 @@ class _Surface:
         self.positions = mesh.vertices.astype(np.float64)
         size = len(self.positions)
         self.areas = np.bincount(mesh.faces.T.ravel(), np.tile(mesh.face_areas() / 3, 3), size)
-        self.graph = _graph(mesh)
+        self.graph = _graph(mesh.faces, size)
         degrees = np.maximum(self.graph.sum(axis=0), 1)
-        self.walk = self.graph.copy()  # columns sum to 1: mass at a vertex goes to its neighbours in equal parts
+        self.walk = self.graph.copy()  # columns sum to 1: mass goes to the neighbours in equal parts
         self.walk.data = self.walk.data / degrees[self.walk.indices]
         ends = self.positions[mesh.faces]
         self.step = float(np.sqrt(((ends - ends[:, [1, 2, 0]]) ** 2).sum(axis=-1).mean()))
 
     def spread(self, columns: Doubles, distance: float) -> Doubles:
-        """Mass (V, C) after a random walk whose standard deviation in each tangent direction is ``distance``."""
+        """Mass (V, C) after a random walk of standard deviation ``distance`` in each tangent direction."""
         return _walked(self.walk, columns, max(1, round(2 * (distance / self.step) ** 2)))
 
 
-def _graph(mesh: Mesh) -> Graph:
+def _graph(faces: Ints, size: int) -> Graph:
     """Adjacency of the vertices, symmetric; the weight is the number of faces at the edge."""
     from scipy.sparse import csr_array
 
-    start, stop = mesh.faces.T.ravel(), mesh.faces[:, [1, 2, 0]].T.ravel()
+    start, stop = faces.T.ravel(), faces[:, [1, 2, 0]].T.ravel()
     rows, columns = np.concatenate([start, stop]), np.concatenate([stop, start])
-    return csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(mesh.vertices),) * 2)
+    return csr_array((np.ones(len(rows)), (rows, columns)), shape=(size, size))
 
 
 def _walked(walk: Graph, columns: Doubles, steps: int) -> Doubles:
     """``walk ** steps @ columns`` in about ``2.5 * sqrt(steps)`` products.
 
     The power is expanded in Chebyshev polynomials, whose weights are binomial and soon vanish (Sachdeva and
-    Vishnoi, 2014, https://doi.org/10.1561/0400000065, theorem 3.3); the weights kept sum to 1, so mass is kept.
+    Vishnoi, 2014, https://doi.org/10.1561/0400000065, chapter 3); those kept sum to 1, so mass is kept.
     """
     degree = min(steps, math.ceil(2.5 * math.sqrt(steps)))
     weights = np.array([_chebyshev_weight(steps, j) for j in range(degree + 1)])
@@ -169,77 +180,96 @@ def _chebyshev_weight(power: int, degree: int) -> float:
     """Coefficient of the Chebyshev polynomial of ``degree`` in the monomial of ``power``."""
     if (power - degree) % 2:
         return 0.0
-    share = math.comb(power, (power - degree) // 2) / 2**power
-    return share if degree == 0 else 2 * share
+    paths = math.comb(power, (power - degree) // 2) * (1 if degree == 0 else 2)
+    return float(paths / 2**power)
 
 
-def _nearest_vertices(surface: _Surface, points: Doubles, options: RepairOptions) -> Doubles:
-    """Points that each vertex is the nearest one of, (V,); points farther than the radius support nothing."""
+def _nearest_counts(surface: _Surface, points: Doubles, options: RepairOptions) -> Doubles:
+    """Points that each vertex is the nearest one of, (V,); points beyond the radius support nothing."""
     from scipy.spatial import cKDTree
 
-    distance, index = cKDTree(surface.positions).query(points)
-    return np.bincount(index[distance < options.radius], minlength=len(surface.positions)).astype(np.float64)
+    size = len(surface.positions)
+    # Beyond the bound the index is `size`: one more bin, cut off.
+    _, index = cKDTree(surface.positions).query(points, distance_upper_bound=options.radius)
+    return np.bincount(index, minlength=size + 1)[:size].astype(np.float64)
 
 
-def _support(surface: _Surface, points: Doubles, options: RepairOptions) -> Doubles:
+def _support(surface: _Surface, counts: Doubles, options: RepairOptions) -> Doubles:
     """Density of input points along the surface around each vertex, 1 at the shape's median, (V,)."""
-    counts = _nearest_vertices(surface, points, options)
-    mass = np.stack([counts, surface.areas], axis=1)
-    mass = surface.spread(mass, options.radius / 4)
+    near, wide = options.radius / 4, options.radius / 2
+    mass = surface.spread(np.stack([counts, surface.areas], axis=1), near)
     density = np.median(mass[:, 0] / mass[:, 1])
     if not density > 0:
         return np.ones(len(mass))  # too few points to say anything
     # A cluster supports the place where it lies, not the empty surface around it.
     mass[:, 0] = np.minimum(mass[:, 0], density * mass[:, 1])
-    mass = surface.spread(mass, options.radius * math.sqrt(1 / 4 - 1 / 16))
+    mass = surface.spread(mass, math.sqrt(wide**2 - near**2))
     ratio = mass[:, 0] / mass[:, 1]
     return np.asarray(ratio / np.median(ratio))
 
 
+def _lack(support: Doubles, options: RepairOptions) -> Doubles:
+    """Missing support, 1 at the least that is both too little and an outlier of the shape, (V,)."""
+    deviation = 1.4826 * float(np.median(np.abs(support - 1)))
+    return (1 - support) / max(1 - options.min_support, options.outlier * deviation)
+
+
 def _bulge(surface: _Surface, options: RepairOptions) -> Doubles:
-    """Outward displacement of each vertex from the smooth surface, 1 at the least that is an outlier, (V,)."""
-    mass = surface.spread(surface.areas[:, None] * np.insert(surface.positions, 0, 1, axis=1), options.radius)
+    """Outward displacement of each vertex from the smooth surface, 1 at the least height, (V,)."""
+    moments = surface.areas[:, None] * np.insert(surface.positions, 0, 1, axis=1)
+    mass = surface.spread(moments, options.radius)
     offset = surface.positions - mass[:, 1:] / mass[:, :1]
     displacement = np.einsum("ij,ij->i", offset, surface.mesh.vertex_normals())
-    middle = np.median(displacement)
-    deviation = 1.4826 * np.median(np.abs(displacement - middle))
-    return np.asarray(displacement / max(options.height, middle + options.outlier * deviation))
+    return np.asarray(displacement / options.height)
 
 
-def _floating(surface: _Surface, points: Doubles, options: RepairOptions) -> tuple[Mask, int]:
+def _floating(surface: _Surface, counts: Doubles, options: RepairOptions) -> tuple[Mask, int]:
     """Vertices of components without support, (V,), and the number of these components."""
     from scipy.sparse.csgraph import connected_components
 
     number, label = connected_components(surface.graph, directed=False)
-    counts = np.bincount(label, _nearest_vertices(surface, points, options), number)
+    found = np.bincount(label, counts, number)
     areas = np.bincount(label, surface.areas, number)
-    expected = counts.sum() * areas / areas.sum()
-    # One more than expected in the denominator: a speck has to show a point before it is believed.
-    unsupported = counts / (expected + 1) < options.min_support
-    unsupported[np.argmax(counts)] = False
+    expected = found.sum() * areas / areas.sum()
+    # One more than expected: a speck has to show a point before it is believed.
+    unsupported = found < options.min_support * (expected + 1)
+    unsupported[np.lexsort((areas, found))[-1]] = False  # something is always left
     return unsupported[label], int(unsupported.sum())
 
 
-def _regions(surface: _Surface, core: Mask, soft: Mask, options: RepairOptions) -> Ints:
-    """Label of the region each vertex belongs to, -1 for none, (V,).
+def _grown(surface: _Surface, core: Mask, bulge: Doubles, soft: Mask, options: RepairOptions) -> Mask:
+    """The core grown to the foot of its anomaly, (V,).
 
-    A region grows from its core through softly supported surface, as far as the radius; it takes in small islands
-    that it surrounds (the few points an anomaly is made of) and a margin to lay the patch smoothly.
+    It spreads, by the radius at most, over surface without much support, and downhill: to a neighbour that
+    bulges less but still bulges. On the flank of a spike this leads to its foot, where the surface is hollow,
+    and no farther; the level side of a leg, supported, does not lead away. Small islands left inside are
+    taken in: they are the few points that an anomaly is made of.
     """
-    labels = np.full(len(core), -1, dtype=np.int64)
-    if not core.any():
-        return labels
-    region = core
-    for _ in range(math.ceil(options.radius / surface.step)):
-        region = region | (soft & (surface.graph @ region > 0))
+    graph = surface.graph
+    start, stop = np.repeat(np.arange(len(core)), np.diff(graph.indptr)), graph.indices
+    leads = soft[stop] | ((bulge[stop] < bulge[start]) & (bulge[stop] > 0))
+    start, stop = start[leads], stop[leads]
+    region = core.copy()
+    for _ in range(math.ceil(options.radius / surface.step) if core.any() else 0):
+        region[stop[region[start]]] = True
     islands, areas = _pieces(surface, ~region)
-    region = region | ((islands >= 0) & (areas[islands] < math.pi * options.radius**2))
-    for _ in range(2):
-        region = region | (surface.graph @ region > 0)
-    pieces, areas = _pieces(surface, region)
-    kept = areas <= options.max_area
+    return region | ((islands >= 0) & (areas[islands] < math.pi * (options.radius / 2) ** 2) & region.any())
+
+
+def _regions(surface: _Surface, core: Mask, grown: Mask, options: RepairOptions) -> Ints:
+    """Label of the region each vertex belongs to, (V,), -1 for none and where the core is too large."""
+    pieces, areas = _pieces(surface, grown)
+    cores = np.bincount(pieces[core], surface.areas[core], len(areas))
+    kept = cores <= options.max_area
     numbered = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)
     return np.asarray(numbered[pieces])
+
+
+def _dilated(graph: Graph, mask: Mask, rings: int) -> Mask:
+    """The masked vertices and their neighbours, several times."""
+    for _ in range(rings):
+        mask = mask | (graph @ mask > 0)
+    return mask
 
 
 def _pieces(surface: _Surface, mask: Mask) -> tuple[Ints, Doubles]:
@@ -250,45 +280,54 @@ def _pieces(surface: _Surface, mask: Mask) -> tuple[Ints, Doubles]:
     number, label = connected_components(surface.graph[inside][:, inside], directed=False)
     labels = np.full(len(mask), -1, dtype=np.int64)
     labels[inside] = label
-    return labels, np.bincount(label, surface.areas[inside], number)
+    return labels, np.bincount(label, surface.areas[inside], number).astype(np.float64)
 
 
-def _rebuilt(mesh: Mesh, regions: Ints, floating: Mask) -> Mesh:
-    """The mesh without floating components, bridges cut, every region laid into a smooth patch."""
-    faces = mesh.faces[~floating[mesh.faces[:, 0]]]
-    vertices, free = mesh.vertices.astype(np.float64), regions >= 0
+def _rebuilt(mesh: Mesh, regions: Ints, free: Mask, floating: Mask) -> Mesh:
+    """The mesh without floating components, every region cut off and closed, patch and rim smoothed."""
+    vertices, faces = mesh.vertices.astype(np.float64), mesh.faces[~floating[mesh.faces[:, 0]]]
     if free.any():
-        vertices, faces, free = _bridges_cut(vertices, faces, regions)
-        vertices = _faired(Mesh(vertices.astype(np.float32), faces), free)
-    return _compacted(vertices, faces)
+        step = float(np.median(norms(vertices[faces[:, 0]] - vertices[faces[:, 1]])))
+        vertices, faces = _cut_off(vertices, faces, regions, step)
+        free = np.append(free, np.ones(len(vertices) - len(free), bool))
+        vertices = _faired(vertices, faces, free)
+    used = np.zeros(len(vertices), bool)
+    used[faces] = True
+    return Mesh(vertices[used].astype(np.float32), (np.cumsum(used) - 1)[faces])
 
 
-def _bridges_cut(vertices: Doubles, faces: Ints, regions: Ints) -> tuple[Doubles, Ints, Mask]:
-    """Cut off the regions that have several boundary loops, and close each loop by a fan.
-
-    Returns:
-        Vertices, faces and the vertices that are free to move: all of a region.
-    """
+def _cut_off(vertices: Doubles, faces: Ints, regions: Ints, step: float) -> tuple[Doubles, Ints]:
+    """Vertices and faces with the faces inside each region replaced by caps on its boundary loops."""
     label = regions[faces]
     within = np.where((label == label[:, :1]).all(axis=1), label[:, 0], -1)  # (F,) region a face lies in
-    keep = np.ones(len(faces), bool)
-    fans, centres = [], []
     for region in range(int(regions.max()) + 1):
         loops = _boundary_loops(faces[within == region])
-        if len(loops) < 2:
-            continue
-        keep[within == region] = False
+        if not loops:
+            continue  # a closed component: to cut it off would leave nothing
+        faces, within = faces[within != region], within[within != region]
         for loop in loops:
-            centre = np.full(len(loop), len(vertices) + len(centres))
-            fans.append(np.stack([loop, np.roll(loop, -1), centre], axis=1))
-            centres.append(vertices[loop].mean(axis=0))
-    vertices = np.concatenate([vertices, np.reshape(centres, (-1, 3))])
-    free = np.append(regions >= 0, np.ones(len(centres), bool))
-    return vertices, np.concatenate([faces[keep], *fans]), free
+            added, cap = _cap(vertices[loop], loop, len(vertices), step)
+            vertices, faces = np.concatenate([vertices, added]), np.concatenate([faces, cap])
+            within = np.append(within, np.full(len(cap), -1))
+    return vertices, faces
+
+
+def _cap(corners: Doubles, loop: Ints, first: int, step: float) -> tuple[Doubles, Ints]:
+    """New vertices, numbered from ``first``, and faces that close a loop by rings about a step apart."""
+    size, centre = len(loop), corners.mean(axis=0)
+    rings = max(1, round(float(norms(corners - centre).mean()) / step))
+    shares = np.arange(1, rings)[:, None, None] / rings
+    added = np.concatenate([(corners + shares * (centre - corners)).reshape(-1, 3), centre[None]])
+    rows = np.concatenate([loop, first + np.arange((rings - 1) * size)]).reshape(rings, size)
+    turned = np.roll(rows, -1, axis=1)
+    last = np.full(size, first + len(added) - 1)
+    quads = [rows[:-1], turned[:-1], turned[1:], rows[:-1], turned[1:], rows[1:]]
+    sides = np.stack([part.ravel() for part in quads], axis=1).reshape(-1, 3)
+    return added, np.concatenate([sides, np.stack([rows[-1], turned[-1], last], axis=1)])
 
 
 def _boundary_loops(faces: Ints) -> list[Ints]:
-    """Simple closed loops of the edges that have a face on one side only, each in the direction of that face."""
+    """Simple closed loops of the edges with a face on one side only, each in the direction of that face."""
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     base = int(faces.max(initial=0)) + 1
     lone = ~np.isin(edges[:, 0] * base + edges[:, 1], edges[:, 1] * base + edges[:, 0])
@@ -314,29 +353,22 @@ def _boundary_loops(faces: Ints) -> list[Ints]:
     return loops
 
 
-def _faired(mesh: Mesh, free: Mask) -> Doubles:
+def _faired(vertices: Doubles, faces: Ints, free: Mask) -> Doubles:
     """Positions with the free vertices at the minimum of the bi-Laplacian energy, the others fixed."""
     from scipy.sparse import csr_array
     from scipy.sparse.linalg import splu
 
-    positions = mesh.vertices.astype(np.float64)
-    graph = _graph(mesh)
+    graph = _graph(faces, len(vertices))
     degrees = graph.sum(axis=1)
-    free = free & (degrees > 0)  # a vertex of what was cut off has no face any more
-    rows = np.flatnonzero(free | (graph @ free > 0))
+    free = free & (degrees > 0)  # what was cut off has no face any more
+    rows = np.flatnonzero(_dilated(graph, free, 1))
     neighbours = graph[rows]
     neighbours.data = neighbours.data / np.repeat(degrees[rows], np.diff(neighbours.indptr))
     selection = csr_array((np.ones(len(rows)), (np.arange(len(rows)), rows)), shape=neighbours.shape)
     laplacian = (selection - neighbours).tocsc()  # uniform weights: the slivers of marching cubes do no harm
     moving = laplacian[:, np.flatnonzero(free)]
-    constant = laplacian @ np.where(free[:, None], 0.0, positions)
+    constant = laplacian @ np.where(free[:, None], 0.0, vertices)
     solver = splu((moving.T @ moving).tocsc(), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True})
-    positions[free] = solver.solve(-(moving.T @ constant))
-    return positions
-
-
-def _compacted(vertices: Doubles, faces: Ints) -> Mesh:
-    """A mesh of the vertices that some face uses."""
-    used = np.zeros(len(vertices), bool)
-    used[faces] = True
-    return Mesh(vertices[used].astype(np.float32), (np.cumsum(used) - 1)[faces])
+    result = vertices.copy()
+    result[free] = solver.solve(-(moving.T @ constant))
+    return result
