@@ -25,11 +25,11 @@ from ifdefense.clouds import Clouds, unpack
 from ifdefense.extraction import ExtractionOptions, extract_meshes
 from ifdefense.frame import Frame, to_unit_sphere
 from ifdefense.implicit import OccupancyConfig, OccupancyNetwork
-from ifdefense.mesh import Mesh
+from ifdefense.mesh import Floats, Mesh
 from ifdefense.outliers import simple_random_sampling, statistical_outlier_removal
 from ifdefense.repair import Repair, RepairOptions, repair_mesh
 from ifdefense.resampling import Method as Resampling
-from ifdefense.resampling import resample
+from ifdefense.resampling import resample, resample_with_evidence
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,8 @@ class SurfaceOptions:
         extraction: field to mesh.
         repair: removal of anomalous deformation, ``None`` to leave the mesh as it is.
         resampling: how the mesh is sampled.
+        tolerance: input points within this distance of the surface stand in the result and samples of the mesh fill
+            in where there are none; ``None`` samples the mesh alone, as IF-Defense does.
     """
 
     points: int = 300
@@ -59,6 +61,7 @@ class SurfaceOptions:
     extraction: ExtractionOptions = ExtractionOptions(box=1.2)
     repair: RepairOptions | None = RepairOptions()
     resampling: Resampling = "farthest"
+    tolerance: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -269,15 +272,22 @@ class Purifier(nn.Module):
             group = [passage for passage in passages if passage.count == count]
             solid = [passage for passage in group if passage.mesh is not None and passage.fallback is None]
             if solid:
-                meshes = [_final_mesh(passage) for passage in solid]
-                samples = torch.from_numpy(
-                    resample(meshes, count, seed=seed, method=self.options.resampling, inset=self.options.offset)
-                )
-                for passage, points in zip(solid, samples, strict=True):
+                for passage, points in zip(solid, torch.from_numpy(self._points(solid, count, seed)), strict=True):
                     passage.purified = passage.frame.from_cube(points.to(passage.cloud.device), passage.cloud.dtype)
             for passage in group:
                 if passage.purified is None:
                     passage.purified = _refill(passage.cloud[passage.kept], count, seed)
+
+    def _points(self, passages: list[_Passage], count: int, seed: int) -> Floats:
+        """``(B, count, 3)`` points of the surfaces, unit cube."""
+        options = self.options
+        meshes = [_final_mesh(passage) for passage in passages]
+        if options.tolerance is None:
+            return resample(meshes, count, seed=seed, method=options.resampling, inset=options.offset)
+        evidence = [passage.evidence.cpu().numpy() for passage in passages]
+        return resample_with_evidence(
+            meshes, evidence, count, tolerance=options.tolerance, seed=seed, inset=options.offset
+        )
 
 
 def _final_mesh(passage: _Passage) -> Mesh:

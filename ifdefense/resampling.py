@@ -112,6 +112,62 @@ def resample_with_normals(
     return np.take_along_axis(points, kept[..., None], 1), np.take_along_axis(normals, kept[..., None], 1)
 
 
+def resample_with_evidence(
+    meshes: Sequence[Mesh],
+    evidence: Sequence[Floats],
+    num_points: int,
+    *,
+    tolerance: float,
+    seed: int = 0,
+    oversample: int = 4,
+    inset: float = 0.0,
+) -> Floats:
+    """Exactly ``num_points`` points a mesh: input points that the surface confirms, samples where it has none.
+
+    A network with one code for a whole cloud rebuilds its shape and loses its details. Input points within
+    ``tolerance`` of the surface carry those details and are kept; those farther away contradict the shape and are
+    left out; samples of the surface that lie farther than ``tolerance`` from every point kept restore what is
+    missing. Farthest-point sampling of the two together gives an even cloud.
+
+    Args:
+        meshes: B surfaces.
+        evidence: B arrays (K, 3) of input points, in the meshes' frame.
+        num_points: points a cloud.
+        tolerance: distance from the surface up to which a point is confirmed, in the meshes' unit.
+        seed: as for `resample`.
+        oversample: samples of the surface a point kept, at least 1.
+        inset: as for `resample`.
+
+    Returns:
+        (B, num_points, 3) float32 points in the meshes' frame.
+
+    Raises:
+        ValueError: as `resample`, or a tolerance that is not positive.
+    """
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be positive, got {tolerance}")
+    samples = resample(meshes, oversample * num_points, seed=seed, method="uniform", inset=inset)
+    unions = [_union(points, given, num_points, tolerance) for points, given in zip(samples, evidence, strict=True)]
+    size = max(len(union) for union in unions)
+    # Copies of the first point are at distance 0 from what is chosen: they fill the batch and are never taken.
+    padded = np.stack([np.concatenate([u, np.broadcast_to(u[:1], (size - len(u), 3))]) for u in unions])
+    kept = farthest_point_sampling(torch.from_numpy(padded), num_points).numpy()
+    return np.take_along_axis(padded, kept[..., None], 1)
+
+
+def _union(samples: Floats, evidence: Floats, count: int, tolerance: float) -> Floats:
+    """Confirmed evidence, and the samples that are far from it; at least ``count`` points."""
+    from scipy.spatial import cKDTree
+
+    confirmed = evidence[cKDTree(samples).query(evidence)[0] <= tolerance]
+    if not len(confirmed):
+        return samples
+    gap = cKDTree(confirmed).query(samples)[0]
+    order = np.argsort(-gap, kind="stable")
+    take = max(int((gap > tolerance).sum()), count - len(confirmed))
+    return np.concatenate([confirmed.astype(np.float32), samples[order[:take]]])
+
+
 def _poisson_disk(candidates: Floats, count: int, area: float) -> Ints:
     """Indices of ``count`` of the (M, 3) candidates, no two nearer than a radius as large as bisection finds.
 

@@ -9,7 +9,14 @@ from scipy.spatial import cKDTree
 from test_mesh import CORNERS, CUBE_FACES
 
 from ifdefense.mesh import Mesh
-from ifdefense.resampling import Method, _throw_darts, resample, resample_with_normals, sample_surface
+from ifdefense.resampling import (
+    Method,
+    _throw_darts,
+    resample,
+    resample_with_evidence,
+    resample_with_normals,
+    sample_surface,
+)
 
 METHODS: list[Method] = ["farthest", "uniform", "poisson"]
 
@@ -119,3 +126,50 @@ def test_errors_name_the_mesh() -> None:
         resample([box(1, 1, 1)], 0)
     with pytest.raises(ValueError, match="farthest, uniform or poisson, got 'grid'"):
         resample([box(1, 1, 1)], 10, method="grid")  # type: ignore[arg-type]
+
+
+def sphere(count: int, seed: int = 0) -> NDArray[np.float32]:
+    normal = np.random.default_rng(seed).normal(size=(count, 3))
+    return (0.5 * normal / np.linalg.norm(normal, axis=1, keepdims=True)).astype(np.float32)
+
+
+def ball() -> Mesh:
+    trimesh = pytest.importorskip("trimesh")
+    mesh = trimesh.creation.icosphere(subdivisions=4, radius=0.5)
+    return Mesh(np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.int64))
+
+
+def test_confirmed_points_are_kept_contradicting_ones_are_not() -> None:
+    on, off = sphere(300), 1.2 * sphere(40, seed=1)
+    points = resample_with_evidence([ball()], [np.concatenate([on, off])], 1500, tolerance=0.05)[0]
+    kept = {tuple(p) for p in points}
+    assert len({tuple(p) for p in on} & kept) > 200  # the others have a sample or a neighbour almost as far from the rest
+    assert not {tuple(p) for p in off} & kept
+    assert np.abs(np.linalg.norm(points, axis=1) - 0.5).max() < 0.01
+
+
+def test_the_surface_fills_in_where_points_are_missing() -> None:
+    half = sphere(1500)
+    half = half[half[:, 2] < 0]
+    points = resample_with_evidence([ball()], [half], 1000, tolerance=0.05)[0]
+    upper = points[points[:, 2] > 0.05]
+    assert len(upper) == pytest.approx(490, abs=60)  # 45% of the area, and random points pack worse than its samples
+    assert not {tuple(p) for p in upper} & {tuple(p) for p in half}
+
+
+def test_evidence_is_batched_exactly_and_always_gives_enough_points() -> None:
+    meshes = [ball(), box(1, 0.5, 0.2), ball()]
+    evidence = [sphere(500), sphere(500, 1)[:30], 3 * sphere(64)]  # confirmed, partly, not at all
+    together = resample_with_evidence(meshes, evidence, 600, tolerance=0.04)
+    for i, points in enumerate(together):
+        assert len(np.unique(points, axis=0)) == 600
+        alone = resample_with_evidence(meshes[i : i + 1], evidence[i : i + 1], 600, tolerance=0.04)[0]
+        np.testing.assert_array_equal(points, alone)
+    with pytest.raises(ValueError, match="tolerance must be positive, got 0"):
+        resample_with_evidence(meshes, evidence, 600, tolerance=0)
+
+
+def test_a_dense_confirmed_cloud_is_only_thinned() -> None:
+    dense = sphere(5000)
+    points = resample_with_evidence([ball()], [dense], 500, tolerance=0.05)[0]
+    assert {tuple(p) for p in points} <= {tuple(p) for p in dense}

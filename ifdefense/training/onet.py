@@ -57,6 +57,7 @@ def _collect(name: str, root: str | None, cache: Path, per_class: int, seed: int
 @click.option("--queries", default=TrainOptions.queries, show_default=True)
 @click.option("--rate", default=TrainOptions.rate, show_default=True, help="Learning rate of Muon.")
 @click.option("--rest", default=TrainOptions.rest, show_default=True, help="Learning rate of Adam.")
+@click.option("--decay", default=TrainOptions.decay, show_default=True, help="Share of the steps with a falling rate.")
 @click.option("--widths", nargs=3, type=int, default=(128, 256, 128), show_default=True, help="Encoder, code, decoder.")
 @click.option("--frequencies", default=5, show_default=True, help="Octaves of the positional encoding, 0 for none.")
 @click.option("--per-class", default=100, show_default=True, help="Procedural shapes a class.")
