@@ -223,7 +223,7 @@ class Run:
             if alignment is not None:
                 loss = loss + self.options.penalty * orthogonality_penalty(alignment)
             self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.optimiser.step()
             self.schedule.step()
             total += float(loss.detach())
@@ -257,7 +257,7 @@ class Run:
                 log.write(json.dumps(entry) + "\n")
             logger.info("%s", entry)
             self.epoch += 1
-            if scores.get("mean", -1.0) >= self.best["mean"]:
+            if scores and scores["mean"] >= self.best["mean"]:
                 self.best = scores | {"epoch": float(entry["epoch"])}
                 save_safetensors(self.model, self.folder / "best.safetensors")
             self._save()

@@ -15,7 +15,7 @@ from classifiers.pointnet import PointNet
 from classifiers.train import Clouds, Options, Run, accuracy, augment, clouds_from, normalise
 from ifdefense.data.procedural import CLASSES
 
-TINY = Options(schedule=((16, 2), (32, 2)), batch=8, rate=1e-3)
+TINY = Options(schedule=((8, 2), (32, 2)), batch=8, rate=1e-3)
 
 
 def blobs(count: int, seed: int) -> Clouds:
@@ -77,7 +77,7 @@ def test_a_run_does_not_go_on_with_other_settings(tmp_path: Path) -> None:
 
 def test_schedule_gives_the_points_of_each_epoch() -> None:
     assert TINY.epochs == 4
-    assert [TINY.points_at(epoch) for epoch in range(4)] == [16, 16, 32, 32]
+    assert [TINY.points_at(epoch) for epoch in range(4)] == [8, 8, 32, 32]
     with pytest.raises(ValueError, match="epoch 4 lies after the schedule"):
         TINY.points_at(4)
 
