@@ -76,13 +76,21 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path
     module.load_state_dict(dict(state))
 
 
+def _fits_half(value: Tensor) -> bool:
+    return value.is_floating_point() and bool(value.abs().max() <= torch.finfo(torch.float16).max)
+
+
 def save_safetensors(module: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a module's tensors with float16 in place of wider floats, in one step: a reader never sees half a file."""
+    """Writes a module's tensors with float16 in place of wider floats, in one step: a reader never sees half a file.
+
+    A tensor with values beyond the range of float16, such as the running variance of a deep residual path, keeps its
+    precision.
+    """
     from safetensors.torch import save
 
     path = Path(path)
     state = {
-        name: (value.half() if value.is_floating_point() else value).detach().cpu().contiguous()
+        name: (value.half() if _fits_half(value) else value).detach().cpu().contiguous()
         for name, value in module.state_dict().items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)

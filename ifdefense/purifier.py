@@ -44,6 +44,9 @@ OutlierFilter = Callable[[Tensor], Tensor]
 class SurfaceOptions:
     """How the surface is rebuilt; lengths in the unit-cube frame.
 
+    The published threshold of 0.2 belongs to networks trained on uniform queries; half of ours lie near the surface, where
+    every second one is inside, and 0.5 gives the smallest Chamfer distance on validation clouds.
+
     Attributes:
         points: points of a cloud that the encoder sees at once.
         views: disjoint subsets of that many points whose codes are averaged, as far as the cloud has them.
@@ -58,10 +61,10 @@ class SurfaceOptions:
     points: int = 300
     views: int = 3
     offset: float = 0.015
-    extraction: ExtractionOptions = ExtractionOptions(box=1.2)
+    extraction: ExtractionOptions = ExtractionOptions(box=1.2, threshold=0.5)
     repair: RepairOptions | None = RepairOptions()
     resampling: Resampling = "farthest"
-    tolerance: float | None = None
+    tolerance: float | None = 0.1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

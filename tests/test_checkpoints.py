@@ -93,3 +93,11 @@ def test_no_dict_of_tensors(tmp_path: Path, content: object) -> None:
 def test_unknown_shipped_weights_list_what_there_is() -> None:
     with pytest.raises(ValueError, match="no weights named 'nothing' are shipped with ifdefense; there are:"):
         shipped("ifdefense", "nothing")
+
+
+def test_values_beyond_half_precision_survive(tmp_path: Path) -> None:
+    module = make()
+    module[1].running_var.fill_(1e6)  # type: ignore[index,operator,union-attr]
+    save_safetensors(module, tmp_path / "w.safetensors")
+    state = load_state(tmp_path / "w.safetensors")
+    assert state["1.running_var"].tolist() == [1e6] * 4 and state["0.weight"].dtype == torch.float16

@@ -108,7 +108,7 @@ def _write_card(out: Path, run: Path, mix: dict[str, float], options: TrainOptio
         "",
         "Occupancy Network conditioned on point clouds (Mescheder et al., CVPR 2019), trained for this project.",
         "",
-        f"- command: `ifdefense {' '.join(sys.argv[1:])}`",
+        f"- command: `ifdefense train onet {' '.join(sys.argv[1 + (sys.argv[1:3] == ['train', 'onet']) * 2 :])}`",
         f"- data: {', '.join(f'{name} (weight {weight:g})' for name, weight in mix.items())}; {shapes} shapes",
         f"- widths: encoder {options.config.encoder}, code {options.config.code}, decoder {options.config.decoder};"
         f" {options.config.frequencies} octaves; {count:,} parameters, float16",
