@@ -30,7 +30,7 @@ Graph = Any  # scipy.sparse.csr_array, imported where it is needed
 
 @dataclass(frozen=True)
 class RepairOptions:
-    """What counts as an anomaly. Lengths and areas are in the unit-cube frame.
+    """What counts as an anomaly. Lengths are in the unit-cube frame.
 
     Args:
         radius: scale of an anomaly. The surface is smoothed over this distance to see what bulges out of it,
@@ -41,7 +41,8 @@ class RepairOptions:
         outlier: robust standard deviations (1.4826 median absolute deviations) by which the density must fall
             below its median as well: where points lie unevenly all over the shape, little is called
             unsupported.
-        max_area: a larger unsupported bulge is a part that the network restored, and is left alone.
+        max_share: an unsupported bulge with a larger share of the surface's area is a part that the network
+            restored where points are missing, and is left alone.
 
     Raises:
         ValueError: a value that is not positive, or a support of 1 or more.
@@ -51,10 +52,10 @@ class RepairOptions:
     height: float = 0.015
     min_support: float = 0.3
     outlier: float = 3.5
-    max_area: float = 0.06
+    max_share: float = 0.04
 
     def __post_init__(self) -> None:
-        for name in ("radius", "height", "outlier", "min_support", "max_area"):
+        for name in ("radius", "height", "outlier", "min_support", "max_share"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.min_support >= 1:
@@ -196,16 +197,15 @@ def _nearest_counts(surface: _Surface, points: Doubles, options: RepairOptions) 
 
 def _support(surface: _Surface, counts: Doubles, options: RepairOptions) -> Doubles:
     """Density of input points along the surface around each vertex, 1 at the shape's median, (V,)."""
-    near, wide = options.radius / 4, options.radius / 2
+    near, wide = options.radius / 8, options.radius / 2
+    density = counts.sum() / surface.areas.sum()
     mass = surface.spread(np.stack([counts, surface.areas], axis=1), near)
-    density = np.median(mass[:, 0] / mass[:, 1])
-    if not density > 0:
-        return np.ones(len(mass))  # too few points to say anything
     # A cluster supports the place where it lies, not the empty surface around it.
     mass[:, 0] = np.minimum(mass[:, 0], density * mass[:, 1])
     mass = surface.spread(mass, math.sqrt(wide**2 - near**2))
     ratio = mass[:, 0] / mass[:, 1]
-    return np.asarray(ratio / np.median(ratio))
+    median = np.median(ratio)
+    return np.asarray(ratio / median) if median > 0 else np.ones(len(ratio))  # else too few to say anything
 
 
 def _lack(support: Doubles, options: RepairOptions) -> Doubles:
@@ -241,13 +241,13 @@ def _grown(surface: _Surface, core: Mask, bulge: Doubles, soft: Mask, options: R
     """The core grown to the foot of its anomaly, (V,).
 
     It spreads, by the radius at most, over surface without much support, and downhill: to a neighbour that
-    bulges less but still bulges. On the flank of a spike this leads to its foot, where the surface is hollow,
-    and no farther; the level side of a leg, supported, does not lead away. Small islands left inside are
-    taken in: they are the few points that an anomaly is made of.
+    bulges less. From the flank of a spike this leads into the hollow around its foot and no farther; the side
+    of a leg, level and supported, does not lead away. Small islands left inside are taken in: they are the
+    few points that an anomaly is made of.
     """
     graph = surface.graph
     start, stop = np.repeat(np.arange(len(core)), np.diff(graph.indptr)), graph.indices
-    leads = soft[stop] | ((bulge[stop] < bulge[start]) & (bulge[stop] > 0))
+    leads = soft[stop] | (bulge[stop] < bulge[start])
     start, stop = start[leads], stop[leads]
     region = core.copy()
     for _ in range(math.ceil(options.radius / surface.step) if core.any() else 0):
@@ -260,7 +260,7 @@ def _regions(surface: _Surface, core: Mask, grown: Mask, options: RepairOptions)
     """Label of the region each vertex belongs to, (V,), -1 for none and where the core is too large."""
     pieces, areas = _pieces(surface, grown)
     cores = np.bincount(pieces[core], surface.areas[core], len(areas))
-    kept = cores <= options.max_area
+    kept = cores <= options.max_share * surface.areas.sum()
     numbered = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)
     return np.asarray(numbered[pieces])
 
