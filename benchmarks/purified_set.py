@@ -1,4 +1,4 @@
-"""``ifdefense-bench purified-set``: purified copies of ModelNet40 clouds, to train a classifier on both (hybrid)."""
+"""``ifdefense-bench purified-set``: purified copies of ModelNet40, for hybrid training."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ CHUNK = 64
 @click.option("--data", "root", type=click.Path(), help="Data folder; IFDEFENSE_DATA by default.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="npz to write.")
 @click.option("--limit", type=int, help="Clouds to purify, a random subset; all by default.")
-@click.option("--part", nargs=2, type=int, default=(0, 1), show_default=True, help="Share K of M, to run side by side.")
+@click.option(
+    "--part", nargs=2, type=int, default=(0, 1), show_default=True, help="Share K of M, to run side by side."
+)
 @click.option("--seed", default=0, show_default=True)
-def purified_set(split: str, root: str | None, out: Path, limit: int | None, part: tuple[int, int], seed: int) -> None:
+def purified_set(
+    split: str, root: str | None, out: Path, limit: int | None, part: tuple[int, int], seed: int
+) -> None:
     """Purifies clouds of a split with `onet-mesh`; an interrupted run goes on where it stopped."""
     clouds = load_modelnet40(root, split)  # type: ignore[arg-type]
     order = np.random.default_rng(seed).permutation(len(clouds.points))[:limit][part[0] :: part[1]]

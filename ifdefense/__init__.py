@@ -1,4 +1,4 @@
-"""Defends point-cloud classifiers against adversarial clouds by rebuilding the surface as an implicit function.
+"""Defends point-cloud classifiers by rebuilding the surface behind an attacked cloud.
 
 >>> from ifdefense import purify
 >>> clean = purify(points)  # (N, 3), (B, N, 3) or a list of clouds, NumPy or torch

@@ -1,4 +1,4 @@
-"""Reads weights, without ever running code that a file brings along, and writes them as half-precision safetensors."""
+"""Reads weights without ever running code that a file brings along; writes half-precision safetensors."""
 
 from __future__ import annotations
 
@@ -51,8 +51,14 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     for wrapper in WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} holds no dict of tensors, neither bare nor under one of {', '.join(WRAPPERS)}")
+    if (
+        not isinstance(state, Mapping)
+        or not state
+        or not all(isinstance(value, Tensor) for value in state.values())
+    ):
+        raise CheckpointError(
+            f"{path} holds no dict of tensors, neither bare nor under one of {', '.join(WRAPPERS)}"
+        )
     return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
@@ -72,7 +78,9 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path
             faults.append(f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}")
     if faults:
         shown = "; ".join(sorted(faults)[:8]) + ("; …" if len(faults) > 8 else "")
-        raise CheckpointError(f"{source} does not fit {type(module).__name__}: {len(faults)} tensors differ: {shown}")
+        raise CheckpointError(
+            f"{source} does not fit {type(module).__name__}: {len(faults)} tensors differ: {shown}"
+        )
     module.load_state_dict(dict(state))
 
 
@@ -81,10 +89,10 @@ def _fits_half(value: Tensor) -> bool:
 
 
 def save_safetensors(module: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a module's tensors with float16 in place of wider floats, in one step: a reader never sees half a file.
+    """Writes a module's tensors in one step, wider floats as float16: a reader never sees half a file.
 
-    A tensor with values beyond the range of float16, such as the running variance of a deep residual path, keeps its
-    precision.
+    A tensor with values beyond the range of float16, such as the running variance of a deep residual path,
+    keeps its precision.
     """
     from safetensors.torch import save
 

@@ -1,4 +1,4 @@
-"""What callers hand in: one cloud, a batch, or a list of clouds, in NumPy or torch, checked and given back as it came."""
+"""What callers hand in, one cloud, a batch or a list, NumPy or torch: checked, and given back as it came."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def unpack(points: Clouds) -> Unpacked:
     """
     if isinstance(points, (Tensor, np.ndarray)):
         if points.ndim not in (2, 3) or points.shape[-1] != 3:
-            raise ValueError(f"expected a cloud (N, 3), a batch (B, N, 3) or a list of clouds, got {_shape(points)}")
+            raise ValueError(
+                f"expected a cloud (N, 3), a batch (B, N, 3) or a list of clouds, got {_shape(points)}"
+            )
         single = points.ndim == 2
         parts: list[ArrayLike | Tensor] = [points] if single else list(points)
     elif isinstance(points, Sequence) and not isinstance(points, (str, bytes)):
@@ -91,7 +93,9 @@ def _check(cloud: object, name: str) -> Tensor:
     broken = ~torch.isfinite(cloud).all(1)
     if broken.any():
         first = int(broken.nonzero()[0])
-        raise ValueError(f"{name} has {int(broken.sum())} points with NaN or infinity, the first is point {first}")
+        raise ValueError(
+            f"{name} has {int(broken.sum())} points with NaN or infinity, the first is point {first}"
+        )
     if len(cloud) and bool((cloud == cloud[0]).all()):
         raise ValueError(f"{name} has zero extent: all its {len(cloud)} points are the same")
     distinct = len(torch.unique(cloud, dim=0))

@@ -1,4 +1,4 @@
-"""The first step: from the caller's frame to the unit cube, and exactly back. Also the frame that classifiers expect."""
+"""The first step: from the caller's frame to the unit cube, and exactly back. Also the classifiers' frame."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Frame:
     def of(cls, points: Tensor) -> Frame:
         """The frame in which a cloud's bounding box is centred on 0 and its longest side is 1.
 
-        Centre and scale come from the same box, so no point leaves the cube and none is clamped onto it, however
-        asymmetric the cloud.
+        Centre and scale come from the same box, so no point leaves the cube and none is clamped onto it,
+        however asymmetric the cloud.
 
         Args:
             points: ``(N, 3)``, caller's frame.
@@ -49,7 +49,7 @@ class Frame:
 
 
 def to_unit_sphere(points: Tensor) -> Tensor:
-    """Centres clouds on the mean of their points and scales them to largest norm 1, the frame classifiers are trained in.
+    """Centres clouds on their mean and scales them to largest norm 1, the frame classifiers are trained in.
 
     Args:
         points: ``(B, N, 3)``, any frame.

@@ -1,8 +1,9 @@
 """The surface as an implicit function: an Occupancy Network conditioned on a point cloud.
 
 Mescheder et al., "Occupancy Networks: Learning 3D Reconstruction in Function Space", CVPR 2019
-(https://arxiv.org/abs/1812.03828). Tensor names and shapes are those of its public code, so its checkpoints load.
-Everything is in the unit-cube frame: the cloud's longest side is 1 and its bounding box is centred on 0.
+(https://arxiv.org/abs/1812.03828). Tensor names and shapes are those of its public code, so its checkpoints
+load. Everything is in the unit-cube frame: the cloud's longest side is 1 and its bounding box is centred on
+0.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CHUNK = 2048
-"""Queries that the folded decoder carries through all layers at once: they stay in the cache of a CPU core."""
+"""Queries that the folded decoder carries through all layers at once: they stay in a core's cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +28,8 @@ class OccupancyConfig:
         encoder: hidden width of the ResNet-PointNet.
         code: width of the code of a cloud.
         decoder: hidden width of the decoder.
-        frequencies: octaves of the positional encoding that stands beside the coordinates in both first layers; the
-            published network has none. See :func:`positional_encoding`.
+        frequencies: octaves of the positional encoding that stands beside the coordinates in both first
+            layers; the published network has none. See :func:`positional_encoding`.
     """
 
     encoder: int = 512
@@ -54,8 +55,9 @@ class OccupancyConfig:
 def positional_encoding(points: Tensor, frequencies: int) -> Tensor:
     """Coordinates with the sine and cosine of their first octaves beside them.
 
-    ``γ(x) = (x, sin(2⁰πx), cos(2⁰πx), …, sin(2^{L−1}πx), cos(2^{L−1}πx))``: Mildenhall et al., NeRF, ECCV 2020
-    (https://arxiv.org/abs/2003.08934). Without it, layers on bare coordinates take far longer to learn sharp parts.
+    ``γ(x) = (x, sin(2⁰πx), cos(2⁰πx), …, sin(2^{L−1}πx), cos(2^{L−1}πx))``: Mildenhall et al., NeRF, ECCV
+    2020 (https://arxiv.org/abs/2003.08934). Without it, layers on bare coordinates take far longer to learn
+    sharp parts.
 
     Args:
         points: ``(..., 3)``, unit-cube frame.
@@ -77,7 +79,7 @@ def _start_small(layer: nn.Linear | nn.Conv1d) -> None:
 
 
 class ResnetBlockFC(nn.Module):
-    """``shortcut(x) + fc_1(relu(fc_0(relu(x))))`` on points, the last part of ``x`` being the same for all of a cloud."""
+    """``shortcut(x) + fc_1(relu(fc_0(relu(x))))`` on points; part of ``x`` may be a cloud's."""
 
     def __init__(self, size_in: int, size_out: int) -> None:
         super().__init__()
@@ -87,7 +89,7 @@ class ResnetBlockFC(nn.Module):
         _start_small(self.fc_1)
 
     def forward(self, x: Tensor, pooled: Tensor | None = None) -> Tensor:
-        """Maps ``(B, N, size_in)``, or ``(B, N, size_in - P)`` with ``pooled (B, P)`` that stands beside every point.
+        """Maps ``(B, N, size_in)``, or ``(B, N, size_in - P)`` with ``(B, P)`` beside every point.
 
         The product with ``pooled`` is taken once a cloud instead of once a point.
         """
@@ -135,7 +137,7 @@ class ConditionalBatchNorm(nn.Module):
         self.conv_gamma = nn.Conv1d(code, features, 1)
         self.conv_beta = nn.Conv1d(code, features, 1)
         self.bn = nn.BatchNorm1d(features, affine=False)
-        # The public code starts at zero, which leaves the code without influence and its gradient without a way in.
+        # The public code starts at zero: then the code has no influence and its gradient no way in.
         nn.init.normal_(self.conv_gamma.weight, std=0.5 / math.sqrt(code))
         nn.init.ones_(self.conv_gamma.bias)
         nn.init.normal_(self.conv_beta.weight, std=0.5 / math.sqrt(code))
@@ -148,7 +150,7 @@ class ConditionalBatchNorm(nn.Module):
         return gamma, beta
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
-        """Normalises ``(B, Q, features)`` over clouds and queries, then scales and shifts by the cloud's code."""
+        """Normalises ``(B, Q, features)`` over clouds and queries, then scales and shifts by the code."""
         gamma, beta = self.affine(code)
         normed = self.bn(x.flatten(0, 1)).view_as(x)
         return torch.addcmul(beta[:, None], normed, gamma[:, None])
@@ -208,11 +210,12 @@ class ConditionalDecoder(nn.Module):
 
 
 class OccupancyField:
-    """A decoder bound to the codes of several clouds, every conditional batch norm folded into one scale and shift.
+    """A decoder bound to the codes of several clouds, its batch norms folded into one scale and shift each.
 
-    At inference a conditional batch norm is an affine map that depends on the cloud alone. The second one of each block
-    goes into the rows of the linear layer before it, the biases along the residual path into the shifts behind them:
-    what is left for each query and block is one scaling, two matrix products and two ReLUs.
+    At inference a conditional batch norm is an affine map that depends on the cloud alone. The second one of
+    each block goes into the rows of the linear layer before it, the biases along the residual path into the
+    shifts behind them: what is left for each query and block is one scaling, two matrix products and two
+    ReLUs.
 
     Args:
         decoder: the decoder; its running statistics are used, whatever mode it is in.

@@ -1,4 +1,4 @@
-"""The second step: points that no surface explains are left out. Also the two classic baselines, SOR and SRS."""
+"""The second step: points that no surface explains are left out. Also the classic baselines, SOR and SRS."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def statistical_outlier_removal(points: Tensor, k: int = 2, alpha: float = 1.1) 
     """Marks the points that statistical outlier removal (SOR) keeps.
 
     A point stays when the mean *squared* distance to its ``k`` nearest neighbours is at most
-    ``mean + alpha * std`` over its cloud, as in DUP-Net (Zhou et al., ICCV 2019, https://arxiv.org/abs/1812.11017) and
-    IF-Defense (https://arxiv.org/abs/2010.05272).
+    ``mean + alpha * std`` over its cloud, as in DUP-Net (Zhou et al., ICCV 2019,
+    https://arxiv.org/abs/1812.11017) and IF-Defense (https://arxiv.org/abs/2010.05272).
 
     Args:
         points: ``(B, N, 3)``, any frame.
@@ -30,7 +30,7 @@ def statistical_outlier_removal(points: Tensor, k: int = 2, alpha: float = 1.1) 
 
 
 def simple_random_sampling(points: Tensor, drop: int = 500, *, seed: int = 0) -> Tensor:
-    """Marks the points that simple random sampling (SRS) keeps: all but ``drop``, the same places in every cloud.
+    """Marks the points that simple random sampling (SRS) keeps: all but ``drop``, the same in every cloud.
 
     Args:
         points: ``(B, N, 3)``, any frame.

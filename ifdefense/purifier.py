@@ -1,7 +1,8 @@
 """The defence as a whole: a cloud goes in, passes every stage, and comes out clean in its own frame.
 
-frame → outliers → implicit function → field to mesh → mesh repair → resampling → back to the caller's frame, as
-IF-Defense's ONet-Mesh (Wu et al., 2020, https://arxiv.org/abs/2010.05272) with the repair of the mesh added.
+frame → outliers → implicit function → field to mesh → mesh repair → resampling → back to the caller's frame,
+as IF-Defense's ONet-Mesh (Wu et al., 2020, https://arxiv.org/abs/2010.05272) with the repair of the mesh
+added.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import overload
 
 import numpy as np
 import torch
@@ -44,8 +44,9 @@ OutlierFilter = Callable[[Tensor], Tensor]
 class SurfaceOptions:
     """How the surface is rebuilt; lengths in the unit-cube frame.
 
-    The published threshold of 0.2 belongs to networks trained on uniform queries; half of ours lie near the surface, where
-    every second one is inside, and 0.5 gives the smallest Chamfer distance on validation clouds.
+    The published threshold of 0.2 belongs to networks trained on uniform queries; half of ours lie near the
+    surface, where every second one is inside, and 0.5 gives the smallest Chamfer distance on validation
+    clouds.
 
     Attributes:
         points: points of a cloud that the encoder sees at once.
@@ -54,8 +55,8 @@ class SurfaceOptions:
         extraction: field to mesh.
         repair: removal of anomalous deformation, ``None`` to leave the mesh as it is.
         resampling: how the mesh is sampled.
-        tolerance: input points within this distance of the surface stand in the result and samples of the mesh fill
-            in where there are none; ``None`` samples the mesh alone, as IF-Defense does.
+        tolerance: input points within this distance of the surface stand in the result and samples of the
+            mesh fill in where there are none; ``None`` samples the mesh alone, as IF-Defense does.
     """
 
     points: int = 300
@@ -122,6 +123,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        """Counts the time of the block towards a stage."""
         start = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
@@ -159,8 +161,9 @@ class Purifier(nn.Module):
         """A purifier by the name of its method, with the weights that travel with the package.
 
         Args:
-            name: ``"onet-mesh"`` (Occupancy Network, mesh, repair), or a baseline: ``"sor"`` (statistical outlier
-                removal), ``"srs"`` (simple random sampling, 500 of 1,024 points dropped, in proportion for others).
+            name: ``"onet-mesh"`` (Occupancy Network, mesh, repair), or a baseline: ``"sor"`` (statistical
+                outlier removal), ``"srs"`` (simple random sampling, 500 of 1,024 points dropped, in
+                proportion for others).
 
         Raises:
             ValueError: for any other name.
@@ -181,10 +184,6 @@ class Purifier(nn.Module):
         """Settings for ``repr``."""
         return f"options={self.options}, batch_size={self.batch_size}"
 
-    @overload
-    def forward(self, points: Tensor, num_points: int | None = None, seed: int = 0, progress: bool = False) -> Tensor: ...
-    @overload
-    def forward(self, points: Clouds, num_points: int | None = None, seed: int = 0, progress: bool = False) -> Clouds: ...
     def forward(
         self, points: Clouds, num_points: int | None = None, seed: int = 0, progress: bool = False
     ) -> Clouds:
@@ -215,7 +214,7 @@ class Purifier(nn.Module):
     def _batches(
         self, clouds: list[Tensor], num_points: int | None, seed: int, progress: bool
     ) -> Iterator[tuple[list[_Passage], dict[str, float]]]:
-        """Takes the clouds through the stages, a batch at a time, and yields them with the time of each stage."""
+        """Takes the clouds through the stages, batch by batch, with the time of each stage."""
         if num_points is not None and num_points < 1:
             raise ValueError(f"num_points must be at least 1, got {num_points}")
         with tqdm(total=len(clouds), desc="purify", unit="cloud", disable=not progress) as bar:
@@ -226,7 +225,9 @@ class Purifier(nn.Module):
                     yield self._purify(part, num_points, seed, watch), watch.seconds
                 bar.update(len(part))
 
-    def _purify(self, clouds: list[Tensor], num_points: int | None, seed: int, watch: Stopwatch) -> list[_Passage]:
+    def _purify(
+        self, clouds: list[Tensor], num_points: int | None, seed: int, watch: Stopwatch
+    ) -> list[_Passage]:
         with watch("outliers"):
             passages = [self._filter(cloud, num_points) for cloud in clouds]
         if self.network is not None:
@@ -243,7 +244,9 @@ class Purifier(nn.Module):
         frame = Frame.of(cloud[kept])
         return _Passage(cloud, num_points or len(cloud), kept, frame, frame.to_cube(cloud[kept]))
 
-    def _rebuild(self, network: OccupancyNetwork, passages: list[_Passage], seed: int, watch: Stopwatch) -> None:
+    def _rebuild(
+        self, network: OccupancyNetwork, passages: list[_Passage], seed: int, watch: Stopwatch
+    ) -> None:
         """Implicit function, mesh and repair."""
         options = self.options
         device = next(network.parameters()).device
@@ -260,23 +263,29 @@ class Purifier(nn.Module):
                     passage.repair = repair_mesh(mesh, passage.evidence.cpu().numpy(), options.repair)
                 if mesh.is_empty or (passage.repair is not None and passage.repair.mesh.is_empty):
                     passage.fallback = "the network yields no surface"
-                    logger.warning("cloud %d of the batch: no surface, the filtered input is resampled", index)
+                    logger.warning(
+                        "cloud %d of the batch: no surface, the filtered input is resampled", index
+                    )
 
     def _views(self, evidence: Tensor, seed: int) -> Tensor:
-        """Disjoint random subsets ``(V, P, 3)`` of the kept points; a cloud with fewer points repeats some."""
+        """Disjoint random subsets ``(V, P, 3)`` of the kept points; a small cloud repeats some."""
         size, views = self.options.points, self.options.views
         order = torch.randperm(len(evidence), generator=torch.Generator().manual_seed(seed))
         take = torch.arange(size * views) % len(order)
         return evidence[order[take].to(evidence.device)].view(views, size, 3)
 
     def _sample(self, passages: list[_Passage], seed: int) -> None:
-        """Exactly the asked number of points from each surface, or from the filtered cloud where there is none."""
+        """Exactly the asked number of points from each surface, or from the filtered cloud without one."""
         for count in {passage.count for passage in passages}:
             group = [passage for passage in passages if passage.count == count]
             solid = [passage for passage in group if passage.mesh is not None and passage.fallback is None]
             if solid:
-                for passage, points in zip(solid, torch.from_numpy(self._points(solid, count, seed)), strict=True):
-                    passage.purified = passage.frame.from_cube(points.to(passage.cloud.device), passage.cloud.dtype)
+                for passage, points in zip(
+                    solid, torch.from_numpy(self._points(solid, count, seed)), strict=True
+                ):
+                    passage.purified = passage.frame.from_cube(
+                        points.to(passage.cloud.device), passage.cloud.dtype
+                    )
             for passage in group:
                 if passage.purified is None:
                     passage.purified = _refill(passage.cloud[passage.kept], count, seed)
@@ -343,11 +352,12 @@ def purify(
     """Removes what an attacker did to point clouds.
 
     Args:
-        points: one cloud ``(N, 3)``, a batch ``(B, N, 3)``, or a list of clouds of different sizes, NumPy or torch, in
-            any frame and unit. They are not changed.
+        points: one cloud ``(N, 3)``, a batch ``(B, N, 3)``, or a list of clouds of different sizes, NumPy or
+            torch, in any frame and unit. They are not changed.
         method: ``"onet-mesh"``, or one of the baselines ``"sor"`` and ``"srs"``.
         num_points: points of each result; by default as many as came in.
-        seed: seed of every draw, the same for every cloud: the result for a cloud does not depend on its batch.
+        seed: seed of every draw, the same for every cloud: the result for a cloud does not depend on its
+            batch.
         device: where to compute; by default where the points are.
         batch_size: clouds that go through the network together.
         progress: whether to show a progress bar.
@@ -357,8 +367,8 @@ def purify(
 
     Raises:
         TypeError: if a cloud is no array of real numbers.
-        ValueError: if a cloud has a wrong shape, NaN or infinity, zero extent or fewer than 16 distinct points, or if
-            there is none; the message names the cloud.
+        ValueError: if a cloud has a wrong shape, NaN or infinity, zero extent or fewer than 16 distinct
+            points, or if there is none; the message names the cloud.
     """
     clouds = unpack(points)
     home = [cloud.device for cloud in clouds.clouds]

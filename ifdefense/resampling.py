@@ -122,12 +122,12 @@ def resample_with_evidence(
     oversample: int = 4,
     inset: float = 0.0,
 ) -> Floats:
-    """Exactly ``num_points`` points a mesh: input points that the surface confirms, samples where it has none.
+    """Exactly ``num_points`` points a mesh: input points that it confirms, and samples where there are none.
 
     A network with one code for a whole cloud rebuilds its shape and loses its details. Input points within
-    ``tolerance`` of the surface carry those details and are kept; those farther away contradict the shape and are
-    left out; samples of the surface that lie farther than ``tolerance`` from every point kept restore what is
-    missing. Farthest-point sampling of the two together gives an even cloud.
+    ``tolerance`` of the surface carry those details and are kept; those farther away contradict the shape and
+    are left out; samples of the surface that lie farther than ``tolerance`` from every point kept restore
+    what is missing. Farthest-point sampling of the two together gives an even cloud.
 
     Args:
         meshes: B surfaces.
@@ -147,9 +147,11 @@ def resample_with_evidence(
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}")
     samples = resample(meshes, oversample * num_points, seed=seed, method="uniform", inset=inset)
-    unions = [_union(points, given, num_points, tolerance) for points, given in zip(samples, evidence, strict=True)]
+    unions = [
+        _union(points, given, num_points, tolerance) for points, given in zip(samples, evidence, strict=True)
+    ]
     size = max(len(union) for union in unions)
-    # Copies of the first point are at distance 0 from what is chosen: they fill the batch and are never taken.
+    # Copies of the first point are at distance 0 from what is chosen: they fill the batch, never taken.
     padded = np.stack([np.concatenate([u, np.broadcast_to(u[:1], (size - len(u), 3))]) for u in unions])
     kept = farthest_point_sampling(torch.from_numpy(padded), num_points).numpy()
     return np.take_along_axis(padded, kept[..., None], 1)

@@ -26,7 +26,10 @@ def test_wrapped_and_prefixed_checkpoints_load(tmp_path: Path, wrapper: str | No
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "w.pth")
     target = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     load_into(target, load_state(tmp_path / "w.pth"))
-    assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
+    )
 
 
 def test_safetensors_are_half_precision_and_come_back(tmp_path: Path) -> None:
@@ -47,7 +50,10 @@ def test_misfit_names_the_tensors_and_changes_nothing() -> None:
     state = dict(make().state_dict(), extra=torch.zeros(1))
     state["0.weight"] = torch.zeros(5, 3)
     del state["0.bias"]
-    with pytest.raises(CheckpointError, match=r"3 tensors differ: 0.bias is missing; 0.weight is \(5, 3\), not \(4, 3\); extra"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"3 tensors differ: 0.bias is missing; 0.weight is \(5, 3\), not \(4, 3\); extra",
+    ):
         load_into(module, state, "w.pth")
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 

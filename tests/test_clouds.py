@@ -43,7 +43,11 @@ BAD = {
     "empty list": ([], ValueError, "there are no clouds"),
     "empty batch": (np.zeros((0, 40, 3)), ValueError, "there are no clouds"),
     "no points": (np.zeros((0, 3)), ValueError, "the cloud has 0 distinct points"),
-    "NaN": ([CLOUD, np.where(CLOUD == CLOUD[7], np.nan, CLOUD)], ValueError, "cloud 1 has 1 points with NaN.*point 7"),
+    "NaN": (
+        [CLOUD, np.where(CLOUD[7] == CLOUD, np.nan, CLOUD)],
+        ValueError,
+        "cloud 1 has 1 points with NaN.*point 7",
+    ),
     "infinity": (np.stack([CLOUD, CLOUD + np.inf]), ValueError, "cloud 1 has 40 points with NaN or infinity"),
     "few points": (CLOUD[:15], ValueError, "the cloud has 15 distinct points, at least 16"),
     "duplicates": (np.repeat(CLOUD[:9], 50, axis=0), ValueError, "9 distinct points"),

@@ -26,7 +26,9 @@ def trained(config: OccupancyConfig = SMALL) -> OccupancyNetwork:
     torch.manual_seed(0)
     network = OccupancyNetwork(config)
     for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.3 if parameter.ndim < 2 else 1.0 / math.sqrt(parameter.shape[1]))
+        torch.nn.init.normal_(
+            parameter, std=0.3 if parameter.ndim < 2 else 1.0 / math.sqrt(parameter.shape[1])
+        )
     for module in network.modules():
         if isinstance(module, ConditionalBatchNorm):
             assert module.bn.running_var is not None and module.bn.running_mean is not None
@@ -40,7 +42,11 @@ def published_tensors() -> dict[str, tuple[int, ...]]:
     tensors: dict[str, tuple[int, ...]] = {"encoder.fc_pos.weight": (1024, 3), "encoder.fc_pos.bias": (1024,)}
     for block in range(5):
         at = f"encoder.block_{block}"
-        tensors |= {f"{at}.fc_0.weight": (512, 1024), f"{at}.fc_0.bias": (512,), f"{at}.fc_1.weight": (512, 512)}
+        tensors |= {
+            f"{at}.fc_0.weight": (512, 1024),
+            f"{at}.fc_0.bias": (512,),
+            f"{at}.fc_1.weight": (512, 512),
+        }
         tensors |= {f"{at}.fc_1.bias": (512,), f"{at}.shortcut.weight": (512, 1024)}
     tensors |= {"encoder.fc_c.weight": (512, 512), "encoder.fc_c.bias": (512,)}
     tensors |= {"decoder.fc_p.weight": (256, 3, 1), "decoder.fc_p.bias": (256,)}
@@ -48,7 +54,11 @@ def published_tensors() -> dict[str, tuple[int, ...]]:
     for at in norms:
         for conv in ("conv_gamma", "conv_beta"):
             tensors |= {f"{at}.{conv}.weight": (256, 512, 1), f"{at}.{conv}.bias": (256,)}
-        tensors |= {f"{at}.bn.running_mean": (256,), f"{at}.bn.running_var": (256,), f"{at}.bn.num_batches_tracked": ()}
+        tensors |= {
+            f"{at}.bn.running_mean": (256,),
+            f"{at}.bn.running_var": (256,),
+            f"{at}.bn.num_batches_tracked": (),
+        }
     for at in [f"decoder.block{block}.fc_{layer}" for block in range(5) for layer in (0, 1)]:
         tensors |= {f"{at}.weight": (256, 256, 1), f"{at}.bias": (256,)}
     return tensors | {"decoder.fc_out.weight": (1, 256, 1), "decoder.fc_out.bias": (1,)}
@@ -75,7 +85,7 @@ def test_a_public_checkpoint_loads_bare_and_wrapped(tmp_path: Path) -> None:
 
 
 def test_a_foreign_checkpoint_is_no_occupancy_network() -> None:
-    with pytest.raises(ValueError, match="not an Occupancy Network: tensor 'encoder.fc_c.weight' is missing"):
+    with pytest.raises(ValueError, match=r"not an Occupancy Network: tensor 'encoder.fc_c.weight'"):
         OccupancyConfig.of_state({"feat.conv1.weight": torch.zeros(1)})
 
 
@@ -102,7 +112,9 @@ def test_folded_decoder_equals_the_training_one(config: OccupancyConfig) -> None
     clouds, queries = torch.rand(3, 60, 3) - 0.5, torch.rand(3, 3000, 3) - 0.5
     with torch.no_grad():
         slow = network(clouds, queries)
-        fast = network.field(clouds)(queries.reshape(-1, 3), torch.arange(3).repeat_interleave(3000)).view(3, -1)
+        fast = network.field(clouds)(queries.reshape(-1, 3), torch.arange(3).repeat_interleave(3000)).view(
+            3, -1
+        )
     assert slow.std() > 0.04
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
 
@@ -114,7 +126,9 @@ def test_field_of_uneven_and_absent_clouds() -> None:
     with torch.no_grad():
         field = network.field(clouds)
         values = field(queries, cloud)
-        single = [network(clouds[None, index], queries[None, None, i]).item() for i, index in enumerate(cloud)]
+        single = [
+            network(clouds[None, index], queries[None, None, i]).item() for i, index in enumerate(cloud)
+        ]
     torch.testing.assert_close(values, torch.tensor(single), rtol=1e-5, atol=1e-5)
     assert field(queries[:0], cloud[:0]).shape == (0,)
 

@@ -30,7 +30,10 @@ class Ball(OccupancyNetwork):
 
 @pytest.fixture(scope="module")
 def chairs() -> np.ndarray:
-    clouds = [make_shape("chair", np.random.default_rng(s)).sample_surface(512, np.random.default_rng(s))[0] for s in range(3)]
+    clouds = [
+        make_shape("chair", np.random.default_rng(s)).sample_surface(512, np.random.default_rng(s))[0]
+        for s in range(3)
+    ]
     return np.stack(clouds).astype(np.float32)
 
 
@@ -40,7 +43,11 @@ def purifier() -> Purifier:
 
 
 def nearest(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return knn(torch.from_numpy(a)[None].double(), torch.from_numpy(b)[None].double(), 1)[0][0, :, 0].sqrt().numpy()
+    return (
+        knn(torch.from_numpy(a)[None].double(), torch.from_numpy(b)[None].double(), 1)[0][0, :, 0]
+        .sqrt()
+        .numpy()
+    )
 
 
 def test_points_of_a_ball_lie_on_the_ball_in_the_caller_s_frame() -> None:
@@ -131,7 +138,13 @@ def test_trace_tells_every_stage_in_the_caller_s_frame(purifier: Purifier, chair
     for mesh in (trace.mesh, trace.repaired):
         assert mesh.is_watertight and mesh.volume > 0
         assert np.abs(mesh.vertices.mean(0) - cloud.mean(0)).max() < 2
-    assert set(trace.seconds) == {"outliers", "implicit function", "field to mesh", "mesh repair", "resampling"}
+    assert set(trace.seconds) == {
+        "outliers",
+        "implicit function",
+        "field to mesh",
+        "mesh repair",
+        "resampling",
+    }
     np.testing.assert_array_equal(trace.purified, purifier(cloud))
 
 

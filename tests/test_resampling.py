@@ -143,7 +143,9 @@ def test_confirmed_points_are_kept_contradicting_ones_are_not() -> None:
     on, off = sphere(300), 1.2 * sphere(40, seed=1)
     points = resample_with_evidence([ball()], [np.concatenate([on, off])], 1500, tolerance=0.05)[0]
     kept = {tuple(p) for p in points}
-    assert len({tuple(p) for p in on} & kept) > 200  # the others have a sample or a neighbour almost as far from the rest
+    assert (
+        len({tuple(p) for p in on} & kept) > 200
+    )  # the others have a sample or a neighbour almost as far from the rest
     assert not {tuple(p) for p in off} & kept
     assert np.abs(np.linalg.norm(points, axis=1) - 0.5).max() < 0.01
 
@@ -153,7 +155,9 @@ def test_the_surface_fills_in_where_points_are_missing() -> None:
     half = half[half[:, 2] < 0]
     points = resample_with_evidence([ball()], [half], 1000, tolerance=0.05)[0]
     upper = points[points[:, 2] > 0.05]
-    assert len(upper) == pytest.approx(490, abs=60)  # 45% of the area, and random points pack worse than its samples
+    assert len(upper) == pytest.approx(
+        490, abs=60
+    )  # 45% of the area, and random points pack worse than its samples
     assert not {tuple(p) for p in upper} & {tuple(p) for p in half}
 
 

@@ -1,11 +1,12 @@
 """Ground truth for implicit functions: signed fields of clouds, triangle soups and solids on a regular grid.
 
-The label that a network learns is *inside the solid thickened by* ``offset``: sheets without an inside (curtains, table
-tops modelled as one layer) keep a surface of their own, and the resampler takes the offset back along the normals.
+The label that a network learns is *inside the solid thickened by* ``offset``: sheets without an inside
+(curtains, table tops modelled as one layer) keep a surface of their own, and the resampler takes the offset
+back along the normals.
 
-Fields are in the unit-cube frame (longest side 1, centred), on the cell centres of a cube of side :data:`BOX`, and
-positive inside. They are stored as int8 steps of :data:`STEP` and are exact only near the surface: far from it only
-their sign counts.
+Fields are in the unit-cube frame (longest side 1, centred), on the cell centres of a cube of side
+:data:`BOX`, and positive inside. They are stored as int8 steps of :data:`STEP` and are exact only near the
+surface: far from it only their sign counts.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ Field = NDArray[np.int8]  # (R, R, R), x first
 
 @dataclasses.dataclass(frozen=True)
 class SolidOptions:
-    """How the solid behind a bare cloud is found. Lengths in units of the local sampling distance unless said otherwise.
+    """How the solid behind a bare cloud is found; lengths in units of the sampling distance.
 
-    The sampling distance is twice the mean distance to the nearest neighbour: for random samples of a surface, the side
-    of the square that holds one sample.
+    The sampling distance is twice the mean distance to the nearest neighbour: for random samples of a
+    surface, the side of the square that holds one sample.
 
     Attributes:
         offset: thickening of the solid, in the unit-cube frame.
@@ -62,11 +63,13 @@ def cell_centres(resolution: int = RESOLUTION) -> NDArray[np.float32]:
     return np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
-def distance_to_points(points: NDArray[np.floating], limit: float, resolution: int = RESOLUTION) -> NDArray[np.float32]:
+def distance_to_points(
+    points: NDArray[np.floating], limit: float, resolution: int = RESOLUTION
+) -> NDArray[np.float32]:
     """Distance of every cell centre to the nearest point, exact up to ``limit`` and cut off there.
 
-    Each point is compared with the cells of the window around it and with no others, so the cost is linear in the
-    number of points.
+    Each point is compared with the cells of the window around it and with no others, so the cost is linear in
+    the number of points.
 
     Args:
         points: ``(N, 3)``, unit-cube frame.
@@ -132,7 +135,7 @@ def _sheet(points: NDArray[np.floating], spacing: float, options: SolidOptions) 
 
 
 def _enclosed(stops: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Cells from which the rays along all six axes are stopped, holes in the sampling voted away by the neighbours."""
+    """Cells whose rays along all six axes are stopped; holes in the sampling are voted away by neighbours."""
     from scipy import ndimage
 
     votes = np.zeros(stops.shape, dtype=np.float32)
@@ -145,8 +148,10 @@ def _enclosed(stops: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def field_from_cloud(points: NDArray[np.floating], options: SolidOptions = SolidOptions()) -> Field:
     """The solid behind a cloud without a mesh: a thickened sheet through the points, and what it encloses.
 
-    A cell is enclosed when rays along all six axes meet the cloud. A flood fill of the closed voxel shell was tried
-    first: with 1,024 random samples a closing wide enough to keep the outside out also fills the gaps between parts.
+    A cell is enclosed when rays along all six axes meet the cloud. A flood fill of the closed voxel shell was
+    tried
+    first: with 1,024 random samples a closing wide enough to keep the outside out also fills the gaps between
+        parts.
 
     Args:
         points: ``(N, 3)`` samples of the surface, unit-cube frame.
@@ -161,7 +166,9 @@ def field_from_cloud(points: NDArray[np.floating], options: SolidOptions = Solid
     points = np.asarray(points, dtype=np.float64)
     spacing = float(np.clip(2 * cKDTree(points).query(points, 2)[0][:, 1].mean(), *options.limits))
     signed = _sheet(points, spacing, options)
-    inside = _enclosed(distance_to_points(points, options.seal * spacing) < options.seal * spacing * (1 - 1e-6))
+    inside = _enclosed(
+        distance_to_points(points, options.seal * spacing) < options.seal * spacing * (1 - 1e-6)
+    )
     inside &= signed <= 0
     if inside.any():
         cell = BOX / RESOLUTION
@@ -181,7 +188,8 @@ def field_from_mesh(
 ) -> Field | None:
     """The field of a triangle soup by winding numbers, or ``None`` where its inside is nonsense.
 
-    The winding number is trusted only where it agrees with a flood fill of the voxelised surface, which does not know
+    The winding number is trusted only where it agrees with a flood fill of the voxelised surface, which does
+    not know
     orientations: soups whose triangles are not consistently oriented differ by whole regions.
 
     Args:
@@ -207,7 +215,9 @@ def field_from_mesh(
     occupied = inside | filled
     disagreement = ((inside != filled) & ~band).sum() / max(occupied.sum(), 1)
     if disagreement > max_disagreement:
-        logger.debug("winding number and flood fill differ on %.0f%% of the occupied cells", 100 * disagreement)
+        logger.debug(
+            "winding number and flood fill differ on %.0f%% of the occupied cells", 100 * disagreement
+        )
         return None
     return _quantise(offset + np.where(inside, distance, -distance))
 
@@ -243,7 +253,9 @@ class OccupancySet:
     def load(cls, folder: str | Path) -> OccupancySet:
         """Reads a folder written by :meth:`save`."""
         folder = Path(folder)
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("points", "fields", "source")}
+        arrays = {
+            name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("points", "fields", "source")
+        }
         return cls(sources=tuple((folder / "sources.txt").read_text().split("\n")), **arrays)
 
 
@@ -265,7 +277,8 @@ def field_at(fields: Tensor, index: Tensor, queries: Tensor) -> Tensor:
     Args:
         fields: ``(S, R, R, R)`` int8 fields.
         index: ``(B,)`` int64, the field of each cloud.
-        queries: ``(B, Q, 3)``, unit-cube frame of the field; outside of its box the value is that of a cell far outside.
+        queries: ``(B, Q, 3)``, unit-cube frame of the field; outside of its box the value is that of a cell
+            far outside.
 
     Returns:
         ``(B, Q)`` float32 in steps of :data:`STEP`, positive inside.

@@ -1,0 +1,1 @@
+"""Training of the implicit function: shapes to occupancies to weights."""

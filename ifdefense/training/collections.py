@@ -1,4 +1,4 @@
-"""Builds occupancy sets: shapes from ModelNet40's clouds, from triangle soups and from the procedural solids."""
+"""Builds occupancy sets from ModelNet40's clouds, from triangle soups and from the procedural solids."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def to_unit_cube(points: NDArray[np.floating]) -> NDArray[np.float32]:
 def _gather(pairs: Iterable[Pair], total: int, name: str) -> OccupancySet:
     kept = [pair for pair in tqdm(pairs, total=total, desc=name, mininterval=5) if pair[1] is not None]
     if len(kept) < total:
-        logger.warning("%s: %d of %d shapes thrown out, their inside is inconsistent", name, total - len(kept), total)
+        logger.warning(
+            "%s: %d of %d shapes thrown out, their inside is inconsistent", name, total - len(kept), total
+        )
     if not kept:
         raise ValueError(f"{name}: no shape with a usable inside among {total}")
     return OccupancySet(
@@ -45,7 +47,9 @@ def from_modelnet40(root: str | Path | None, split: str) -> OccupancySet:
     from ifdefense.data.modelnet import load_modelnet40
 
     clouds = [to_unit_cube(points) for points in load_modelnet40(root, split).points]
-    return _gather(((points, field_from_cloud(points)) for points in clouds), len(clouds), f"modelnet40-{split}")
+    return _gather(
+        ((points, field_from_cloud(points)) for points in clouds), len(clouds), f"modelnet40-{split}"
+    )
 
 
 def from_meshes(root: str | Path | None, seed: int = 0) -> OccupancySet:

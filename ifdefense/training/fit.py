@@ -38,7 +38,8 @@ class TrainOptions:
         queries: queries a cloud; half of them uniform in the box, half near the surface.
         near: standard deviation of the near-surface queries.
         box: side of the cube that uniform queries are drawn from.
-        rate: learning rate of Muon, for hidden weight matrices, after the warm-up; held until the decay begins.
+        rate: learning rate of Muon, for hidden weight matrices, after the warm-up; held until the decay
+            begins.
         rest: learning rate of Adam, for all other parameters, on the same schedule.
         warmup: steps of linear warm-up.
         decay: share of the steps at the end over which the rates fall to a hundredth along a cosine.
@@ -70,10 +71,10 @@ class TrainOptions:
 
 
 class Sampler:
-    """Draws training batches: augmented clouds as an attacker leaves them, and queries with their true occupancy.
+    """Draws training batches: augmented clouds as an attacker leaves them, and queries with their occupancy.
 
-    The encoder sees a cloud in the frame of what it is given, as at inference: outliers and missing parts move the
-    bounding box, and the queries move with it.
+    The encoder sees a cloud in the frame of what it is given, as at inference: outliers and missing parts
+    move the bounding box, and the queries move with it.
 
     Args:
         data: shapes to draw from.
@@ -81,7 +82,9 @@ class Sampler:
         mix: weight of each source of the set; ``None`` draws every shape equally often.
     """
 
-    def __init__(self, data: OccupancySet, options: TrainOptions, mix: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, data: OccupancySet, options: TrainOptions, mix: Mapping[str, float] | None = None
+    ) -> None:
         self.points = torch.from_numpy(np.array(data.points))
         self.fields = torch.from_numpy(np.array(data.fields))
         self.options = options
@@ -122,7 +125,7 @@ class Sampler:
         return (given - centre) / extent, (queries - centre) / extent, labels
 
     def _given(self, whole: Tensor, clean: Tensor, generator: torch.Generator) -> Tensor:
-        """What the encoder is given of whole clouds ``(B, N, 3)``: noise alone where ``clean``, else corruption."""
+        """What the encoder is given of ``(B, N, 3)`` clouds: noise alone where ``clean``, else corruption."""
         sound = _subset(whole, self.options.points, generator)
         sound = sound + self.options.jitter * torch.randn(sound.shape, generator=generator)
         spoilt = corrupt(whole, self.options.points, generator)
@@ -142,7 +145,7 @@ class Sampler:
 
 
 def bounding_cube(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Centre ``(B, 1, 3)`` of the bounding boxes of clouds ``(B, N, 3)`` and their longest side ``(B, 1, 1)``."""
+    """Centre ``(B, 1, 3)`` and longest side ``(B, 1, 1)`` of the bounding boxes of ``(B, N, 3)`` clouds."""
     low, high = points.amin(1, keepdim=True), points.amax(1, keepdim=True)
     return (low + high) / 2, (high - low).amax(-1, keepdim=True)
 
@@ -206,8 +209,9 @@ def fit(
 ) -> OccupancyNetwork:
     """Trains a network, or goes on with the run that ``folder`` holds.
 
-    ``folder/last.pt`` is written every ``every`` steps and resumes bit for bit on the same machine; ``folder/best.pt``
-    holds the weights with the best mean of clean and corrupted validation IoU; ``folder/log.jsonl`` the curve.
+    ``folder/last.pt`` is written every ``every`` steps and resumes bit for bit on the same machine;
+    ``folder/best.pt`` holds the weights with the best mean of clean and corrupted validation IoU;
+    ``folder/log.jsonl`` the curve.
 
     Args:
         data: shapes to train on.
@@ -233,7 +237,10 @@ def fit(
     hidden, others = split_parameters(
         network, (network.encoder.fc_pos, network.decoder.fc_p, network.decoder.fc_out)
     )
-    optimisers = {Muon(hidden, options.rate): options.rate, torch.optim.Adam(others, options.rest): options.rest}
+    optimisers = {
+        Muon(hidden, options.rate): options.rate,
+        torch.optim.Adam(others, options.rest): options.rest,
+    }
     generator = torch.Generator().manual_seed(options.seed)
     step, best = 0, -math.inf
     if (folder / "last.pt").exists():
@@ -272,15 +279,25 @@ def fit(
         if step % every and step != last:
             continue
         network.eval()
-        scores = {name: intersection_over_union(network, *probe, options.threshold) for name, probe in probes.items()}
+        scores = {
+            name: intersection_over_union(network, *probe, options.threshold)
+            for name, probe in probes.items()
+        }
         mean = sum(scores.values()) / len(scores)
         if mean > best:
             best = mean
             _save(folder / "best.pt", {"model": network.state_dict(), "step": step, "iou": scores})
-        record = {"step": step, "loss": float(np.mean(losses)), "seconds": time.monotonic() - started, "iou": scores}
+        record = {
+            "step": step,
+            "loss": float(np.mean(losses)),
+            "seconds": time.monotonic() - started,
+            "iou": scores,
+        }
         with (folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(record) + "\n")
-        bar.set_postfix(loss=f"{record['loss']:.4f}", **{name: f"{score:.3f}" for name, score in scores.items()})
+        bar.set_postfix(
+            loss=f"{record['loss']:.4f}", **{name: f"{score:.3f}" for name, score in scores.items()}
+        )
         losses.clear()
         _save(
             folder / "last.pt",

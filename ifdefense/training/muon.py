@@ -1,8 +1,9 @@
-"""Muon: momentum whose matrices are orthogonalised, so that every direction of a layer learns at the same pace.
+"""Muon: orthogonalised momentum, by which every direction of a layer learns at the same pace.
 
 Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024
-(https://kellerjordan.github.io/posts/muon/). ``torch.optim.Muon`` takes two-dimensional parameters only; the published
-names of an Occupancy Network have convolutions of width 1, ``(out, in, 1)``, which are matrices as well.
+(https://kellerjordan.github.io/posts/muon/). ``torch.optim.Muon`` takes two-dimensional parameters only; the
+published names of an Occupancy Network have convolutions of width 1, ``(out, in, 1)``, which are matrices as
+well.
 """
 
 from __future__ import annotations

@@ -46,7 +46,9 @@ def _collect(name: str, root: str | None, cache: Path, per_class: int, seed: int
 
 
 @click.command("onet")
-@click.option("--mix", multiple=True, callback=_mix, help="NAME=WEIGHT of a source: modelnet40, meshes or procedural.")
+@click.option(
+    "--mix", multiple=True, callback=_mix, help="NAME=WEIGHT of a source: modelnet40, meshes or procedural."
+)
 @click.option("--data", "root", type=click.Path(), help="Data folder; IFDEFENSE_DATA by default.")
 @click.option("--cache", type=click.Path(path_type=Path), default=Path("cache/occupancy"), show_default=True)
 @click.option("--run", type=click.Path(path_type=Path), default=Path("runs/onet"), show_default=True)
@@ -57,9 +59,15 @@ def _collect(name: str, root: str | None, cache: Path, per_class: int, seed: int
 @click.option("--queries", default=TrainOptions.queries, show_default=True)
 @click.option("--rate", default=TrainOptions.rate, show_default=True, help="Learning rate of Muon.")
 @click.option("--rest", default=TrainOptions.rest, show_default=True, help="Learning rate of Adam.")
-@click.option("--decay", default=TrainOptions.decay, show_default=True, help="Share of the steps with a falling rate.")
-@click.option("--widths", nargs=3, type=int, default=(128, 256, 128), show_default=True, help="Encoder, code, decoder.")
-@click.option("--frequencies", default=5, show_default=True, help="Octaves of the positional encoding, 0 for none.")
+@click.option(
+    "--decay", default=TrainOptions.decay, show_default=True, help="Share of the steps with a falling rate."
+)
+@click.option(
+    "--widths", nargs=3, type=int, default=(128, 256, 128), show_default=True, help="Encoder, code, decoder."
+)
+@click.option(
+    "--frequencies", default=5, show_default=True, help="Octaves of the positional encoding, 0 for none."
+)
 @click.option("--per-class", default=100, show_default=True, help="Procedural shapes a class.")
 @click.option("--every", default=250, show_default=True, help="Steps between validations.")
 @click.option("--seed", default=0, show_default=True)
@@ -80,8 +88,8 @@ def train_command(
 ) -> None:
     """Trains an Occupancy Network; an interrupted run goes on where it stopped.
 
-    Validation shapes are ModelNet40 clouds held out of its train shards, or procedural shapes where the mix has no
-    ModelNet40.
+    Validation shapes are ModelNet40 clouds held out of its train shards, or procedural shapes where the mix
+    has no ModelNet40.
     """
     logging.basicConfig(level=logging.INFO)
     mix = mix or {"procedural": 1.0}
@@ -94,7 +102,9 @@ def train_command(
         held = cached(cache / "procedural-validation", lambda: from_procedural(4, options.seed + 2))
     network = fit(data, held, run, options, mix=mix, device=device, every=every, init=init)
     if out is not None:
-        save_safetensors(network, out, {"offset": str(OFFSET), "options": json.dumps(dataclasses.asdict(options))})
+        save_safetensors(
+            network, out, {"offset": str(OFFSET), "options": json.dumps(dataclasses.asdict(options))}
+        )
         _write_card(out, run, mix, options, len(data))
 
 
@@ -103,18 +113,22 @@ def _write_card(out: Path, run: Path, mix: dict[str, float], options: TrainOptio
     network = OccupancyNetwork(options.config)
     load_into(network, load_state(out), out)
     count = sum(parameter.numel() for parameter in network.parameters())
+    config = options.config
+    words = sys.argv[1:] if sys.argv[1:3] == ["train", "onet"] else ["train", "onet", *sys.argv[1:]]
+    sources = ", ".join(f"{name} (weight {weight:g})" for name, weight in mix.items())
+    scores = ", ".join(f"{score:.3f} ({name} input)" for name, score in best["iou"].items())
     lines = [
         f"# {out.stem}",
         "",
-        "Occupancy Network conditioned on point clouds (Mescheder et al., CVPR 2019), trained for this project.",
+        "Occupancy Network conditioned on point clouds (Mescheder et al., CVPR 2019), trained here.",
         "",
-        f"- command: `ifdefense train onet {' '.join(sys.argv[1 + (sys.argv[1:3] == ['train', 'onet']) * 2 :])}`",
-        f"- data: {', '.join(f'{name} (weight {weight:g})' for name, weight in mix.items())}; {shapes} shapes",
-        f"- widths: encoder {options.config.encoder}, code {options.config.code}, decoder {options.config.decoder};"
-        f" {options.config.frequencies} octaves; {count:,} parameters, float16",
-        f"- steps: {best['step']} of {options.steps}, batch {options.batch}, {options.queries} queries a cloud",
-        f"- seed: {options.seed}, date: {datetime.date.today()}, torch {torch.__version__}",
-        "- validation IoU: " + ", ".join(f"{score:.3f} ({name} input)" for name, score in best["iou"].items()),
+        f"- command: `ifdefense {' '.join(words)}`",
+        f"- data: {sources}; {shapes} shapes",
+        f"- widths: encoder {config.encoder}, code {config.code}, decoder {config.decoder};"
+        f" {config.frequencies} octaves; {count:,} parameters, float16",
+        f"- steps: {best['step']} of {options.steps}; batch {options.batch}; queries {options.queries} a cloud",
+        f"- seed: {options.seed}; date: {datetime.date.today()}; torch {torch.__version__}",
+        f"- validation IoU: {scores}",
         f"- frame: unit cube; label: inside the solid thickened by {OFFSET}; threshold {options.threshold}",
         "",
     ]
