@@ -126,7 +126,7 @@ def _write_card(out: Path, run: Path, mix: dict[str, float], options: TrainOptio
         f"- data: {sources}; {shapes} shapes",
         f"- widths: encoder {config.encoder}, code {config.code}, decoder {config.decoder};"
         f" {config.frequencies} octaves; {count:,} parameters, float16",
-        f"- steps: {best['step']} of {options.steps}; batch {options.batch}; queries {options.queries} a cloud",
+        f"- steps: {best['step']} of {options.steps}; batch {options.batch} × {options.queries} queries",
         f"- seed: {options.seed}; date: {datetime.date.today()}; torch {torch.__version__}",
         f"- validation IoU: {scores}",
         f"- frame: unit cube; label: inside the solid thickened by {OFFSET}; threshold {options.threshold}",
