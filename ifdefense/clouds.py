@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ def unpack(points: Clouds) -> Unpacked:
             )
         single = points.ndim == 2
         parts: list[ArrayLike | Tensor] = [points] if single else list(points)
-    elif isinstance(points, Sequence) and not isinstance(points, (str, bytes)):
+    elif isinstance(points, (list, tuple)):
         single, parts = False, list(points)
     else:
         raise TypeError(f"expected NumPy arrays or tensors, got {type(points).__name__}")
@@ -62,10 +63,10 @@ def unpack(points: Clouds) -> Unpacked:
             return result[0] if single else torch.stack(result)
         if isinstance(points, np.ndarray):
             return result[0].cpu().numpy() if single else torch.stack(result).cpu().numpy()
-        return [
-            cloud.cpu().numpy() if isinstance(part, np.ndarray) else cloud
-            for part, cloud in zip(parts, result, strict=True)
-        ]
+        kinds = zip(parts, result, strict=True)
+        return cast(
+            Clouds, [cloud.cpu().numpy() if isinstance(part, np.ndarray) else cloud for part, cloud in kinds]
+        )
 
     return Unpacked(clouds, pack)
 

@@ -58,4 +58,5 @@ def to_unit_sphere(points: Tensor) -> Tensor:
         ``(B, N, 3)``; differentiable.
     """
     centred = points - points.mean(-2, keepdim=True)
-    return centred / centred.norm(dim=-1).amax(-1)[..., None, None]
+    radius: Tensor = centred.norm(dim=-1).amax(-1)
+    return centred / radius[..., None, None]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -139,9 +140,9 @@ class ConditionalBatchNorm(nn.Module):
         self.bn = nn.BatchNorm1d(features, affine=False)
         # The public code starts at zero: then the code has no influence and its gradient no way in.
         nn.init.normal_(self.conv_gamma.weight, std=0.5 / math.sqrt(code))
-        nn.init.ones_(self.conv_gamma.bias)
+        nn.init.ones_(cast(Tensor, self.conv_gamma.bias))
         nn.init.normal_(self.conv_beta.weight, std=0.5 / math.sqrt(code))
-        nn.init.zeros_(self.conv_beta.bias)
+        nn.init.zeros_(cast(Tensor, self.conv_beta.bias))
 
     def affine(self, code: Tensor) -> tuple[Tensor, Tensor]:
         """``γ`` and ``β`` of ``(B, code)``, both ``(B, features)``."""

@@ -166,7 +166,7 @@ def _union(samples: Floats, evidence: Floats, count: int, tolerance: float) -> F
         return samples
     gap = cKDTree(confirmed).query(samples)[0]
     order = np.argsort(-gap, kind="stable")
-    take = max(int((gap > tolerance).sum()), count - len(confirmed))
+    take = max(int(np.count_nonzero(gap > tolerance)), count - len(confirmed))
     return np.concatenate([confirmed.astype(np.float32), samples[order[:take]]])
 
 

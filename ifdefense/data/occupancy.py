@@ -104,11 +104,11 @@ def _outside(free: NDArray[np.bool_]) -> NDArray[np.bool_]:
     from scipy import ndimage
 
     labels, _ = ndimage.label(np.pad(free, 1, constant_values=True))
-    return (labels == labels[0, 0, 0])[1:-1, 1:-1, 1:-1]
+    return np.asarray(labels == labels[0, 0, 0])[1:-1, 1:-1, 1:-1]
 
 
 def _quantise(signed: NDArray[np.floating]) -> Field:
-    return np.clip(np.rint(signed / STEP), -127, 127).astype(np.int8)
+    return np.asarray(np.clip(np.rint(signed / STEP), -127, 127), dtype=np.int8)
 
 
 def _sheet(points: NDArray[np.floating], spacing: float, options: SolidOptions) -> NDArray[np.float64]:
@@ -164,7 +164,8 @@ def field_from_cloud(points: NDArray[np.floating], options: SolidOptions = Solid
     from scipy.spatial import cKDTree
 
     points = np.asarray(points, dtype=np.float64)
-    spacing = float(np.clip(2 * cKDTree(points).query(points, 2)[0][:, 1].mean(), *options.limits))
+    nearest = np.asarray(cKDTree(points).query(points, 2)[0])[:, 1]
+    spacing = float(np.clip(2 * nearest.mean(), *options.limits))
     signed = _sheet(points, spacing, options)
     inside = _enclosed(
         distance_to_points(points, options.seal * spacing) < options.seal * spacing * (1 - 1e-6)

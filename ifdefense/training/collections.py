@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ifdefense.data.modelnet import Split
 from ifdefense.data.occupancy import Field, OccupancySet, field_from_cloud, field_from_mesh, field_from_shape
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ Pair = tuple[NDArray[np.floating], Field | None]
 def to_unit_cube(points: NDArray[np.floating]) -> NDArray[np.float32]:
     """Centres a cloud on its bounding box and scales its longest side to 1."""
     low, high = points.min(0), points.max(0)
-    return ((points - (low + high) / 2) / (high - low).max()).astype(np.float32)
+    return np.asarray((points - (low + high) / 2) / (high - low).max(), dtype=np.float32)
 
 
 def _gather(pairs: Iterable[Pair], total: int, name: str) -> OccupancySet:
@@ -42,7 +43,7 @@ def _gather(pairs: Iterable[Pair], total: int, name: str) -> OccupancySet:
     )
 
 
-def from_modelnet40(root: str | Path | None, split: str) -> OccupancySet:
+def from_modelnet40(root: str | Path | None, split: Split) -> OccupancySet:
     """ModelNet40 clouds of a split with the solids guessed behind them."""
     from ifdefense.data.modelnet import load_modelnet40
 

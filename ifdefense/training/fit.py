@@ -131,7 +131,9 @@ class Sampler:
         spoilt = corrupt(whole, self.options.points, generator)
         return torch.where(clean[:, None, None], sound, spoilt)
 
-    def validation(self, count: int, corrupted: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def validation(
+        self, count: int, corrupted: bool, device: str | torch.device = "cpu"
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Clouds, queries and labels of the first ``count`` shapes, unaugmented, the same at every call."""
         generator = torch.Generator().manual_seed(1)
         index = torch.arange(min(count, len(self.points)))
@@ -141,7 +143,8 @@ class Sampler:
         uniform = torch.rand(len(index), 2048, 3, generator=generator) - 0.5
         queries = uniform * self.options.box * extent + centre
         labels = field_at(self.fields, index, queries) > 0
-        return (given - centre) / extent, uniform * self.options.box, labels
+        clouds = (given - centre) / extent
+        return clouds.to(device), (uniform * self.options.box).to(device), labels.to(device)
 
 
 def bounding_cube(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,9 +177,16 @@ def schedule(step: int, options: TrainOptions) -> float:
 
 @torch.no_grad()
 def intersection_over_union(
-    network: OccupancyNetwork, clouds: Tensor, queries: Tensor, labels: Tensor, threshold: float
+    network: OccupancyNetwork, probe: tuple[Tensor, Tensor, Tensor], threshold: float
 ) -> float:
-    """Mean IoU of the occupancies at the queries, over clouds whose labels hold an inside."""
+    """Mean IoU of the occupancies at the queries, over clouds whose labels hold an inside.
+
+    Args:
+        network: the network, in evaluation mode.
+        probe: clouds ``(S, N, 3)``, queries ``(S, Q, 3)`` and labels ``(S, Q)``.
+        threshold: probability above which a query is inside.
+    """
+    clouds, queries, labels = probe
     logit = math.log(threshold / (1 - threshold))
     scores = []
     for part in torch.arange(len(clouds)).split(16):
@@ -253,10 +263,7 @@ def fit(
         logger.info("resumed %s at step %d", folder, step)
     sampler = Sampler(data, options, mix)
     held = Sampler(validation, options)
-    probes = {
-        name: tuple(part.to(device) for part in held.validation(validate, name == "corrupted"))
-        for name in ("clean", "corrupted")
-    }
+    probes = {name: held.validation(validate, name == "corrupted", device) for name in ("clean", "corrupted")}
     last = options.steps if stop_after is None else min(options.steps, step + stop_after)
     losses: list[float] = []
     started = time.monotonic()
@@ -280,8 +287,7 @@ def fit(
             continue
         network.eval()
         scores = {
-            name: intersection_over_union(network, *probe, options.threshold)
-            for name, probe in probes.items()
+            name: intersection_over_union(network, probe, options.threshold) for name, probe in probes.items()
         }
         mean = sum(scores.values()) / len(scores)
         if mean > best:

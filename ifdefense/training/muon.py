@@ -30,7 +30,8 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+    result: Tensor = x.T if tall else x
+    return result
 
 
 class Muon(torch.optim.Optimizer):
@@ -62,7 +63,9 @@ class Muon(torch.optim.Optimizer):
                 parameter.add_(update, alpha=-group["lr"] * gain)
 
 
-def split_parameters(network: nn.Module, outermost: Iterable[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
+def split_parameters(
+    network: nn.Module, outermost: Iterable[nn.Module]
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Hidden weight matrices, which Muon is made for, and all other parameters.
 
     Args:

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 SOURCES = ("modelnet40", "meshes", "procedural")
 
 
-def _mix(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+def _mix(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
     mix = {}
     for value in values:
         name, _, weight = value.partition("=")
