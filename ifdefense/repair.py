@@ -51,7 +51,7 @@ class RepairOptions:
     radius: float = 0.12
     height: float = 0.015
     min_support: float = 0.3
-    outlier: float = 3.5
+    outlier: float = 2.0
     max_share: float = 0.04
 
     def __post_init__(self) -> None:
@@ -115,7 +115,7 @@ def repair_mesh(mesh: Mesh, evidence: ArrayLike, options: RepairOptions = Repair
     core = (score >= 1) & ~floating
     grown = _grown(surface, core, bulge, support < _SOFT, options)
     regions = _regions(surface, core, grown, options)
-    free = _dilated(surface.graph, regions >= 0, 2)
+    free = _dilated(surface.graph, regions >= 0, _RIM)
     mask = floating | free
     return Repair(
         mesh=_rebuilt(mesh, regions, free, floating),
@@ -129,6 +129,8 @@ def repair_mesh(mesh: Mesh, evidence: ArrayLike, options: RepairOptions = Repair
 
 # Support is an average, so it fades in around an anomaly; below this most of it lacks.
 _SOFT = 0.5
+# Rings of vertices around what is cut off that move with the patch: they join it smoothly to the rest.
+_RIM = 3
 
 
 class _Surface:

@@ -137,7 +137,7 @@ def test_a_planted_anomaly_is_removed_and_the_rest_stays(shape: str, anomaly: st
     assert repair.mesh.is_watertight
     assert deviation(mesh, shape).max() > 3 * CELL
     # Where a bridge leaves a leg the edge of the leg is lost to the patch, for less than two cells.
-    allowed = 2 if anomaly == "bridge" else 1.15
+    allowed = 2 if anomaly == "bridge" else 1
     assert deviation(repair.mesh, shape).max() < allowed * CELL
     assert farthest_from(repair.mesh, points_on(clean_mesh(shape), 5000)) < allowed * CELL
     assert repair.mask[deviation(mesh, shape) > 1.5 * CELL].all()
@@ -160,15 +160,14 @@ def test_a_clean_shape_is_left_alone(shape: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("shape", ["table", "chair"])
-def test_thin_points_shift_a_clean_shape_less_than_two_per_cent_of_chamfer(shape: str) -> None:
+def test_sparse_points_cost_a_clean_shape_less_than_two_per_cent_of_chamfer(shape: str) -> None:
     mesh, clean = clean_mesh(shape), points_on(clean_mesh(shape), 1024, seed=9)
-    for seed in range(4):
-        repair = repair_mesh(mesh, points_on(mesh, 500, seed))
-        before, after = (
-            distances(clean, p).mean() + distances(p, clean).mean()
-            for p in (points_on(mesh, 1024, seed=5), points_on(repair.mesh, 1024, seed=5))
-        )
-        assert after < 1.02 * before
+    repaired = [repair_mesh(mesh, points_on(mesh, 500, seed)).mesh for seed in range(4)]
+    before, *after = (
+        distances(clean, samples).mean() + distances(samples, clean).mean()
+        for samples in (points_on(each, 1024, seed=5) for each in (mesh, *repaired))
+    )
+    assert np.mean(after) < 1.02 * before
 
 
 def test_a_leg_that_lost_all_of_its_points_stays() -> None:
@@ -183,14 +182,7 @@ def test_a_cluster_on_the_tip_does_not_support_the_bump() -> None:
     mesh, evidence = attacked("box", "bump")
     cluster = np.array([0.1, 0, 0.3]) + np.random.default_rng(0).normal(0, 0.004, (40, 3))
     repair = repair_mesh(mesh, np.concatenate([evidence, cluster]))
-    # What is left is a ridge at the foot, 3% of the bump.
-    assert _area_off(repair.mesh, "box") < 0.03 * _area_off(mesh, "box")
-    assert deviation(repair.mesh, "box").max() < 2.5 * CELL
-
-
-def _area_off(mesh: Mesh, shape: str) -> float:
-    """Area of the faces that lie more than a cell from the clean surface."""
-    return float(mesh.face_areas()[(deviation(mesh, shape) > CELL)[mesh.faces].any(axis=1)].sum())
+    assert deviation(repair.mesh, "box").max() < CELL
 
 
 def test_a_bump_that_is_supported_like_the_rest_stays() -> None:
