@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -210,6 +210,14 @@ class ConditionalDecoder(nn.Module):
         return x.squeeze(-1)
 
 
+class _FoldedLayers(NamedTuple):
+    """Decoder of one cloud: scale, shift, inner, bias, outer of each block, then the last scale and shift."""
+
+    layers: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+    scale: Tensor
+    shift: Tensor
+
+
 class OccupancyField:
     """A decoder bound to the codes of several clouds, its batch norms folded into one scale and shift each.
 
@@ -226,31 +234,37 @@ class OccupancyField:
     def __init__(self, decoder: ConditionalDecoder, code: Tensor) -> None:
         self.frequencies = decoder.frequencies
         self.start = decoder.fc_p.weight[..., 0].t()
+        self.end = decoder.fc_out.weight[0, :, 0]
+        assert decoder.fc_out.bias is not None
+        self.end_bias = decoder.fc_out.bias
+        # One cloud at a time: rounding depends on the shape of a product, results must not on the batch.
+        self.clouds = [self._fold(decoder, row) for row in code.split(1)]
+
+    @staticmethod
+    def _fold(decoder: ConditionalDecoder, code: Tensor) -> _FoldedLayers:
+        """Layers of the cloud with code ``(1, code)``."""
         offset = decoder.fc_p.bias  # the part of the residual path that no query changes
-        self.layers: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+        layers = []
         assert offset is not None
         for block in decoder.blocks:
             scale_0, shift_0 = block.bn_0.fold(code)
             scale_1, shift_1 = block.bn_1.fold(code)
             assert block.fc_0.bias is not None and block.fc_1.bias is not None
-            inner = (scale_1[:, :, None] * block.fc_0.weight[..., 0]).transpose(1, 2)
+            inner = (scale_1.t() * block.fc_0.weight[..., 0]).t()
             bias = scale_1 * block.fc_0.bias + shift_1
             outer = block.fc_1.weight[..., 0].t()
-            self.layers.append((scale_0, shift_0 + scale_0 * offset, inner, bias, outer))
+            layers.append((scale_0, shift_0 + scale_0 * offset, inner, bias, outer))
             offset = offset + block.fc_1.bias
-        self.scale, shift = decoder.bn.fold(code)
-        self.shift = shift + self.scale * offset
-        self.end = decoder.fc_out.weight[0, :, 0]
-        assert decoder.fc_out.bias is not None
-        self.end_bias = decoder.fc_out.bias
+        scale, shift = decoder.bn.fold(code)
+        return _FoldedLayers(layers, scale, shift + scale * offset)
 
-    def _cloud(self, points: Tensor, index: int) -> Tensor:
+    def _logits(self, points: Tensor, folded: _FoldedLayers) -> Tensor:
         x = positional_encoding(points, self.frequencies) @ self.start
-        for scale, shift, inner, bias, outer in self.layers:
-            hidden = torch.addcmul(shift[index], x, scale[index]).relu_()
-            hidden = torch.addmm(bias[index], hidden, inner[index]).relu_()
+        for scale, shift, inner, bias, outer in folded.layers:
+            hidden = torch.addcmul(shift, x, scale).relu_()
+            hidden = torch.addmm(bias, hidden, inner).relu_()
             x = torch.addmm(x, hidden, outer)
-        hidden = torch.addcmul(self.shift[index], x, self.scale[index]).relu_()
+        hidden = torch.addcmul(folded.shift, x, folded.scale).relu_()
         return hidden @ self.end + self.end_bias
 
     def __call__(self, points: Tensor, cloud: Tensor) -> Tensor:
@@ -263,10 +277,10 @@ class OccupancyField:
         Returns:
             ``(M,)`` logits, the same for a query whatever else is in the batch.
         """
-        counts = torch.bincount(cloud, minlength=len(self.scale)).tolist()
+        counts = torch.bincount(cloud, minlength=len(self.clouds)).tolist()
         parts = []
-        for index, part in enumerate(points.split(counts)):
-            parts += [self._cloud(chunk, index) for chunk in part.split(CHUNK) if len(chunk)]
+        for folded, part in zip(self.clouds, points.split(counts), strict=True):
+            parts += [self._logits(chunk, folded) for chunk in part.split(CHUNK) if len(chunk)]
         return torch.cat(parts) if parts else points.new_zeros(0)
 
 
@@ -295,7 +309,7 @@ class OccupancyNetwork(nn.Module):
 
     def field(self, clouds: Tensor) -> OccupancyField:
         """Encodes clouds and returns their fields, folded for inference."""
-        return self.field_of(self.encoder(clouds))
+        return self.field_of(torch.cat([self.encoder(cloud) for cloud in clouds.split(1)]))
 
     def field_of(self, codes: Tensor) -> OccupancyField:
         """The fields of codes ``(B, code)``, folded for inference."""

@@ -252,7 +252,8 @@ class Purifier(nn.Module):
         device = next(network.parameters()).device
         with watch("implicit function"):
             views = torch.stack([self._views(passage.evidence, seed) for passage in passages])  # (B, V, P, 3)
-            codes = network.encoder(views.flatten(0, 1).to(device)).view(*views.shape[:2], -1).mean(1)
+            # One cloud at a time: rounding depends on the shape of a product, results must not on the batch.
+            codes = torch.cat([network.encoder(view).mean(0, keepdim=True) for view in views.to(device)])
             field = network.field_of(codes)
         with watch("field to mesh"):
             meshes = extract_meshes(field, len(passages), options.extraction, device=device)

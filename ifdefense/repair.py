@@ -255,7 +255,9 @@ def _grown(surface: _Surface, core: Mask, bulge: Doubles, soft: Mask, options: R
     for _ in range(math.ceil(options.radius / surface.step) if core.any() else 0):
         region[stop[region[start]]] = True
     islands, areas = _pieces(surface, ~region)
-    return region | ((islands >= 0) & (areas[islands] < math.pi * (options.radius / 2) ** 2) & region.any())
+    beside = np.unique(islands[_dilated(graph, region, 1) & ~region])
+    small = beside[areas[beside] < math.pi * (options.radius / 2) ** 2]
+    return region | np.isin(islands, small)
 
 
 def _regions(surface: _Surface, core: Mask, grown: Mask, options: RepairOptions) -> Ints:
@@ -358,11 +360,14 @@ def _boundary_loops(faces: Ints) -> list[Ints]:
 def _faired(vertices: Doubles, faces: Ints, free: Mask) -> Doubles:
     """Positions with the free vertices at the minimum of the bi-Laplacian energy, the others fixed."""
     from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
     from scipy.sparse.linalg import splu
 
     graph = _graph(faces, len(vertices))
     degrees = graph.sum(axis=1)
-    free = free & (degrees > 0)  # what was cut off has no face any more
+    # Without a fixed vertex there is nothing to lie smoothly in: what was cut off, or what lies in a rim whole.
+    component = connected_components(graph, directed=False)[1]
+    free = free & (np.bincount(component, ~free) > 0)[component]
     rows = np.flatnonzero(_dilated(graph, free, 1))
     neighbours = graph[rows]
     neighbours.data = neighbours.data / np.repeat(degrees[rows], np.diff(neighbours.indptr))

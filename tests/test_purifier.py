@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ifdefense import Defended, Purifier, SurfaceOptions, purify
 from ifdefense.data.procedural import make_shape
-from ifdefense.extraction import ExtractionOptions
 from ifdefense.frame import to_unit_sphere
 from ifdefense.implicit import OccupancyConfig, OccupancyNetwork
 from ifdefense.points import knn
@@ -25,7 +24,7 @@ class Ball(OccupancyNetwork):
         self.radius = radius
 
     def field_of(self, codes: Tensor) -> object:  # type: ignore[override]
-        return lambda points, cloud: 40 * (self.radius - points.norm(dim=-1)) - 1.386
+        return lambda points, cloud: 40 * (self.radius - points.norm(dim=-1))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def nearest(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def test_points_of_a_ball_lie_on_the_ball_in_the_caller_s_frame() -> None:
     normal = np.random.default_rng(0).normal(size=(800, 3))
     cloud = 5 * normal / np.linalg.norm(normal, axis=1, keepdims=True) + [100.0, -20.0, 3.0]
-    options = SurfaceOptions(offset=0.0, repair=None, extraction=ExtractionOptions(box=1.2))
+    options = SurfaceOptions(offset=0.0, repair=None, tolerance=None)
     clean = Purifier(Ball(0.5), options=options)(cloud, num_points=333)
     assert isinstance(clean, np.ndarray) and clean.shape == (333, 3) and clean.dtype == np.float64
     radius = np.linalg.norm(clean - (cloud.min(0) + cloud.max(0)) / 2, axis=1)
@@ -63,7 +62,7 @@ def test_points_of_a_ball_lie_on_the_ball_in_the_caller_s_frame() -> None:
 def test_offset_is_taken_back_along_the_normals() -> None:
     normal = np.random.default_rng(0).normal(size=(800, 3))
     cloud = normal / np.linalg.norm(normal, axis=1, keepdims=True)
-    purifier = Purifier(Ball(0.52), options=SurfaceOptions(offset=0.02, repair=None))
+    purifier = Purifier(Ball(0.52), options=SurfaceOptions(offset=0.02, repair=None, tolerance=None))
     radius = np.linalg.norm(purifier(cloud) - (cloud.min(0) + cloud.max(0)) / 2, axis=1)
     np.testing.assert_allclose(radius, 1.0, rtol=0.02)
 

@@ -220,6 +220,29 @@ def test_floating_components_need_points() -> None:
     assert (mesh.vertices[repair.mask, 0] < 0).all()
 
 
+def test_a_small_component_is_kept_or_removed_but_never_laid_flat() -> None:
+    small = ball((0.4, 0.4, 0.4), 0.06)
+    mesh = extract(union(ball((0, 0, 0), 0.25), small))
+    # Six points in one place: enough for the component, while its far side bulges without any.
+    evidence = np.concatenate(
+        [points_on(extract(ball((0, 0, 0), 0.25)), 800), np.tile([[0.4, 0.4, 0.46]], (6, 1))]
+    )
+    repair = repair_mesh(mesh, evidence)
+    assert (repair.score >= 1).any()
+    assert repair.removed_components == 0
+    assert repair.mesh.is_watertight
+    assert repair.mesh.volume == pytest.approx(mesh.volume, rel=1e-3)
+
+
+def test_small_components_elsewhere_are_no_islands_of_a_region() -> None:
+    solid, speck = SHAPES["box"], ball((-0.4125, -0.4125, -0.4125), 0.02)
+    mesh = extract(union(solid, ANOMALIES["box", "spike"], speck, blend=0.02))
+    evidence = np.concatenate([attacked("box", "spike")[1], points_on(extract(speck), 5)])
+    repair = repair_mesh(mesh, evidence)
+    assert repair.rebuilt_regions == 1
+    assert not repair.mask[mesh.vertices[:, 2] < -0.3].any()
+
+
 def test_one_component_is_left_even_if_no_point_is_near() -> None:
     mesh = extract(union(ball((-0.3, 0, 0), 0.1), ball((0.3, 0, 0), 0.15)))
     repair = repair_mesh(mesh, np.full((20, 3), 9.0))
