@@ -34,9 +34,9 @@ import ifdefense
 from attacks import PGD, Attack, Perturb, SaliencyDrop, random_targets
 from benchmarks import record
 from benchmarks.tables import markdown
-from classifiers.train import normalise
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.modelnet import load_modelnet40
+from ifdefense.frame import to_unit_sphere
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class Bench:
         whole = load_modelnet40(split=self.settings.split)
         index = draw(whole.labels, self.settings.clouds, self.settings.seed)
         self.chosen = whole[index]
-        self.points = normalise(torch.from_numpy(self.chosen.points))
+        self.points = to_unit_sphere(torch.from_numpy(self.chosen.points))
         self.labels = torch.from_numpy(self.chosen.labels)
         # The targets of the whole split are drawn at once: they do not depend on which clouds are chosen.
         targets = random_targets(torch.from_numpy(whole.labels), len(whole.classes), self.settings.seed)
@@ -213,7 +213,7 @@ class Bench:
 
         def make(rows: slice) -> dict[str, Tensor]:
             points = purifier(attacked[rows], self.points.shape[1], self.settings.seed)
-            return {"points": normalise(points) if defence == "onet-mesh" else points}
+            return {"points": to_unit_sphere(points) if defence == "onet-mesh" else points}
 
         key = digest(purifier, purifier.options, attacked, self.settings.seed, *sources)
         return self._cached(self.cache / "purified" / f"{defence}-{key}", title, make)

@@ -9,6 +9,7 @@ import click
 from ifdefense.cli import LazyGroup
 
 COMMANDS = {
+    "ablation": ("benchmarks.ablation:ablation", "What each part of the purifier is worth, on validation."),
     "accuracy": ("benchmarks.accuracy:accuracy", "Accuracy under attack, with and without defences."),
     "demo": ("benchmarks.demo:demo", "Attack a classifier, purify, classify again."),
     "purified-set": (

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from classifiers.pointnet import PointNet, orthogonality_penalty
 from ifdefense.checkpoints import load_into, load_state, save_safetensors
+from ifdefense.frame import to_unit_sphere
 
 logger = logging.getLogger(__name__)
 
@@ -90,17 +91,10 @@ class Clouds:
         return len(self.points)
 
 
-def normalise(points: Tensor) -> Tensor:
-    """Moves ``(B, N, 3)`` clouds to mean 0 and scales them to largest norm 1."""
-    points = points - points.mean(1, keepdim=True)
-    radius: Tensor = torch.linalg.vector_norm(points, dim=2).amax(1)
-    return points / radius[:, None, None]
-
-
 def clouds_from(points: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Clouds:
     """Normalised clouds from arrays in any frame."""
     return Clouds(
-        normalise(torch.from_numpy(np.asarray(points, np.float32))),
+        to_unit_sphere(torch.from_numpy(np.asarray(points, np.float32))),
         torch.from_numpy(np.asarray(labels, np.int64)),
     )
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import classifiers
 from classifiers import train
 from classifiers.pointnet import PointNet
-from classifiers.train import Clouds, Options, Run, accuracy, augment, clouds_from, normalise
+from classifiers.train import Clouds, Options, Run, accuracy, augment, clouds_from
 from ifdefense.data.procedural import CLASSES
 
 TINY = Options(schedule=((8, 2), (32, 2)), batch=8, rate=1e-3)
@@ -80,12 +80,6 @@ def test_schedule_gives_the_points_of_each_epoch() -> None:
     assert [TINY.points_at(epoch) for epoch in range(4)] == [8, 8, 32, 32]
     with pytest.raises(ValueError, match="epoch 4 lies after the schedule"):
         TINY.points_at(4)
-
-
-def test_normalise_centres_and_scales() -> None:
-    points = normalise(torch.randn(3, 20, 3) * 7 + 5)
-    torch.testing.assert_close(points.mean(1), torch.zeros(3, 3), atol=1e-6, rtol=0)
-    torch.testing.assert_close(points.norm(dim=2).amax(1), torch.ones(3))
 
 
 def test_augmentation_without_changes_takes_a_part_of_each_cloud() -> None:
