@@ -261,10 +261,15 @@ def _grown(surface: _Surface, core: Mask, bulge: Doubles, soft: Mask, options: R
 
 
 def _regions(surface: _Surface, core: Mask, grown: Mask, options: RepairOptions) -> Ints:
-    """Label of the region each vertex belongs to, (V,), -1 for none and where the core is too large."""
+    """Label of the region each vertex belongs to, (V,), -1 for none.
+
+    Left out are regions with too large a core, and whole components: these are removed or stay.
+    """
     pieces, areas = _pieces(surface, grown)
     cores = np.bincount(pieces[core], surface.areas[core], len(areas))
     kept = cores <= options.max_share * surface.areas.sum()
+    border = pieces[grown & _dilated(surface.graph, ~grown, 1)]
+    kept &= np.bincount(border, minlength=len(areas)) > 0
     numbered = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)
     return np.asarray(numbered[pieces])
 
@@ -306,8 +311,6 @@ def _cut_off(vertices: Doubles, faces: Ints, regions: Ints, step: float) -> tupl
     within = np.where((label == label[:, :1]).all(axis=1), label[:, 0], -1)  # (F,) region a face lies in
     for region in range(int(regions.max()) + 1):
         loops = _boundary_loops(faces[within == region])
-        if not loops:
-            continue  # a closed component: to cut it off would leave nothing
         faces, within = faces[within != region], within[within != region]
         for loop in loops:
             added, cap = _cap(vertices[loop], loop, len(vertices), step)
@@ -365,7 +368,7 @@ def _faired(vertices: Doubles, faces: Ints, free: Mask) -> Doubles:
 
     graph = _graph(faces, len(vertices))
     degrees = graph.sum(axis=1)
-    # Without a fixed vertex there is nothing to lie smoothly in: what was cut off, or what lies in a rim whole.
+    # Without a fixed vertex there is nothing to lie smoothly in: what was cut off, or lies in a rim whole.
     component = connected_components(graph, directed=False)[1]
     free = free & (np.bincount(component, ~free) > 0)[component]
     rows = np.flatnonzero(_dilated(graph, free, 1))
