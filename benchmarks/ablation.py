@@ -1,8 +1,8 @@
 """``ifdefense-bench ablation``: what each part of the purifier is worth, on validation clouds.
 
-Every variant differs from the shipped purifier in a setting or two. Clouds are given clean and as attackers leave
-them: with holes, with noise, with clusters added. Two figures each: the Chamfer distance of the result to the clean
-cloud (sum of both mean distances, classifier's frame), and the accuracy of the hybrid-trained PointNet.
+Every variant differs from the shipped purifier in a setting or two. Clouds are given clean and as attackers
+leave them: with holes, with noise, with clusters. Two figures each: the Chamfer distance of the result to the
+clean cloud (sum of both mean distances, classifier's frame), and the hybrid-trained PointNet's accuracy.
 """
 
 from __future__ import annotations

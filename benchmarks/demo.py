@@ -55,11 +55,11 @@ class Effort:
     pgd: int = 50
     searches: int = 2
     iterations: int = 40
-    per_round: int = 5
+    per_round: int = 10
     shown: int = 2
 
 
-QUICK = Effort(per_class=1, pgd=15, searches=1, iterations=15, per_round=25, shown=1)
+QUICK = Effort(per_class=1, pgd=15, searches=1, iterations=15, per_round=50, shown=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,7 +137,7 @@ def attack(
     plan: dict[str, attacks.Attack] = {
         "PGD": attacks.PGD(iterations=effort.pgd),
         "CW Perturb": attacks.Perturb(searches=effort.searches, iterations=effort.iterations),
-        "Drop-200": attacks.SaliencyDrop(200, per_round=effort.per_round),
+        "Drop-400": attacks.SaliencyDrop(400, per_round=effort.per_round),
     }
     yield Attacked("clean", clean, 0.0)
     targets = attacks.random_targets(labels, num_classes)

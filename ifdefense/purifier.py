@@ -104,6 +104,7 @@ class Trace:
 class _Passage:
     """One cloud on its way through the stages."""
 
+    index: int  # among the caller's clouds
     cloud: Tensor
     count: int
     kept: Tensor
@@ -222,27 +223,27 @@ class Purifier(nn.Module):
                 part = clouds[start : start + self.batch_size]
                 watch = Stopwatch()
                 with torch.no_grad():
-                    yield self._purify(part, num_points, seed, watch), watch.seconds
+                    yield self._purify(part, start, num_points, seed, watch), watch.seconds
                 bar.update(len(part))
 
     def _purify(
-        self, clouds: list[Tensor], num_points: int | None, seed: int, watch: Stopwatch
+        self, clouds: list[Tensor], start: int, num_points: int | None, seed: int, watch: Stopwatch
     ) -> list[_Passage]:
         with watch("outliers"):
-            passages = [self._filter(cloud, num_points) for cloud in clouds]
+            passages = [self._filter(index, cloud, num_points) for index, cloud in enumerate(clouds, start)]
         if self.network is not None:
             self._rebuild(self.network, passages, seed, watch)
         with watch("resampling"):
             self._sample(passages, seed)
         return passages
 
-    def _filter(self, cloud: Tensor, num_points: int | None) -> _Passage:
+    def _filter(self, index: int, cloud: Tensor, num_points: int | None) -> _Passage:
         """Frame and outlier filter: the frame of the surface is that of the points that stay."""
         kept = self.outliers(Frame.of(cloud).to_cube(cloud)[None])[0]
         if len(torch.unique(cloud[kept], dim=0)) < 2:
             kept = torch.ones_like(kept)
         frame = Frame.of(cloud[kept])
-        return _Passage(cloud, num_points or len(cloud), kept, frame, frame.to_cube(cloud[kept]))
+        return _Passage(index, cloud, num_points or len(cloud), kept, frame, frame.to_cube(cloud[kept]))
 
     def _rebuild(
         self, network: OccupancyNetwork, passages: list[_Passage], seed: int, watch: Stopwatch
@@ -258,15 +259,13 @@ class Purifier(nn.Module):
         with watch("field to mesh"):
             meshes = extract_meshes(field, len(passages), options.extraction, device=device)
         with watch("mesh repair"):
-            for index, (passage, mesh) in enumerate(zip(passages, meshes, strict=True)):
+            for passage, mesh in zip(passages, meshes, strict=True):
                 passage.mesh = mesh
                 if not mesh.is_empty and options.repair is not None:
                     passage.repair = repair_mesh(mesh, passage.evidence.cpu().numpy(), options.repair)
                 if mesh.is_empty or (passage.repair is not None and passage.repair.mesh.is_empty):
                     passage.fallback = "the network yields no surface"
-                    logger.warning(
-                        "cloud %d of the batch: no surface, the filtered input is resampled", index
-                    )
+                    logger.warning("cloud %d: no surface, the filtered input is resampled", passage.index)
 
     def _views(self, evidence: Tensor, seed: int) -> Tensor:
         """Disjoint random subsets ``(V, P, 3)`` of the kept points; a small cloud repeats some."""

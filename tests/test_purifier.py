@@ -121,7 +121,7 @@ def test_without_a_surface_the_filtered_input_is_resampled(
     purifier = Purifier(Ball(-1.0))
     with caplog.at_level(logging.WARNING, "ifdefense"):
         (trace,) = purifier.trace(chairs[0], num_points=700)
-    assert "no surface" in caplog.text
+    assert "cloud 0: no surface" in caplog.text
     assert trace.fallback == "the network yields no surface" and trace.mesh is None and trace.repaired is None
     assert trace.purified.shape == (700, 3)
     assert {tuple(p) for p in trace.purified} == {tuple(p) for p in trace.kept}
