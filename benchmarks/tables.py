@@ -64,6 +64,7 @@ def accuracy(result: Result) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "accuracy": ("accuracy.json", accuracy),
+    "accuracy-perturb": ("accuracy_perturb.json", accuracy),
     "speed": ("purify_speed.json", speed),
 }
 """Result file and renderer of each table."""
