@@ -51,13 +51,18 @@ def accuracy(result: Result) -> str:
 
     settings = result["settings"]
     errors = [figure["standard_error"] for row in result["rows"] for figure in row["figures"].values()]
+    published, own = "", ""
+    if "perturb" in result["attacks"]:
+        published = ", Perturb with 10 × 500 iterations"
+        own = (
+            f" Ours had {settings['cw_searches']} × {settings['cw_iterations']}; the published setting is "
+            "the default of `attacks.Perturb`."
+        )
     caption = (
         f"Accuracy in %, {settings['clouds']} {settings['split']} clouds of ModelNet40 drawn in proportion "
         f"to the classes (seed {settings['seed']}; names and targets are in the JSON), standard error at "
         f"most {max(errors):.1f}. In brackets IF-Defense's figure, table 2, where there is one: all 2,468 "
-        "clouds, each row with a classifier trained for that defence, Perturb with 10 × 500 iterations. "
-        f"Ours had {settings['cw_searches']} × {settings['cw_iterations']}; the published setting is the "
-        "default of `attacks.Perturb`."
+        f"clouds, each row with a classifier trained for that defence{published}.{own}"
     )
     return f"{table(result)}\n\n{caption}"
 
