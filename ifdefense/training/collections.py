@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ifdefense.data.modelnet import Split
 from ifdefense.data.occupancy import Field, OccupancySet, field_from_cloud, field_from_mesh, field_from_shape
+from ifdefense.frame import Frame
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +25,8 @@ Pair = tuple[NDArray[np.floating], Field | None]
 
 def to_unit_cube(points: NDArray[np.floating]) -> NDArray[np.float32]:
     """Centres a cloud on its bounding box and scales its longest side to 1."""
-    low, high = points.min(0), points.max(0)
-    return np.asarray((points - (low + high) / 2) / (high - low).max(), dtype=np.float32)
+    cloud = torch.from_numpy(points)
+    return Frame.of(cloud).to_cube(cloud).numpy()
 
 
 def _gather(pairs: Iterable[Pair], total: int, name: str) -> OccupancySet:
