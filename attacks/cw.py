@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,29 +16,49 @@ from attacks.base import Attack, Oracle, ThreatModel
 from attacks.losses import hinge
 
 
-@dataclass(frozen=True)
-class Perturb(Attack):
-    """Shifts points as little as possible towards another class.
-
-    Xiang et al., 2019, `arXiv:1809.07016 <https://arxiv.org/abs/1809.07016>`_, with the settings of
-    IF-Defense, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_.
-
-    Minimises ``hinge(logits) + weight * |shift|`` with Adam, and looks by bisection for each example's
-    largest weight that still succeeds. The nearest success of all iterates is returned; an example without
-    one keeps its last iterate. Nothing is clipped, so the size of the shift is an outcome, not a budget.
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What an attack of this family searches, on one batch.
 
     Attributes:
-        kappa: margin of the hinge in logits (published: 0).
-        first_weight: weight of the distance in the first search (published: 10).
-        largest_weight: upper end of the bisection (published: 80).
-        searches: steps of the bisection (published: 10).
-        iterations: steps of Adam a search (published: 500).
-        rate: learning rate of Adam (published: 1e-2).
-        noise: standard deviation of the noise each search starts from (published: 1e-7).
+        start: the variables that a search begins with, fresh tensors with the batch as first axis.
+        clouds: variables to the ``(B, M, 3)`` clouds they stand for; differentiable.
+        distance: variables and their clouds to the ``(B,)`` distance to be made small; differentiable.
+    """
+
+    start: Callable[[torch.Generator], list[Tensor]]
+    clouds: Callable[[list[Tensor]], Tensor]
+    distance: Callable[[list[Tensor], Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class CarliniWagner(Attack):
+    """Minimises ``loss(logits) + weight * distance`` and bisects each example's weight.
+
+    Carlini & Wagner, 2017, `arXiv:1608.04644 <https://arxiv.org/abs/1608.04644>`_; with a weight on the
+    distance, as in IF-Defense, not on the loss. A subclass says in `problem` what varies and which distance
+    counts.
+
+    Each search is one run of Adam from fresh noise; all examples take part, each with its own weight. A
+    weight is raised after a search that succeeded and lowered after one that failed: halfway to the end of
+    the range that is still open, or twofold while that has no upper end. The success with the smallest
+    distance among all iterates is returned; an example without one keeps its last iterate.
+
+    Attributes:
+        kappa: margin of the hinge in logits.
+        first_weight: weight of the distance in the first search.
+        largest_weight: upper end of the bisection, infinite for none.
+        searches: steps of the bisection.
+        iterations: steps of Adam a search.
+        rate: learning rate of Adam.
+        noise: standard deviation of the noise each search starts from.
 
     Raises:
         ValueError: if a number is out of range.
     """
+
+    nearer_only: ClassVar[bool] = True
+    """Whether a search also fails if an earlier one has been nearer, as in IF-Defense's code."""
 
     kappa: float = 0.0
     first_weight: float = 10.0
@@ -58,44 +81,102 @@ class Perturb(Attack):
         if self.kappa < 0 or self.noise < 0 or self.rate <= 0:
             raise ValueError(f"kappa, noise and rate must not be negative: {self}")
 
+    @abstractmethod
+    def problem(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> Problem:
+        """What varies, which clouds it makes and how far they are.
+
+        Args:
+            oracle: model under attack and goal.
+            points: ``(B, N, 3)`` clean clouds; not to be changed.
+            generator: source of randomness, on the CPU.
+        """
+
+    @property
+    def loss(self) -> Callable[[Tensor, Tensor, bool], Tensor]:
+        """One of `attacks.losses`; by default the hinge with margin ``kappa``."""
+        return functools.partial(hinge, kappa=self.kappa)
+
+    def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Bisects the weight of every example at once."""
+        problem = self.problem(oracle, points, generator)
+        lower = points.new_zeros(len(points))
+        upper = torch.full_like(lower, self.largest_weight)
+        weight = torch.full_like(lower, self.first_weight)
+        nearest = torch.full_like(lower, torch.inf)
+        best = last = points
+        for search in range(self.searches):
+            found, distance, last = self._search(oracle, problem, weight, generator)
+            succeeded = distance.isfinite()
+            nearer = succeeded & (distance <= nearest)
+            best = found if search == 0 else torch.where(nearer[:, None, None], found, best)
+            nearest = torch.where(nearer, distance, nearest)
+            raised = nearer if self.nearer_only else succeeded
+            lower, upper = torch.where(raised, weight, lower), torch.where(raised, upper, weight)
+            weight = torch.where(upper.isinf(), 2 * lower, (lower + upper) / 2)
+        attacked = torch.where(nearest.isfinite()[:, None, None], best, last)
+        return attacked, torch.full_like(oracle.queries, self.searches * self.iterations)
+
+    def _search(
+        self, oracle: Oracle, problem: Problem, weight: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One run of Adam: the nearest success, its distance (infinite without one), and the last iterate."""
+        variables = [variable.requires_grad_() for variable in problem.start(generator)]
+        adam = torch.optim.Adam(variables, lr=self.rate)
+        found, nearest = problem.clouds(variables).clone(), torch.full_like(weight, torch.inf)
+        for _ in range(self.iterations):
+            with torch.enable_grad():
+                clouds = problem.clouds(variables)
+                distance = problem.distance(variables, clouds)
+            logits, gradient = oracle.gradient(clouds, self.loss)
+            size = distance.detach()
+            nearer = oracle.reached(logits) & (size < nearest)
+            found[nearer], nearest[nearer] = clouds.detach()[nearer], size[nearer]
+            gradients = torch.autograd.grad([clouds, distance], variables, [gradient, weight])
+            for variable, slope in zip(variables, gradients, strict=True):
+                variable.grad = slope
+            adam.step()
+        return found.detach(), nearest, problem.clouds(variables).detach()
+
+
+@dataclass(frozen=True)
+class Perturb(CarliniWagner):
+    """Shifts points as little as possible towards another class.
+
+    Xiang et al., 2019, `arXiv:1809.07016 <https://arxiv.org/abs/1809.07016>`_, with the settings of
+    IF-Defense, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_.
+
+    Minimises ``hinge(logits) + weight * |shift|``, as `CarliniWagner` does. Nothing is clipped, so the size
+    of the shift is an outcome, not a budget.
+
+    Differs from IF-Defense's code in that all clouds of a batch start from the same noise.
+
+    Attributes:
+        kappa: margin of the hinge in logits (published: 0).
+        first_weight: weight of the distance in the first search (published: 10).
+        largest_weight: upper end of the bisection (published: 80).
+        searches: steps of the bisection (published: 10).
+        iterations: steps of Adam a search (published: 500).
+        rate: learning rate of Adam (published: 1e-2).
+        noise: standard deviation of the noise each search starts from (published: 1e-7).
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
     @property
     def threat(self) -> ThreatModel:
         """White box, targeted or untargeted, the smallest global shift."""
         return ThreatModel("white-box", "both", "shift", "l2")
 
-    def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Bisects the weight of every example at once."""
-        lower = points.new_zeros(len(points))
-        upper = torch.full_like(lower, self.largest_weight)
-        weight = torch.full_like(lower, self.first_weight)
-        best, nearest = points, torch.full_like(lower, torch.inf)
-        for _ in range(self.searches):
-            found, found_distance, last = self._search(oracle, points, weight, generator)
-            # As published: a search also fails if an earlier one has been nearer.
-            succeeded = found_distance.isfinite() & (found_distance <= nearest)
-            best = torch.where(succeeded[:, None, None], found, best)
-            nearest = torch.where(succeeded, found_distance, nearest)
-            lower, upper = torch.where(succeeded, weight, lower), torch.where(succeeded, upper, weight)
-            weight = (lower + upper) / 2
-        attacked = torch.where(nearest.isfinite()[:, None, None], best, last)
-        return attacked, torch.full_like(oracle.queries, self.searches * self.iterations)
+    def problem(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> Problem:
+        """Varies the clouds themselves."""
+        return Problem(
+            start=lambda generator: [points + self.noise * shared_noise(points, generator)],
+            clouds=lambda variables: variables[0],
+            distance=lambda _, clouds: distances.l2(clouds, points),
+        )
 
-    def _search(
-        self, oracle: Oracle, points: Tensor, weight: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One run of Adam: the nearest success, its distance (infinite without one), and the last iterate."""
-        noise = torch.randn(points.shape[1:], generator=generator, dtype=points.dtype).to(points.device)
-        attacked = points + self.noise * noise
-        adam = torch.optim.Adam([attacked], lr=self.rate)
-        found, nearest = points.clone(), torch.full_like(weight, torch.inf)
-        loss = functools.partial(hinge, kappa=self.kappa)
-        tiny = torch.finfo(points.dtype).tiny
-        for _ in range(self.iterations):
-            logits, gradient = oracle.gradient(attacked, loss)
-            distance = distances.l2(attacked, points)
-            nearer = oracle.reached(logits) & (distance < nearest)
-            found[nearer], nearest[nearer] = attacked[nearer], distance[nearer]
-            pull = (weight / distance.clamp_min(tiny))[:, None, None] * (attacked - points)
-            attacked.grad = gradient + pull
-            adam.step()
-        return found, nearest, attacked
+
+def shared_noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise for one example, to be added to all of a batch, ``like.shape[1:]``."""
+    return torch.randn(like.shape[1:], generator=generator, dtype=like.dtype).to(like.device)
