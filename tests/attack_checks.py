@@ -1,0 +1,106 @@
+"""What holds for every attack, as functions to call from the test file of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from attacks.base import DISTANCES, Attack, AttackResult
+
+CLASSES = 4
+
+
+class SmallNet(nn.Module):
+    """A small PointNet with a batch norm and dropout, so that training mode shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.local = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 16))
+        self.head = nn.Sequential(nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, CLASSES))
+
+    def forward(self, points: Tensor) -> Tensor:
+        return self.head(self.local(points).amax(1))
+
+
+def victim() -> SmallNet:
+    """A network that has no favourite class among `clouds`, which makes it easy to fool."""
+    torch.manual_seed(0)
+    model = SmallNet().double().eval()
+    with torch.no_grad():
+        model.head[2].bias -= model(clouds()).mean(0)
+    return model
+
+
+def clouds() -> Tensor:
+    """Six clouds on the unit sphere's surface, in double precision."""
+    points = torch.randn(6, 40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return points / points.norm(dim=2, keepdim=True)
+
+
+def carried_out(
+    attack: Attack, model: Callable[[Tensor], Tensor], points: Tensor, labels: Tensor, targeted: bool
+) -> AttackResult:
+    return attack(model, points, labels, (labels + 1) % CLASSES if targeted else None)
+
+
+def check(attack: Attack, targeted: bool = False, within: float = 1e-6) -> AttackResult:
+    """Untouched input and model, a true report, the budget, equal seeds, independence of the batch.
+
+    Args:
+        attack: attack that shifts points.
+        targeted: whether it is aimed.
+        within: tolerance of the independence of the batch.
+    """
+    model, points = victim(), clouds()
+    labels = model(points).argmax(1)
+    model.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    copies = points.clone(), labels.clone()
+    calls = []
+
+    def counting(given: Tensor) -> Tensor:
+        calls.append(len(given))
+        return model.eval()(given)
+
+    result = carried_out(attack, model, points, labels, targeted)
+    assert torch.equal(points, copies[0]) and torch.equal(labels, copies[1])
+    assert model.training and all(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+    again = carried_out(attack, counting, points, labels, targeted)
+    assert torch.equal(again.points, result.points)
+    assert int(again.queries.sum()) == sum(calls)
+
+    predicted = model.eval()(result.points).argmax(1)
+    assert torch.equal(
+        result.success, predicted == (labels + 1) % CLASSES if targeted else predicted != labels
+    )
+    assert not result.points.requires_grad
+    norm, budget = attack.threat.norm, attack.budget(points.shape[1])
+    assert norm is not None and budget is not None
+    assert (DISTANCES[norm](result.points, points) <= budget * (1 + 1e-6)).all()
+
+    alone = carried_out(attack, model, points[2:3], labels[2:3], targeted)
+    torch.testing.assert_close(alone.points, result.points[2:3], rtol=0, atol=within)
+    assert torch.equal(alone.success, result.success[2:3])
+    return result
+
+
+def linear_case() -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor, Tensor]:
+    """A classifier that is linear in the mean of the points, clouds of its class 0, their labels, its normal.
+
+    The logits differ by ``<mean, normal> - 1``.
+    """
+    normal = torch.tensor([9.0, -3.0, 6.0], dtype=torch.float64)
+
+    def model(points: Tensor) -> Tensor:
+        gap = points.mean(1) @ normal - 1
+        return torch.stack([-gap, gap], 1) / 2
+
+    points = clouds()[:3]
+    points = points - points.mean(1, keepdim=True)
+    return model, points, torch.zeros(3, dtype=torch.long), normal
