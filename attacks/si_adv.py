@@ -1,0 +1,100 @@
+"""Moving points along the surface that they lie on."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks import projections
+from attacks.base import Attack, Oracle, ThreatModel
+from attacks.losses import hinge
+from ifdefense.points import gather, knn
+
+
+def estimated_normals(points: Tensor, k: int = 20) -> Tensor:
+    """Normals of clouds by principal components.
+
+    The direction in which a point and its neighbours spread least: the eigenvector of the smallest eigenvalue
+    of their covariance.
+
+    Args:
+        points: ``(B, N, 3)``, any frame.
+        k: points of a neighbourhood, the point itself included.
+
+    Returns:
+        ``(B, N, 3)`` of length 1; the sign is arbitrary, and so is the direction where all points of a
+        neighbourhood are on a line.
+    """
+    near = gather(points, knn(points, points, min(k, points.shape[1]))[1])  # (B, N, k, 3)
+    offset = near - near.mean(2, keepdim=True)
+    covariance = offset.mT @ offset  # (B, N, 3, 3)
+    normals: Tensor = torch.linalg.eigh(covariance).eigenvectors[..., 0]
+    return normals
+
+
+@dataclass(frozen=True)
+class SIAdv(Attack):
+    """Shape-invariant attack: iterated gradient steps in the tangent plane of every point.
+
+    Huang et al., CVPR 2022, `arXiv:2203.04041 <https://arxiv.org/abs/2203.04041>`_, the white-box attack.
+
+    The paper turns each point's frame so that its third axis is the normal n, and takes a gradient step in
+    the first two; that is the step along ``g - <g, n> n``. All points of a cloud share one step length, which
+    is ``step * sqrt(3 N)`` over all points together. The normals are estimated anew from the cloud of each
+    step.
+
+    Differs from the public code in that the first normals are estimated as well, not taken from the data set,
+    and in that batches are attacked at once. As there, an example that has reached its goal with the margin
+    ``kappa`` has no gradient any more and stays.
+
+    Attributes:
+        epsilon: largest displacement of a point (published: 0.16).
+        iterations: steps (published: 50).
+        step: length of a step a coordinate (published: 0.007).
+        kappa: margin of the hinge in logits (published: 0).
+        neighbours: points that a normal is estimated from (published: 20).
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    epsilon: float = 0.16
+    iterations: int = 50
+    step: float = 0.007
+    kappa: float = 0.0
+    neighbours: int = 20
+
+    def __post_init__(self) -> None:
+        if self.epsilon < 0 or self.step < 0 or self.kappa < 0:
+            raise ValueError(f"epsilon, step and kappa must not be negative: {self}")
+        if self.iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+        if self.neighbours < 3:
+            raise ValueError(f"a plane needs at least 3 neighbours, got {self.neighbours}")
+
+    @property
+    def threat(self) -> ThreatModel:
+        """White box, shifts of single points."""
+        return ThreatModel("white-box", "both", "shift", "point-l2", self.epsilon)
+
+    def constrain(self, points: Tensor, clean: Tensor) -> Tensor:
+        """Nearest clouds of which no point is farther than ``epsilon`` from its clean one."""
+        return clean + projections.point_l2(points - clean, self.epsilon)
+
+    def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Descends along the surface; the last iterate is the result."""
+        loss = functools.partial(hinge, kappa=self.kappa)
+        length = self.step * math.sqrt(3 * points.shape[1])
+        tiny = torch.finfo(points.dtype).tiny
+        attacked = points
+        for _ in range(self.iterations):
+            _, gradient = oracle.gradient(attacked, loss)
+            normals = estimated_normals(attacked, self.neighbours)
+            tangent = gradient - (gradient * normals).sum(2, keepdim=True) * normals
+            size = tangent.flatten(1).norm(dim=1)[:, None, None]
+            attacked = self.constrain(attacked - length * tangent / size.clamp_min(tiny), points)
+        return attacked, torch.full_like(oracle.queries, self.iterations)
