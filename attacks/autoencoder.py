@@ -120,9 +120,9 @@ class Options:
         seed: seed of the initial weights, the order and the augmentation.
     """
 
-    epochs: int = 60
+    epochs: int = 40
     batch: int = 32
-    points: int = 512
+    points: int = 256
     rate: float = 2e-3
     scale: float = 1.15
     jitter: float = 0.01
