@@ -8,13 +8,16 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ifdefense import Purifier
+from ifdefense.data.corruption import CorruptionOptions, corrupt
 from ifdefense.data.modelnet import load_modelnet40
 from ifdefense.frame import to_unit_sphere
 
 CHUNK = 64
+CORRUPTION = CorruptionOptions(clean=0.0)
 
 
 @click.command("purified-set")
@@ -25,11 +28,26 @@ CHUNK = 64
 @click.option(
     "--part", nargs=2, type=int, default=(0, 1), show_default=True, help="Share K of M, to run side by side."
 )
+@click.option(
+    "--corrupted",
+    default=0.0,
+    show_default=True,
+    help="Share of the clouds corrupted at random (noise, outliers, holes) before they are purified.",
+)
 @click.option("--seed", default=0, show_default=True)
 def purified_set(
-    split: str, root: str | None, out: Path, limit: int | None, part: tuple[int, int], seed: int
+    split: str,
+    root: str | None,
+    out: Path,
+    limit: int | None,
+    part: tuple[int, int],
+    corrupted: float,
+    seed: int,
 ) -> None:
-    """Purifies clouds of a split with `onet-mesh`; an interrupted run goes on where it stopped."""
+    """Purifies clouds of a split with `onet-mesh`; an interrupted run goes on where it stopped.
+
+    No attack is among the corruptions: they know no classifier.
+    """
     clouds = load_modelnet40(root, split)  # type: ignore[arg-type]
     order = np.random.default_rng(seed).permutation(len(clouds.points))[:limit][part[0] :: part[1]]
     partial = out.with_suffix(".partial.npy")
@@ -39,8 +57,11 @@ def purified_set(
     with tqdm(total=len(order), initial=len(done), desc=f"purify {split}", mininterval=10) as bar:
         while len(done) < len(order):
             index = order[len(done) : len(done) + CHUNK]
-            clean = purifier(to_unit_sphere(torch.from_numpy(clouds.points[index])), seed=seed)
-            done = np.concatenate([done, clean.numpy().astype(np.float16)])
+            given = list(to_unit_sphere(torch.from_numpy(clouds.points[index])))
+            for place, number in enumerate(index):
+                given[place] = _spoilt(given[place], corrupted, int(number), seed)
+            purified = purifier(given, clouds.points.shape[1], seed)
+            done = np.concatenate([done, torch.stack(purified).numpy().astype(np.float16)])
             with open(f"{partial}.tmp", "wb") as file:
                 np.save(file, done)
             os.replace(f"{partial}.tmp", partial)
@@ -48,6 +69,15 @@ def purified_set(
     np.savez_compressed(out, points=done, label=clouds.labels[order], index=order)
     partial.unlink(missing_ok=True)
     click.echo(f"{len(done)} purified clouds in {out}")
+
+
+def _spoilt(cloud: Tensor, share: float, index: int, seed: int) -> Tensor:
+    """One cloud of the unit sphere, corrupted with the probability ``share``, the same at every call."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+    if float(torch.rand((), generator=generator)) >= share:
+        return cloud
+    left = len(cloud) * 3 // 4  # as many as nearly all holes leave
+    return corrupt(cloud[None] / 2, left, generator, CORRUPTION)[0] * 2
 
 
 if __name__ == "__main__":

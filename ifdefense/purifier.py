@@ -53,19 +53,25 @@ class SurfaceOptions:
         views: disjoint subsets of that many points whose codes are averaged, as far as the cloud has them.
         offset: thickening that the network was trained with; samples are moved back by it along the normals.
         extraction: field to mesh.
+        second_threshold: level of a second try where the first shows no surface, as happens to thin shapes;
+            ``None`` for no second try.
         repair: removal of anomalous deformation, ``None`` to leave the mesh as it is.
         resampling: how the mesh is sampled.
         tolerance: input points within this distance of the surface stand in the result and samples of the
             mesh fill in where there are none; ``None`` samples the mesh alone, as IF-Defense does.
+        smoothing: those input points are moved to the mean of this many nearest ones, themselves included,
+            which takes back shifts that were made point by point; 1 leaves them where they are.
     """
 
     points: int = 300
     views: int = 3
     offset: float = 0.015
     extraction: ExtractionOptions = ExtractionOptions(box=1.2, threshold=0.5)
+    second_threshold: float | None = 0.2
     repair: RepairOptions | None = RepairOptions()
     resampling: Resampling = "farthest"
     tolerance: float | None = 0.1
+    smoothing: int = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -255,9 +261,8 @@ class Purifier(nn.Module):
             views = torch.stack([self._views(passage.evidence, seed) for passage in passages])  # (B, V, P, 3)
             # One cloud at a time: rounding depends on the shape of a product, results must not on the batch.
             codes = torch.cat([network.encoder(view).mean(0, keepdim=True) for view in views.to(device)])
-            field = network.field_of(codes)
         with watch("field to mesh"):
-            meshes = extract_meshes(field, len(passages), options.extraction, device=device)
+            meshes = self._extract(network, codes)
         with watch("mesh repair"):
             for passage, mesh in zip(passages, meshes, strict=True):
                 passage.mesh = mesh
@@ -266,6 +271,19 @@ class Purifier(nn.Module):
                 if mesh.is_empty or (passage.repair is not None and passage.repair.mesh.is_empty):
                     passage.fallback = "the network yields no surface"
                     logger.warning("cloud %d: no surface, the filtered input is resampled", passage.index)
+
+    def _extract(self, network: OccupancyNetwork, codes: Tensor) -> list[Mesh]:
+        """The surface of every code, at a lower level where there is none at the first."""
+        options = self.options
+        field = network.field_of(codes)
+        meshes = extract_meshes(field, len(codes), options.extraction, device=codes.device)
+        missing = [index for index, mesh in enumerate(meshes) if mesh.is_empty]
+        if missing and options.second_threshold is not None:
+            lower = dataclasses.replace(options.extraction, threshold=options.second_threshold)
+            again = extract_meshes(network.field_of(codes[missing]), len(missing), lower, device=codes.device)
+            for index, mesh in zip(missing, again, strict=True):
+                meshes[index] = mesh
+        return meshes
 
     def _views(self, evidence: Tensor, seed: int) -> Tensor:
         """Disjoint random subsets ``(V, P, 3)`` of the kept points; a small cloud repeats some."""
@@ -298,7 +316,13 @@ class Purifier(nn.Module):
             return resample(meshes, count, seed=seed, method=options.resampling, inset=options.offset)
         evidence = [passage.evidence.cpu().numpy() for passage in passages]
         return resample_with_evidence(
-            meshes, evidence, count, tolerance=options.tolerance, seed=seed, inset=options.offset
+            meshes,
+            evidence,
+            count,
+            tolerance=options.tolerance,
+            smoothing=options.smoothing,
+            seed=seed,
+            inset=options.offset,
         )
 
 

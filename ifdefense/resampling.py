@@ -119,6 +119,7 @@ def resample_with_evidence(
     *,
     tolerance: float,
     seed: int = 0,
+    smoothing: int = 1,
     oversample: int = 4,
     inset: float = 0.0,
 ) -> Floats:
@@ -129,12 +130,17 @@ def resample_with_evidence(
     are left out; samples of the surface that lie farther than ``tolerance`` from every point kept restore
     what is missing. Farthest-point sampling of the two together gives an even cloud.
 
+    What is kept is kept smoothed: neighbours on a surface agree with each other, and the shifts of an attack,
+    made point by point, do not.
+
     Args:
         meshes: B surfaces.
         evidence: B arrays (K, 3) of input points, in the meshes' frame.
         num_points: points a cloud.
         tolerance: distance from the surface up to which a point is confirmed, in the meshes' unit.
         seed: as for `resample`.
+        smoothing: input points are moved to the mean of this many points nearest to them, themselves
+            included, before they are compared with the surface; 1 leaves them where they are.
         oversample: samples of the surface a point kept, at least 1.
         inset: as for `resample`.
 
@@ -142,19 +148,33 @@ def resample_with_evidence(
         (B, num_points, 3) float32 points in the meshes' frame.
 
     Raises:
-        ValueError: as `resample`, or a tolerance that is not positive.
+        ValueError: as `resample`, or a tolerance or smoothing that is not positive.
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}")
+    if smoothing < 1:
+        raise ValueError(f"smoothing must be at least 1, got {smoothing}")
     samples = resample(meshes, oversample * num_points, seed=seed, method="uniform", inset=inset)
     unions = [
-        _union(points, given, num_points, tolerance) for points, given in zip(samples, evidence, strict=True)
+        _union(points, _smoothed(given, smoothing), num_points, tolerance)
+        for points, given in zip(samples, evidence, strict=True)
     ]
     size = max(len(union) for union in unions)
     # Copies of the first point are at distance 0 from what is chosen: they fill the batch, never taken.
     padded = np.stack([np.concatenate([u, np.broadcast_to(u[:1], (size - len(u), 3))]) for u in unions])
     kept = farthest_point_sampling(torch.from_numpy(padded), num_points).numpy()
     return np.take_along_axis(padded, kept[..., None], 1)
+
+
+def _smoothed(points: Floats, neighbours: int) -> Floats:
+    """Each of (K, 3) points moved to the mean of its nearest, itself included."""
+    from scipy.spatial import cKDTree
+
+    if min(neighbours, len(points)) < 2:
+        return points
+    _, index = cKDTree(points).query(points, min(neighbours, len(points)))
+    means: Floats = points[index].mean(1, dtype=np.float64).astype(np.float32)
+    return means
 
 
 def _union(samples: Floats, evidence: Floats, count: int, tolerance: float) -> Floats:

@@ -67,6 +67,23 @@ def test_offset_is_taken_back_along_the_normals() -> None:
     np.testing.assert_allclose(radius, 1.0, rtol=0.02)
 
 
+class Faint(Ball):
+    """A ball whose field nowhere reaches a probability of one half, as happens to thin shapes."""
+
+    def field_of(self, codes: Tensor) -> object:  # type: ignore[override]
+        return lambda points, cloud: -0.5 - 4 * points.norm(dim=-1)
+
+
+def test_a_faint_surface_is_found_at_the_second_threshold(caplog: pytest.LogCaptureFixture) -> None:
+    cloud = np.random.default_rng(0).uniform(-1, 1, size=(200, 3))
+    with caplog.at_level(logging.WARNING):
+        (found,) = Purifier(Faint(0.5)).trace(cloud)
+        assert not caplog.records
+        (lost,) = Purifier(Faint(0.5), options=SurfaceOptions(second_threshold=None)).trace(cloud)
+    assert found.fallback is None and found.mesh is not None
+    assert lost.fallback == "the network yields no surface" and lost.mesh is None
+
+
 @pytest.mark.parametrize("method", ["onet-mesh", "sor", "srs"])
 def test_kinds_shapes_and_counts(chairs: np.ndarray, method: str) -> None:
     before = chairs.copy()

@@ -177,3 +177,25 @@ def test_a_dense_confirmed_cloud_is_only_thinned() -> None:
     dense = sphere(5000)
     points = resample_with_evidence([ball()], [dense], 500, tolerance=0.05)[0]
     assert {tuple(p) for p in points} <= {tuple(p) for p in dense}
+
+
+def test_smoothing_takes_back_shifts_made_point_by_point() -> None:
+    noise = 0.03 * np.random.default_rng(3).normal(size=(2000, 3)).astype(np.float32)
+    spoilt = [sphere(2000) + noise]
+
+    def error(smoothing: int) -> float:
+        points = resample_with_evidence([ball()], spoilt, 800, tolerance=0.2, smoothing=smoothing)[0]
+        return float(np.abs(np.linalg.norm(points, axis=1) - 0.5).mean())
+
+    assert error(8) < error(1) / 2
+
+
+def test_smoothed_points_are_the_means_of_their_neighbours() -> None:
+    points = np.float32(
+        [[0.5, 0, 0], [0.5, 0.01, 0], [0, 0.5, 0], [0.01, 0.5, 0], [0, 0, 0.5], [0, 0.01, 0.5]]
+    )
+    kept = resample_with_evidence([ball()], [points], 400, tolerance=0.05, smoothing=2)[0]
+    for middle in ([0.5, 0.005, 0], [0.005, 0.5, 0], [0, 0.005, 0.5]):
+        assert np.abs(kept - np.float32(middle)).max(1).min() < 1e-6
+    with pytest.raises(ValueError, match="smoothing must be at least 1, got 0"):
+        resample_with_evidence([ball()], [points], 400, tolerance=0.05, smoothing=0)
