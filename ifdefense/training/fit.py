@@ -40,6 +40,7 @@ class TrainOptions:
         box: side of the cube that uniform queries are drawn from.
         rate: learning rate of Muon, for hidden weight matrices, after the warm-up; held until the decay
             begins.
+        weight_decay: of the matrices that Muon trains.
         rest: learning rate of Adam, for all other parameters, on the same schedule.
         warmup: steps of linear warm-up.
         decay: share of the steps at the end over which the rates fall to a hundredth along a cosine.
@@ -59,6 +60,7 @@ class TrainOptions:
     near: float = 0.04
     box: float = 1.2
     rate: float = 0.02
+    weight_decay: float = 0.05
     rest: float = 1e-3
     warmup: int = 100
     decay: float = 0.4
@@ -66,7 +68,7 @@ class TrainOptions:
     jitter: float = 0.005
     stretch: float = 1.2
     turn: float = 0.1
-    threshold: float = 0.2
+    threshold: float = 0.5
     seed: int = 0
 
 
@@ -248,7 +250,7 @@ def fit(
         network, (network.encoder.fc_pos, network.decoder.fc_p, network.decoder.fc_out)
     )
     optimisers = {
-        Muon(hidden, options.rate): options.rate,
+        Muon(hidden, options.rate, weight_decay=options.weight_decay): options.rate,
         torch.optim.Adam(others, options.rest): options.rest,
     }
     generator = torch.Generator().manual_seed(options.seed)

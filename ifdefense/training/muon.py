@@ -41,10 +41,14 @@ class Muon(torch.optim.Optimizer):
         params: weights ``(out, in, …)``; further dimensions count as inputs.
         lr: length of a step; the update of a square matrix has spectral norm of about this.
         momentum: of the gradients.
+        weight_decay: share of itself, times ``lr``, that a weight loses at each step. In front of a batch
+            norm nothing else bounds the weights, and the larger they are, the less a step turns them.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
+    def __init__(
+        self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -60,6 +64,7 @@ class Muon(torch.optim.Optimizer):
                 ahead = parameter.grad + group["momentum"] * velocity
                 update = orthogonalise(ahead.flatten(1)).view_as(parameter)
                 gain = max(1.0, parameter.shape[0] / ahead[0].numel()) ** 0.5
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update, alpha=-group["lr"] * gain)
 
 

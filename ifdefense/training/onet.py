@@ -58,6 +58,9 @@ def _collect(name: str, root: str | None, cache: Path, per_class: int, seed: int
 @click.option("--batch", default=TrainOptions.batch, show_default=True)
 @click.option("--queries", default=TrainOptions.queries, show_default=True)
 @click.option("--rate", default=TrainOptions.rate, show_default=True, help="Learning rate of Muon.")
+@click.option(
+    "--weight-decay", default=TrainOptions.weight_decay, show_default=True, help="Of Muon's matrices."
+)
 @click.option("--rest", default=TrainOptions.rest, show_default=True, help="Learning rate of Adam.")
 @click.option(
     "--decay", default=TrainOptions.decay, show_default=True, help="Share of the steps with a falling rate."
