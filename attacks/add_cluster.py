@@ -76,7 +76,9 @@ class AddCluster(CarliniWagner):
     def distance(self, added: Tensor, clean: Tensor) -> Tensor:
         """``(B,)`` spread of added clusters, and distance from clean clouds."""
         clusters = added.unflatten(1, (self.num, self.size))
-        spread = distances.diameter(clusters.flatten(0, 1)).unflatten(0, (len(added), self.num)).sum(1)
+        spread: Tensor = (
+            distances.diameter(clusters.flatten(0, 1)).unflatten(0, (len(added), self.num)).sum(1)
+        )
         return spread + self.chamfer_weight * distances.directed_chamfer(added, clean)
 
     def problem(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> Problem:

@@ -113,12 +113,12 @@ class AddObject(CarliniWagner):
 
     def _objects(self, points: Tensor, generator: torch.Generator) -> Tensor:
         """``(num, size, 3)`` points of the objects, around the origin."""
-        shape = _aeroplane() if self.shape is None else self.shape.detach()
-        shape = shape.to(points.device, points.dtype)
+        shape = (_aeroplane() if self.shape is None else self.shape.detach()).to(points)
         shape = shape - shape.mean(0)
-        shape = self.scale * shape / shape.norm(dim=1).max()
+        shape = self.scale * shape / torch.linalg.vector_norm(shape, dim=1).max()
         draw = torch.rand(self.num, len(shape), generator=generator).argsort(1)[:, : self.size]
-        return shape[draw.to(points.device)]
+        objects: Tensor = shape[draw.to(points.device)]
+        return objects
 
 
 def _middles(points: Tensor, members: Tensor) -> Tensor:
