@@ -1,4 +1,4 @@
-"""Dropping the points that a classifier relies on."""
+"""Dropping points: those that a classifier relies on, random ones, random regions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attacks.base import Attack, Oracle, ThreatModel
 from attacks.losses import cross_entropy
+from ifdefense import points as operations
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,7 @@ class SaliencyDrop(Attack):
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Drops points round by round; the others keep their order."""
-        if points.shape[1] <= self.num:
-            raise ValueError(f"cannot drop {self.num} points from clouds of {points.shape[1]}")
+        _check_enough(points, self.num)
         rounds = -(-self.num // self.per_round)
         for dropped in range(0, self.num, self.per_round):
             kept = points.shape[1] - min(self.per_round, self.num - dropped)
@@ -58,3 +58,99 @@ class SaliencyDrop(Attack):
             index = gain.topk(kept, 1, largest=False, sorted=False).indices.sort(1).values
             points = points.gather(1, index.unsqueeze(2).expand(-1, -1, 3))
         return points, torch.full_like(oracle.queries, rounds)
+
+
+@dataclass(frozen=True)
+class RandomDrop(Attack):
+    """Drops random points, the same indices in every cloud, and asks the model nothing.
+
+    The baseline of Zheng et al., 2019, `arXiv:1812.01687 <https://arxiv.org/abs/1812.01687>`_, section 5.
+    "Score-based" is the least knowledge that a threat model can state; the one query is the last check.
+
+    Attributes:
+        num: points to drop (published for the saliency drop: 100 and 200).
+
+    Raises:
+        ValueError: if the number is not positive.
+    """
+
+    num: int = 200
+
+    def __post_init__(self) -> None:
+        if self.num < 1:
+            raise ValueError(f"num must be at least 1, got {self.num}")
+
+    @property
+    def threat(self) -> ThreatModel:
+        """No knowledge, untargeted, drops ``num`` points."""
+        return ThreatModel("score-based", "untargeted", "drop", count=self.num)
+
+    def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Drops at once; the others keep their order."""
+        _check_enough(points, self.num)
+        left = torch.randperm(points.shape[1], generator=generator)[self.num :].sort().values
+        return points[:, left.to(points.device)], torch.ones_like(oracle.queries)
+
+
+@dataclass(frozen=True)
+class LocalDrop(Attack):
+    """Drops the neighbourhoods of a few random points, and asks the model nothing.
+
+    "Drop Local" of ModelNet-C, Ren et al., 2022, `arXiv:2202.03377 <https://arxiv.org/abs/2202.03377>`_: one
+    region after another, a random point that is left goes together with those that are nearest to it.
+
+    Differs from ModelNet-C in that the number of regions is given, there it is random up to 8, and that all
+    have the same size within a point, there their sizes are random too; and in that all clouds of a batch
+    choose the same points by their index. "Score-based" is the least knowledge that a threat model can state.
+
+    Attributes:
+        num: points to drop (published: 100, 200, ... 500).
+        clusters: regions (published: at most 8, 4 in the middle).
+
+    Raises:
+        ValueError: if the numbers are not positive, or there are more regions than points to drop.
+    """
+
+    num: int = 200
+    clusters: int = 4
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.clusters <= self.num:
+            raise ValueError(f"clusters must lie in 1..num, got {self.clusters} for num {self.num}")
+
+    @property
+    def threat(self) -> ThreatModel:
+        """No knowledge, untargeted, drops ``num`` points."""
+        return ThreatModel("score-based", "untargeted", "drop", count=self.num)
+
+    def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Drops region by region; the others keep their order."""
+        _check_enough(points, self.num)
+        drawn = torch.rand(self.clusters, generator=generator, dtype=torch.float64).tolist()
+        for cluster, share in enumerate(drawn):
+            size = self.num // self.clusters + (cluster < self.num % self.clusters)
+            centre = torch.full_like(oracle.queries, int(share * points.shape[1]))
+            points = split_neighbourhood(points, centre, size)[1]
+        return points, torch.full_like(oracle.queries, self.clusters)
+
+
+def split_neighbourhood(points: Tensor, centre: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Cuts the neighbourhood of one point out of each cloud.
+
+    Args:
+        points: ``(B, N, 3)`` clouds.
+        centre: ``(B,)`` indices of the points in the middle.
+        size: points of a neighbourhood, that point among them.
+
+    Returns:
+        ``(B, size, 3)`` points inside, nearest first, and ``(B, N - size, 3)`` others in their order.
+    """
+    batch, num = points.shape[:2]
+    inside = operations.knn(operations.gather(points, centre[:, None]), points, size)[1].squeeze(1)
+    outside = torch.ones(batch, num, dtype=torch.bool, device=points.device).scatter_(1, inside, False)
+    return operations.gather(points, inside), points[outside].view(batch, num - size, 3)
+
+
+def _check_enough(points: Tensor, num: int) -> None:
+    if points.shape[1] <= num:
+        raise ValueError(f"cannot drop {num} points from clouds of {points.shape[1]}")
