@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from ifdefense import points as operations
-from ifdefense.points import chamfer_distance, farthest_point_sampling, gather, knn, squared_distances
+from ifdefense.points import (
+    ball_query,
+    chamfer_distance,
+    farthest_point_sampling,
+    gather,
+    group,
+    knn,
+    squared_distances,
+)
 
 
 def cloud(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -153,3 +164,122 @@ def test_errors_say_what_is_wrong() -> None:
         chamfer_distance(points[0], points[0])
     with pytest.raises(ValueError, match=r"of torch\.int64"):
         farthest_point_sampling(points.long(), 3)
+
+
+def naive_ball(query: Tensor, source: Tensor, radius: float, k: int) -> list[int]:
+    distance = (source - query).norm(dim=1).tolist()
+    inside = [j for j, d in enumerate(distance) if d < radius] or [distance.index(min(distance))]
+    return (inside + inside[:1] * k)[:k]
+
+
+@pytest.mark.parametrize("radius", [0.01, 0.3, 10.0])
+@pytest.mark.parametrize("k", [1, 4, 20])
+@pytest.mark.parametrize("limit", [1, 40, 1 << 20])
+def test_ball_query_equals_the_naive_twin(
+    radius: float, k: int, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(operations._CHUNK, "cpu", limit)
+    query, source = cloud(2, 8, 3), cloud(2, 11, 3, seed=1)
+    index = ball_query(query, source, radius, k)
+    assert index.dtype == torch.int64
+    expected = [[naive_ball(q, s, radius, k) for q in c] for c, s in zip(query, source, strict=True)]
+    assert index.tolist() == expected
+
+
+def test_balls_are_open_and_an_empty_one_takes_the_nearest_point() -> None:
+    source = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [3, 0, 0]]])
+    query = torch.tensor([[[0.0, 0, 0], [2.25, 0, 0]]])
+    assert ball_query(query, source, 1.0, 2).tolist() == [[[0, 0], [2, 2]]]
+    assert ball_query(query, source, 0.5, 2).tolist() == [[[0, 0], [2, 2]]]
+
+
+@pytest.mark.parametrize(("radius", "k"), [(0.0, 3), (-1.0, 3), (1.0, 0)])
+def test_balls_of_no_size_are_refused(radius: float, k: int) -> None:
+    with pytest.raises(ValueError, match=f"radius and k must be positive, got {radius} and {k}"):
+        ball_query(cloud(1, 2, 3), cloud(1, 2, 3), radius, k)
+
+
+def test_a_ball_query_among_no_points_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one source point"):
+        ball_query(cloud(1, 2, 3), torch.zeros(1, 0, 3), 1.0, 1)
+
+
+def test_groups_hold_offsets_and_features_side_by_side() -> None:
+    points, features = cloud(2, 6, 3), cloud(2, 6, 2, seed=1)
+    centre, index = points[:, :2], torch.tensor([[[0, 5, 5], [2, 2, 1]], [[1, 3, 0], [4, 0, 0]]])
+    result = group(points, features, centre, index)
+    assert result.shape == (2, 2, 3, 5)
+    for b, i, j in itertools.product(range(2), range(2), range(3)):
+        row = index[b, i, j]
+        assert torch.equal(result[b, i, j, :3], points[b, row] - centre[b, i])
+        assert torch.equal(result[b, i, j, 3:], features[b, row])
+    assert torch.equal(group(points, None, centre, index), result[..., :3])
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A pytorch3d whose kernels are loops that keep to its documented results; yields the calls."""
+    calls: list[str] = []
+
+    def ball(p1: Tensor, p2: Tensor, K: int, radius: float, return_nn: bool) -> SimpleNamespace:
+        calls.append("ball_query")
+        assert not return_nn
+        index = torch.full((*p1.shape[:2], K), -1)
+        for b, i in itertools.product(range(p1.shape[0]), range(p1.shape[1])):
+            inside = [j for j, p in enumerate(p2[b]) if ((p - p1[b, i]) ** 2).sum() < radius**2][:K]
+            index[b, i, : len(inside)] = torch.tensor(inside, dtype=torch.int64)
+        return SimpleNamespace(idx=index)
+
+    def nearest(p1: Tensor, p2: Tensor, K: int, return_sorted: bool) -> SimpleNamespace:
+        calls.append("knn_points")
+        assert return_sorted
+        found = naive_squared_distances(p1, p2).sort(dim=2)
+        return SimpleNamespace(dists=found.values[..., :K], idx=found.indices[..., :K])
+
+    def farthest(points: Tensor, K: int, random_start_point: bool) -> tuple[Tensor, Tensor]:
+        calls.append("sample_farthest_points")
+        assert not random_start_point
+        index = torch.tensor([naive_farthest(p, K, 0) for p in points])
+        return gather(points, index), index
+
+    module = ModuleType("pytorch3d.ops")
+    module.__dict__.update(ball_query=ball, knn_points=nearest, sample_farthest_points=farthest)
+    monkeypatch.setitem(sys.modules, "pytorch3d", ModuleType("pytorch3d"))
+    monkeypatch.setitem(sys.modules, "pytorch3d.ops", module)
+    operations._pytorch3d.cache_clear()
+    yield calls
+    operations._pytorch3d.cache_clear()
+
+
+def results() -> list[Tensor]:
+    query, source = cloud(2, 6, 3), cloud(2, 9, 3, seed=1)
+    balls = [ball_query(query, source, radius, 4) for radius in (0.01, 0.4)]
+    return [*balls, *knn(query, source, 3), farthest_point_sampling(source, 5)]
+
+
+def test_results_do_not_change_where_pytorch3d_is_installed(stand_in: list[str]) -> None:
+    theirs = results()
+    assert {"ball_query", "knn_points", "sample_farthest_points"} == set(stand_in)
+    del sys.modules["pytorch3d.ops"], sys.modules["pytorch3d"]
+    operations._pytorch3d.cache_clear()
+    if operations._pytorch3d() is not None:
+        pytest.skip("pytorch3d is installed: there is no path without it to compare with")
+    for one, other in zip(results(), theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
+
+
+def test_double_precision_and_other_starts_stay_here(stand_in: list[str]) -> None:
+    points = cloud(1, 9, 3, dtype=torch.float64)
+    knn(points, points, 2)
+    ball_query(points, points, 0.3, 2)
+    farthest_point_sampling(points, 3)
+    farthest_point_sampling(points.float(), 3, start=2)
+    assert stand_in == []
+
+
+def test_pytorch3d_itself_gives_the_same_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pytorch3d.ops", reason="pytorch3d is not installed")
+    theirs = results()
+    monkeypatch.setattr(operations, "_pytorch3d", lambda: None)
+    for one, other in zip(results(), theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
