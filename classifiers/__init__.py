@@ -5,36 +5,117 @@ Clouds are mean-centred and of largest norm 1.
 
 from __future__ import annotations
 
+import importlib
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["load"]
+from classifiers.fold import fold
+
+__all__ = ["NETWORKS", "build", "fold", "load"]
+
+NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "pointnet": ("classifiers.pointnet", "PointNet", {}),
+    "pointnet2-ssg": ("classifiers.pointnet2", "PointNet2", {}),
+    "pointnet2-msg": ("classifiers.pointnet2", "PointNet2", {"multi_scale": True}),
+    "dgcnn": ("classifiers.dgcnn", "DGCNN", {}),
+    "pointconv": ("classifiers.pointconv", "PointConv", {}),
+    "pct": ("classifiers.pct", "PCT", {}),
+    "pointmlp": ("classifiers.pointmlp", "PointMLP", {}),
+    "pointmlp-elite": ("classifiers.pointmlp", "PointMLP", {"elite": True}),
+}
+"""Names of the networks: module, class, and the arguments that make this one of it."""
+
+_LAST = {"dgcnn": "linear3.bias", "pct": "linear3.bias"}
+_LAST |= {"pointmlp": "classifier.8.bias", "pointmlp-elite": "classifier.8.bias"}
+_TITLE = {"pointnet": "PointNet", "dgcnn": "DGCNN", "pct": "PCT", "pointconv": "PointConv"}
+
+
+def build(network: str, num_classes: int = 40, **options: Any) -> nn.Module:
+    """A network with fresh weights.
+
+    Args:
+        network: one of `NETWORKS`.
+        num_classes: number of classes.
+        options: further arguments of its class.
+
+    Raises:
+        ValueError: if there is no such network.
+    """
+    if network not in NETWORKS:
+        raise ValueError(f"unknown classifier {network!r}; there are: {', '.join(NETWORKS)}")
+    module, name, fixed = NETWORKS[network]
+    model: nn.Module = getattr(importlib.import_module(module), name)(num_classes, **fixed, **options)
+    return model
 
 
 def load(name: str, weights: str | Path | None = None) -> nn.Module:
     """Loads a classifier, in evaluation mode.
 
     Args:
-        name: ``"pointnet-modelnet40"``, ``"pointnet-modelnet40-hybrid"`` or ``"pointnet-procedural"``, the
-            weights that are shipped; or ``"pointnet"`` together with ``weights``.
-        weights: file to read instead: our safetensors, or a public ``.pth`` checkpoint with yanx27's tensor
-            names (bare or under ``"model_state_dict"``, ``"model"`` or ``"state_dict"``, with or without the
-            prefix ``module.``). No code that it carries is run.
+        name: a network of `NETWORKS` together with ``weights``; or such a name, a dash and what the weights
+            were trained on, for weights that are shipped, as ``"pointnet-modelnet40"``,
+            ``"pointnet-modelnet40-hybrid"`` and ``"pointnet-procedural"``.
+        weights: file to read instead: our safetensors, or a public ``.pth`` checkpoint (bare or under
+            ``"model_state_dict"``, ``"model"`` or ``"state_dict"``, with or without the prefix ``module.``)
+            with the tensor names of yanx27, antao97, Strawberry-Eat-Mango or ma-xu, or with those of
+            IF-Defense. No code that it carries is run.
 
     Raises:
+        FileNotFoundError: if ``weights`` names no file.
         ValueError: if the name is unknown, or the weights cannot be read or do not fit; names the tensors
             that do not.
     """
-    from classifiers.pointnet import PointNet
     from ifdefense.checkpoints import CheckpointError, load_into, load_state, shipped
 
-    if name.partition("-")[0] != "pointnet":
-        raise ValueError(f"unknown classifier {name!r}; there is: pointnet")
+    known = [network for network in NETWORKS if name == network or name.startswith(network + "-")]
+    if not known:
+        raise ValueError(f"unknown classifier {name!r}; there are: {', '.join(NETWORKS)}")
+    network = max(known, key=len)
     path = shipped("classifiers", name) if weights is None else weights
-    state = load_state(path)
-    if "fc3.bias" not in state:
-        raise CheckpointError(f"{path} is no PointNet: tensor fc3.bias is missing")
-    model = PointNet(len(state["fc3.bias"]), any(tensor.startswith("feat.fstn.") for tensor in state))
+    state = canonical(network, load_state(path))
+    last = _LAST.get(network, "fc3.bias")
+    if last not in state:
+        raise CheckpointError(f"{path} is no {_TITLE.get(network, network)}: tensor {last} is missing")
+    options: dict[str, Any] = {}
+    if network == "pointnet":
+        options["feature_transform"] = any(tensor.startswith("feat.fstn.") for tensor in state)
+    model = build(network, len(state[last]), **options)
     load_into(model, state, path)
     return model.eval()
+
+
+def canonical(network: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under our names, from whichever public naming they have.
+
+    IF-Defense keeps a layer and its batch norm together: PointNet's ``conv1.0`` and ``conv1.1`` are ``conv1``
+    and ``bn1``; DGCNN's ``linear1.1`` is ``bn6`` once more.
+
+    Args:
+        network: one of `NETWORKS`.
+        state: tensors by name; left as they are where no other naming is seen.
+    """
+    renames: list[tuple[str, str]] = []
+    if network == "pointnet" and "fc1.0.weight" in state:
+        renames = [
+            (r"^feat\.stn\.fc1\.1\.", "feat.stn.bn4."),
+            (r"^feat\.stn\.fc2\.1\.", "feat.stn.bn5."),
+            (r"conv(\d)\.1\.", r"bn\1."),
+            (r"^fc1\.1\.", "bn1."),
+            (r"(conv|fc)(\d)\.0\.", r"\1\2."),
+        ]
+    elif network == "dgcnn" and "linear1.0.weight" in state:
+        renames = [
+            (r"^linear1\.1\.", "bn6."),
+            (r"^linear2\.1\.", "bn7."),
+            (r"^linear(\d)\.0\.", r"linear\1."),
+        ]
+    result = {}
+    for name, value in state.items():
+        for pattern, replacement in renames:
+            name = re.sub(pattern, replacement, name)
+        result[name] = value
+    return result

@@ -16,6 +16,7 @@ layer's output follow
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -26,7 +27,7 @@ from torch.autograd.function import once_differentiable
 _BLOCK = 32  # columns a block: a vectorised maximum over blocks, then a search inside the winning one
 
 
-def _max_with_index(scores: Tensor) -> tuple[Tensor, Tensor]:
+def max_with_index(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum of each row of ``(K, N)`` scores and its first index, faster than ``Tensor.max`` on a CPU."""
     rows, columns = scores.shape
     whole = columns - columns % _BLOCK
@@ -52,7 +53,7 @@ class _MaxPooledLinear(torch.autograd.Function):
         index = torch.empty(pooled.shape, dtype=torch.long, device=x.device)
         searched, by = (x, weight) if search is None else (x.to(search), weight.to(search))
         for cloud in range(len(x)):  # one cloud at a time: its (K, N) scores stay in the processor's cache
-            best, index[cloud] = _max_with_index(by @ searched[cloud].T)
+            best, index[cloud] = max_with_index(by @ searched[cloud].T)
             pooled[cloud] = best if search is None else (x[cloud, index[cloud]] * weight).sum(1)
         ctx.save_for_backward(x, weight, index)
         return pooled
@@ -104,43 +105,64 @@ def _batch_statistics(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, int]:
     return weight @ centre, variance, len(rows)
 
 
-def folded(layer: nn.Conv1d, norm: nn.BatchNorm1d, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the one linear map that ``layer`` followed by ``norm`` is on the batch ``x``.
+def affine(
+    norm: nn.Module, bias: Tensor, statistics: Callable[[], tuple[Tensor, Tensor, int]]
+) -> tuple[Tensor | None, Tensor]:
+    """Scale and shift per channel that a layer's bias and its batch norm put on the layer's bare product.
 
     In training the batch's own statistics are used, differentiably, and the running ones are updated as
     `torch.nn.BatchNorm1d` does; in evaluation the running ones are.
 
     Args:
-        layer: convolution of width 1, from C to K channels.
-        norm: its batch norm.
-        x: ``(B, N, C)`` input of the layer.
+        norm: batch norm of K channels, or `torch.nn.Identity` where it is folded away already.
+        bias: ``(K,)`` bias of the layer before it.
+        statistics: gives mean and biased variance of the product, and over how many rows; only called in
+            training.
+
+    Returns:
+        ``(K,)`` scale, ``None`` for 1, and ``(K,)`` shift.
+    """
+    if isinstance(norm, nn.Identity):
+        return None, bias
+    norm = cast(nn.BatchNorm1d, norm)
+    running_mean, running_var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    if not norm.training:
+        scale = norm.weight * torch.rsqrt(running_var + norm.eps)
+        return scale, norm.bias + (bias - running_mean) * scale
+    mean, variance, count = statistics()
+    with torch.no_grad():
+        momentum = cast(float, norm.momentum)
+        running_mean.lerp_(mean + bias, momentum)
+        running_var.lerp_(variance * (count / max(count - 1, 1)), momentum)
+        cast(Tensor, norm.num_batches_tracked).add_(1)
+    scale = norm.weight * torch.rsqrt(variance + norm.eps)
+    return scale, norm.bias - mean * scale  # the layer's bias cancels
+
+
+def folded(layer: nn.Module, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one linear map that ``layer`` followed by ``norm`` is on the batch ``x``.
+
+    Args:
+        layer: linear layer, or convolution of width 1, from C to K channels.
+        norm: its batch norm, see `affine`.
+        x: ``(B, ..., C)`` input of the layer.
 
     Returns:
         ``(K, C)`` and ``(K,)``.
     """
-    weight = layer.weight.squeeze(-1)
-    bias = cast(Tensor, layer.bias)
-    if norm.training:
-        mean, variance, count = _batch_statistics(x, weight)
-        with torch.no_grad():
-            momentum = cast(float, norm.momentum)
-            cast(Tensor, norm.running_mean).lerp_(mean + bias, momentum)
-            cast(Tensor, norm.running_var).lerp_(variance * (count / max(count - 1, 1)), momentum)
-            cast(Tensor, norm.num_batches_tracked).add_(1)
-        scale = norm.weight * torch.rsqrt(variance + norm.eps)
-        shift = norm.bias - mean * scale  # the layer's bias cancels
-    else:
-        scale = norm.weight * torch.rsqrt(cast(Tensor, norm.running_var) + norm.eps)
-        shift = norm.bias + (bias - cast(Tensor, norm.running_mean)) * scale
-    return weight * scale.unsqueeze(1), shift
+    layer = cast(nn.Linear, layer)
+    weight = layer.weight.flatten(1)
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
+    scale, shift = affine(norm, bias, lambda: _batch_statistics(x, weight))
+    return weight if scale is None else weight * scale.unsqueeze(1), shift
 
 
-def _shared(x: Tensor, layer: nn.Conv1d, norm: nn.BatchNorm1d) -> Tensor:
+def _shared(x: Tensor, layer: nn.Module, norm: nn.Module) -> Tensor:
     """A layer shared by the points, batch norm and ReLU: ``(B, N, C)`` to ``(B, N, K)``."""
     return F.linear(x, *folded(layer, norm, x)).relu_()
 
 
-def _pooled(x: Tensor, layer: nn.Conv1d, norm: nn.BatchNorm1d, search: torch.dtype | None) -> Tensor:
+def _pooled(x: Tensor, layer: nn.Module, norm: nn.Module, search: torch.dtype | None) -> Tensor:
     """A shared layer, batch norm and the maximum over the points: ``(B, N, C)`` to ``(B, K)``."""
     weight, bias = folded(layer, norm, x)
     return max_pooled_linear(x, weight, search) + bias
@@ -170,6 +192,10 @@ class Alignment(nn.Module):
         self.bn3 = nn.BatchNorm1d(1024)
         self.bn4 = nn.BatchNorm1d(512)
         self.bn5 = nn.BatchNorm1d(256)
+
+    def norm_pairs(self) -> list[tuple[str, str]]:
+        """Layers and the batch norms that follow them, for `classifiers.fold`."""
+        return [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("fc1", "bn4"), ("fc2", "bn5")]
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the ``(B, C, C)`` matrices for ``(B, N, C)`` features."""
@@ -202,6 +228,10 @@ class Encoder(nn.Module):
         self.bn2 = nn.BatchNorm1d(128)
         self.bn3 = nn.BatchNorm1d(1024)
         self.fstn = Alignment(64) if feature_transform else None
+
+    def norm_pairs(self) -> list[tuple[str, str]]:
+        """Layers and the batch norms that follow them, for `classifiers.fold`."""
+        return [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")]
 
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns ``(B, 1024)`` features of ``(B, N, 3)`` points, and the feature alignment."""
@@ -236,6 +266,10 @@ class PointNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.bn1 = nn.BatchNorm1d(512)
         self.bn2 = nn.BatchNorm1d(256)
+
+    def norm_pairs(self) -> list[tuple[str, str]]:
+        """Layers and the batch norms that follow them, for `classifiers.fold`."""
+        return [("fc1", "bn1"), ("fc2", "bn2")]
 
     def search_in(self, dtype: torch.dtype | None) -> None:
         """Looks for the largest points in another dtype, or exactly; see `max_pooled_linear`."""

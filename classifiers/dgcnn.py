@@ -1,0 +1,114 @@
+"""DGCNN: edge convolutions on the nearest neighbours in feature space, found anew in every layer.
+
+Tensor names and shapes are those of `antao97/dgcnn.pytorch
+<https://github.com/antao97/dgcnn.pytorch>`_, where every batch norm of a convolution has two names. Exact,
+but faster than the edges written out: ``W [x_j - x_i, x_i] = W1 x_j + (W2 - W1) x_i`` is computed once a
+point, and the maximum over the neighbours is taken before the batch norm and the leaky ReLU, which are
+monotone (see `classifiers.layers.edge_max`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from classifiers.layers import check_points, edge_max, max_and_mean_pooled, shared
+
+SLOPE = 0.2
+"""Of every leaky ReLU."""
+
+
+@torch.no_grad()
+def nearest_features(x: Tensor, k: int) -> Tensor:
+    """Indices of the ``k`` nearest rows of each row, itself included, in no order.
+
+    Distances are expanded into a matrix product, after centring, one cloud at a time: unlike
+    `ifdefense.points.knn`, which sums differences and is meant for few dimensions.
+
+    Args:
+        x: ``(B, N, C)`` features.
+        k: neighbours, at most N.
+
+    Returns:
+        ``(B, N, k)`` indices.
+    """
+    index = torch.empty(*x.shape[:2], k, dtype=torch.int64, device=x.device)
+    for cloud, rows in enumerate(x - x.mean(1, keepdim=True)):
+        square = (rows * rows).sum(1)
+        distances = torch.addmm(square.unsqueeze(0), rows, rows.T, alpha=-2)  # less that of the row itself
+        index[cloud] = distances.topk(k, dim=1, largest=False, sorted=False).indices
+    return index
+
+
+def separate_aliases(_: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Gives each name of a tensor its own copy: safetensors refuses names that share memory."""
+    del metadata
+    seen: set[int] = set()
+    for name, value in state.items():
+        if name.startswith(prefix) and isinstance(value, Tensor):
+            if value.data_ptr() in seen:
+                state[name] = value.detach().clone()
+            seen.add(value.data_ptr())
+
+
+class DGCNN(nn.Module):
+    """DGCNN classifier (Wang et al., 2019, `arXiv:1801.07829 <https://arxiv.org/abs/1801.07829>`_).
+
+    Args:
+        num_classes: number of classes.
+        neighbours: k of the graphs; the paper's 20 for 1,024 points.
+        dropout: dropout probability before the last two layers.
+
+    Shapes: ``(B, N, 3)`` points, mean-centred and of largest norm 1, to ``(B, num_classes)`` logits, for any
+    N of at least 1; with fewer points than neighbours the graph is complete.
+    """
+
+    def __init__(self, num_classes: int = 40, neighbours: int = 20, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.neighbours = neighbours
+        self.bn1, self.bn2 = nn.BatchNorm2d(64), nn.BatchNorm2d(64)
+        self.bn3, self.bn4 = nn.BatchNorm2d(128), nn.BatchNorm2d(256)
+        self.bn5 = nn.BatchNorm1d(1024)
+        self.conv1 = nn.Sequential(nn.Conv2d(6, 64, 1, bias=False), self.bn1)
+        self.conv2 = nn.Sequential(nn.Conv2d(128, 64, 1, bias=False), self.bn2)
+        self.conv3 = nn.Sequential(nn.Conv2d(128, 128, 1, bias=False), self.bn3)
+        self.conv4 = nn.Sequential(nn.Conv2d(256, 256, 1, bias=False), self.bn4)
+        self.conv5 = nn.Sequential(nn.Conv1d(512, 1024, 1, bias=False), self.bn5)
+        self.linear1 = nn.Linear(2048, 512, bias=False)
+        self.bn6 = nn.BatchNorm1d(512)
+        self.dp1 = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(512, 256)
+        self.bn7 = nn.BatchNorm1d(256)
+        self.dp2 = nn.Dropout(dropout)
+        self.linear3 = nn.Linear(256, num_classes)
+        self.register_state_dict_post_hook(separate_aliases)  # type: ignore[no-untyped-call]
+
+    def norm_pairs(self) -> list[tuple[str, str]]:
+        """Layers and the batch norms that follow them, for `classifiers.fold`."""
+        convolutions = [(f"conv{i}.0", f"bn{i}") for i in range(1, 6)]
+        return [*convolutions, ("linear1", "bn6"), ("linear2", "bn7")]
+
+    def _edges(self, x: Tensor, block: nn.Sequential) -> Tensor:
+        """An edge convolution: ``(B, N, C)`` to ``(B, N, K)``."""
+        layer = cast(nn.Conv2d, block[0])
+        of_difference, of_centre = layer.weight.flatten(1).chunk(2, 1)
+        index = nearest_features(x, min(self.neighbours, x.shape[1]))
+        at = x @ (of_centre - of_difference).T
+        if layer.bias is not None:
+            at = at + layer.bias
+        return edge_max(x @ of_difference.T, at, index, block[1], SLOPE)
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Returns ``(B, num_classes)`` logits of ``(B, N, 3)`` points."""
+        check_points(points)
+        x, parts = points, []
+        for block in (self.conv1, self.conv2, self.conv3, self.conv4):
+            x = self._edges(x, block)
+            parts.append(x)
+        x = max_and_mean_pooled(torch.cat(parts, 2), self.conv5[0], self.conv5[1], SLOPE)
+        x = self.dp1(shared(x, self.linear1, self.bn6, SLOPE))
+        x = self.dp2(shared(x, self.linear2, self.bn7, SLOPE))
+        logits: Tensor = self.linear3(x)
+        return logits

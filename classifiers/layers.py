@@ -1,0 +1,309 @@
+"""Layers over neighbourhoods of points that the networks share; all are exact and leave little in memory.
+
+The first layer on an edge from a centre ``i`` to a neighbour ``j`` is a linear function of ``i`` plus one of
+``j``. So it is computed once a point, and only its *result* is gathered for every edge: with k neighbours
+that is a k-th of the products, and the ``(B, S, k, C)`` tensor of edge features is never built.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from classifiers.pointnet import affine, folded, max_pooled_linear, max_with_index
+
+_CHUNK = 1 << 18  # floats that a block of scores holds: a megabyte stays in the processor's cache
+
+
+def check_points(points: Tensor) -> None:
+    """Refuses what is not ``(B, N, 3)`` with at least one point.
+
+    Raises:
+        ValueError: naming the shape.
+    """
+    if points.ndim != 3 or points.shape[-1] != 3 or points.shape[1] == 0:
+        raise ValueError(f"expected points of shape (B, N, 3), got {tuple(points.shape)}")
+
+
+def activated(x: Tensor, slope: float = 0.0) -> Tensor:
+    """ReLU, leaky below zero with a ``slope``; in place."""
+    return F.leaky_relu_(x, slope) if slope else x.relu_()
+
+
+def normalised(x: Tensor, norm: nn.Module, slope: float = 1.0) -> Tensor:
+    """A batch norm in training over all but the last axis of ``(..., K)`` values, and a leaky ReLU."""
+    norm = cast(nn.BatchNorm1d, norm)
+    cast(Tensor, norm.num_batches_tracked).add_(1)
+    rows = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # an image with the channels last
+    rows = F.batch_norm(
+        rows,
+        norm.running_mean,
+        norm.running_var,
+        norm.weight,
+        norm.bias,
+        True,
+        cast(float, norm.momentum),
+        norm.eps,
+    )
+    if slope != 1:
+        rows = activated(rows, slope)  # before the views, which would make it copy
+    return rows.permute(0, 2, 3, 1).reshape(x.shape)
+
+
+def linear(x: Tensor, layer: nn.Module, norm: nn.Module, slope: float = 1.0) -> Tensor:
+    """A layer shared by the points, its batch norm and a leaky ReLU: ``(..., C)`` to ``(..., K)``.
+
+    In evaluation the norm costs nothing: it is folded into the layer.
+    """
+    if norm.training and not isinstance(norm, nn.Identity):
+        layer = cast(nn.Linear, layer)
+        return normalised(F.linear(x, layer.weight.flatten(1), layer.bias), norm, slope)
+    y = F.linear(x, *folded(layer, norm, x))
+    return y if slope == 1 else activated(y, slope)
+
+
+def shared(x: Tensor, layer: nn.Module, norm: nn.Module, slope: float = 0.0) -> Tensor:
+    """A layer shared by the points, batch norm and (leaky) ReLU: ``(..., C)`` to ``(..., K)``."""
+    return linear(x, layer, norm, slope)
+
+
+def pooled(x: Tensor, layer: nn.Module, norm: nn.Module, slope: float = 0.0) -> Tensor:
+    """`shared` and the maximum over the points: ``(B, N, C)`` to ``(B, K)``, without the ``(B, N, K)``."""
+    weight, bias = folded(layer, norm, x)
+    return activated(max_pooled_linear(x, weight) + bias, slope)
+
+
+def rows_of(values: Tensor, index: Tensor) -> Tensor:
+    """Rows ``(B, ..., K)`` of ``(B, N, K)`` values at ``(B, ...)`` indices."""
+    return F.embedding(_flat(index, values.shape[1]), values.flatten(0, 1))
+
+
+def _flat(index: Tensor, size: int) -> Tensor:
+    """Indices into each of B sets of ``size`` as indices into all of them."""
+    start = torch.arange(0, len(index) * size, size, device=index.device)
+    return index + start.view(-1, *[1] * (index.ndim - 1))
+
+
+def _first_maximum(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum over the middle axis of ``(M, k, K)`` scores, k at most 255, and its first position as uint8.
+
+    Both reductions are vectorised, which `Tensor.max` with an index is not.
+    """
+    best = scores.amax(1)
+    size = scores.shape[1]
+    weight = torch.arange(size, 0, -1, dtype=torch.uint8, device=scores.device).view(1, -1, 1)
+    return best, size - ((scores == best.unsqueeze(1)) * weight).amax(1)
+
+
+class _GroupMaxLinear(torch.autograd.Function):
+    """``y[m, c] = max_j <x[m, j], w[c]>``, with the gradient at the row that reaches the maximum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        size, channels = x.shape[1], len(weight)
+        best = x.new_empty(len(x), channels)
+        index = torch.empty(len(x), channels, dtype=torch.uint8, device=x.device)
+        groups = max(1, _CHUNK // (size * channels))
+        transposed = weight.T
+        for start in range(0, len(x), groups):
+            part = x[start : start + groups]
+            scores = (part.flatten(0, 1) @ transposed).unflatten(0, part.shape[:2])
+            best[start : start + groups], index[start : start + groups] = _first_maximum(scores)
+        ctx.save_for_backward(x, weight, index)
+        return best
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight, index = ctx.saved_tensors
+        groups, size = x.shape[:2]
+        start = torch.arange(0, groups * size, size, device=x.device).unsqueeze(1)
+        row = index + start  # (M, K)
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            # The gradient of a row is a sum over the few channels whose maximum it is.
+            order = _argsort(index)
+            count = torch.bincount(row.flatten(), minlength=groups * size)
+            grad_x = F.embedding_bag(
+                order.flatten(),
+                weight,
+                count.cumsum(0) - count,
+                mode="sum",
+                per_sample_weights=grad.gather(1, order).flatten(),
+            ).view(x.shape)
+        if ctx.needs_input_grad[1]:
+            grad_weight = F.embedding_bag(
+                row.T.contiguous(), x.flatten(0, 1), mode="sum", per_sample_weights=grad.T.contiguous()
+            )
+        return grad_x, grad_weight
+
+
+def _argsort(values: Tensor) -> Tensor:
+    """Order of each row of uint8 values."""
+    if values.device.type == "cpu":  # NumPy's is a radix sort
+        return torch.from_numpy(values.numpy().argsort(axis=1, kind="stable"))
+    return values.argsort(1)
+
+
+def group_max_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Maximum over each group of a shared linear layer, without the layer's activations.
+
+    Args:
+        x: ``(B, S, k, C)`` features of the k members of S groups a cloud, k at most 255.
+        weight: ``(K, C)`` weights.
+
+    Returns:
+        ``(B, S, K)``, equal to ``(x @ weight.T).amax(2)``. Where members tie, the first takes the gradient.
+    """
+    groups = x.flatten(0, 1).contiguous()
+    result = _GroupMaxLinear.apply(groups, weight)  # type: ignore[no-untyped-call]
+    return cast(Tensor, result).view(*x.shape[:2], -1)
+
+
+def group_pooled(x: Tensor, layer: nn.Module, norm: nn.Module) -> Tensor:
+    """`shared` and the maximum over each group: ``(B, S, k, C)`` to ``(B, S, K)``."""
+    weight, bias = folded(layer, norm, x)
+    return (group_max_linear(x, weight) + bias).relu_()
+
+
+class _NeighbourMax(torch.autograd.Function):
+    """``y[m, c] = max_j values[index[m, j], c]``, with the gradient at the first row that reaches it."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, index: Tensor) -> Tensor:
+        channels = values.shape[1]
+        best = values.new_empty(len(index), channels)
+        source = torch.empty(best.shape, dtype=torch.int64, device=values.device)
+        groups = max(1, _CHUNK // (index.shape[1] * channels))
+        for start in range(0, len(index), groups):
+            part = index[start : start + groups]
+            best[start : start + groups], first = _first_maximum(F.embedding(part, values))
+            torch.gather(part, 1, first.long(), out=source[start : start + groups])
+        ctx.save_for_backward(source)
+        ctx.shape = values.shape
+        return best
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (source,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.shape).scatter_add_(0, source, grad), None
+
+
+def neighbour_max(values: Tensor, index: Tensor) -> Tensor:
+    """Maximum of ``(B, N, K)`` values over the ``(B, S, k)`` neighbours, k at most 255: ``(B, S, K)``."""
+    flat = _flat(index, values.shape[1]).flatten(0, 1)
+    best = _NeighbourMax.apply(values.flatten(0, 1), flat)  # type: ignore[no-untyped-call]
+    return cast(Tensor, best).view(*index.shape[:2], -1)
+
+
+def _edge_statistics(of: Tensor, at: Tensor, index: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Mean and biased variance of ``of[index] + at`` over all edges, from sums over neighbours."""
+    flat = _flat(index, of.shape[1]).flatten(0, 1)
+    of, at = of.flatten(0, 1), at.flatten(0, 1)
+    size = flat.shape[1]
+    count = torch.bincount(flat.flatten(), minlength=len(of)).to(of).unsqueeze(1)
+    centre_of, centre_at = of.detach().mean(0), at.detach().mean(0)  # small numbers cancel less
+    of, at = of - centre_of, at - centre_at
+    sums = F.embedding_bag(flat, of, mode="sum")
+    edges = flat.numel()
+    mean = (sums.sum(0) + size * at.sum(0)) / edges
+    square = ((count * of * of).sum(0) + 2 * (at * sums).sum(0) + size * (at * at).sum(0)) / edges
+    return mean + centre_of + centre_at, (square - mean * mean).clamp_min(0), edges
+
+
+def edge(of: Tensor, at: Tensor, index: Tensor, bias: Tensor | None, norm: nn.Module) -> Tensor:
+    """First layer on edges, its batch norm and ReLU.
+
+    Args:
+        of: ``(B, N, K)``, the layer's part that depends on the neighbour.
+        at: ``(B, S, K)``, its part that depends on the centre.
+        index: ``(B, S, k)`` neighbours of each centre.
+        bias: ``(K,)`` bias of the layer.
+        norm: its batch norm.
+
+    Returns:
+        ``(B, S, k, K)``: ``relu(norm(of[index] + at + bias))``.
+    """
+    if bias is None:
+        bias = of.new_zeros(of.shape[2])
+    if norm.training and not isinstance(norm, nn.Identity):
+        return normalised(rows_of(of, index).add_((at + bias).unsqueeze(2)), norm, 0.0)
+    scale, shift = affine(norm, bias, lambda: _edge_statistics(of, at, index))
+    if scale is not None:
+        of, at = of * scale, at * scale
+    return rows_of(of, index).add_((at + shift).unsqueeze(2)).relu_()
+
+
+def edge_max(of: Tensor, at: Tensor, index: Tensor, norm: nn.Module, slope: float) -> Tensor:
+    """`edge`, leaky, and the maximum over the neighbours: ``(B, S, K)``, in training too without the edges.
+
+    A batch norm and a leaky ReLU are monotone in each channel, so the maximum goes past them once the sign
+    of the scale is in the values; a negative scale turns it into the minimum.
+    """
+    scale, shift = affine(norm, of.new_zeros(of.shape[2]), lambda: _edge_statistics(of, at, index))
+    if scale is not None:
+        of, at = of * scale, at * scale
+    return activated(neighbour_max(of, index) + (at + shift), slope)
+
+
+class _MaxAndMean(torch.autograd.Function):
+    """Maximum and mean over the points of ``leaky(x @ w.T + b)``, keeping only the signs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, slope: float) -> Tensor:
+        batch, size, channels = len(x), x.shape[1], len(weight)
+        result = x.new_empty(batch, 2 * channels)
+        index = torch.empty(batch, channels, dtype=torch.int64, device=x.device)
+        positive = torch.empty(batch, channels, size, dtype=torch.bool, device=x.device)
+        for cloud in range(batch):  # one cloud at a time: its (K, N) activations stay in the cache
+            y = torch.addmm(bias.unsqueeze(1), weight, x[cloud].T)
+            torch.gt(y, 0, out=positive[cloud])
+            y = F.leaky_relu_(y, slope)
+            result[cloud, :channels], index[cloud] = max_with_index(y)
+            result[cloud, channels:] = y.mean(1)
+        ctx.save_for_backward(x, weight, index, positive)
+        ctx.slope = slope
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        x, weight, index, positive = ctx.saved_tensors
+        of_max, of_mean = grad.chunk(2, 1)
+        of_mean = of_mean / x.shape[1]
+        grad_x, parameters = torch.empty_like(x), ctx.needs_input_grad[1]
+        grad_weight = torch.zeros_like(weight) if parameters else None
+        grad_bias = weight.new_zeros(len(weight)) if parameters else None
+        for cloud in range(len(x)):
+            g = of_mean[cloud].unsqueeze(1).repeat(1, x.shape[1])
+            g.scatter_add_(1, index[cloud].unsqueeze(1), of_max[cloud].unsqueeze(1))
+            g = torch.where(positive[cloud], g, g * ctx.slope)
+            torch.mm(g.T, weight, out=grad_x[cloud])
+            if grad_weight is not None and grad_bias is not None:
+                grad_weight.addmm_(g, x[cloud])
+                grad_bias += g.sum(1)
+        return grad_x, grad_weight, grad_bias, None
+
+
+def max_and_mean_pooled(x: Tensor, layer: nn.Module, norm: nn.Module, slope: float) -> Tensor:
+    """`shared`, then its maximum and its mean over the points, side by side.
+
+    Args:
+        x: ``(B, N, C)`` features.
+        layer: layer of K channels.
+        norm: its batch norm.
+        slope: of the leaky ReLU.
+
+    Returns:
+        ``(B, 2 K)``.
+    """
+    if norm.training and not isinstance(norm, nn.Identity):
+        y = shared(x, layer, norm, slope)
+        return torch.cat([y.amax(1), y.mean(1)], 1)
+    weight, bias = folded(layer, norm, x)
+    return cast(Tensor, _MaxAndMean.apply(x.contiguous(), weight, bias, slope))  # type: ignore[no-untyped-call]

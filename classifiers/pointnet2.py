@@ -1,0 +1,206 @@
+"""PointNet++: small PointNets over neighbourhoods of ever fewer centres.
+
+Tensor names and shapes are those of `yanx27/Pointnet_Pointnet2_pytorch
+<https://github.com/yanx27/Pointnet_Pointnet2_pytorch>`_, without normals; IF-Defense uses the same. The
+output is logits, where that code returns their log-softmax. Two things differ:
+
+* Farthest-point sampling starts at the first point, not at a random one, so that a cloud has one answer.
+* A cloud with no more points than a level has centres keeps all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from classifiers.layers import check_points, edge, group_pooled, pooled, shared
+from ifdefense.points import ball_query, farthest_point_sampling, gather
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """One neighbourhood size of a level.
+
+    Attributes:
+        radius: of the balls, in the unit-sphere frame.
+        neighbours: points a ball.
+        channels: of the three layers.
+    """
+
+    radius: float
+    neighbours: int
+    channels: tuple[int, int, int]
+
+
+def layer_lists(inputs: int, channels: Sequence[int]) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """Convolutions of width 1 and their batch norms."""
+    widths = [inputs, *channels]
+    convolutions = [nn.Conv2d(a, b, 1) for a, b in itertools.pairwise(widths)]
+    return nn.ModuleList(convolutions), nn.ModuleList([nn.BatchNorm2d(b) for b in channels])
+
+
+def centres_of(points: Tensor, count: int) -> Tensor:
+    """At most ``count`` farthest points of ``(B, N, 3)``, differentiable in their positions."""
+    if points.shape[1] <= count:
+        return points
+    return gather(points, farthest_point_sampling(points.detach(), count))
+
+
+def ball_layers(
+    points: Tensor,
+    features: Tensor | None,
+    centres: Tensor,
+    scale: Scale,
+    layers: nn.ModuleList,
+    norms: nn.ModuleList,
+    points_first: bool,
+) -> Tensor:
+    """A PointNet on every ball: ``(B, N, 3)``, ``(B, N, C)`` and ``(B, S, 3)`` to ``(B, S, K)``."""
+    first = cast(nn.Conv2d, layers[0])
+    weight = first.weight.flatten(1)
+    if features is None:
+        of_points, inputs = weight, points
+    elif points_first:
+        of_points, inputs = weight[:, :3], torch.cat([points, features], 2)
+    else:
+        of_points, inputs = weight[:, -3:], torch.cat([features, points], 2)
+    index = ball_query(centres.detach(), points.detach(), scale.radius, scale.neighbours)
+    x = edge(inputs @ weight.T, centres @ -of_points.T, index, first.bias, norms[0])
+    x = shared(x, layers[1], norms[1])
+    return group_pooled(x, layers[2], norms[2])
+
+
+class SetAbstraction(nn.Module):
+    """A level with one neighbourhood size, or the last one over all points.
+
+    Args:
+        centres: most centres, ``None`` for one feature vector of the whole cloud.
+        scale: the neighbourhoods; only its channels count without centres.
+        inputs: channels of the features that come in, without the three of the points.
+
+    Shapes: ``(B, N, 3)`` and ``(B, N, C)`` to ``(B, S, 3)`` and ``(B, S, K)``, or to ``(B, K)``.
+    """
+
+    def __init__(self, centres: int | None, scale: Scale, inputs: int) -> None:
+        super().__init__()
+        self.centres, self.scale = centres, scale
+        self.mlp_convs, self.mlp_bns = layer_lists(inputs + 3, scale.channels)
+
+    def norm_pairs(self) -> list[tuple[str, str]]:
+        """Layers and the batch norms that follow them, for `classifiers.fold`."""
+        return [(f"mlp_convs.{i}", f"mlp_bns.{i}") for i in range(len(self.mlp_convs))]
+
+    def forward(self, points: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns the centres and their features."""
+        if self.centres is None:
+            x = points if features is None else torch.cat([points, features], 2)
+            for layer, norm in zip(list(self.mlp_convs)[:-1], self.mlp_bns, strict=False):
+                x = shared(x, layer, norm)
+            return points[:, :0], pooled(x, self.mlp_convs[-1], self.mlp_bns[-1])
+        centres = centres_of(points, self.centres)
+        return centres, ball_layers(
+            points, features, centres, self.scale, self.mlp_convs, self.mlp_bns, points_first=True
+        )
+
+
+class MultiScaleAbstraction(nn.Module):
+    """A level with several neighbourhood sizes, whose features stand side by side.
+
+    Args:
+        centres: most centres.
+        scales: the neighbourhoods.
+        inputs: channels of the features that come in, without the three of the points.
+
+    Shapes: ``(B, N, 3)`` and ``(B, N, C)`` to ``(B, S, 3)`` and ``(B, S, K)``.
+    """
+
+    def __init__(self, centres: int, scales: tuple[Scale, ...], inputs: int) -> None:
+        super().__init__()
+        self.centres, self.scales = centres, scales
+        self.conv_blocks, self.bn_blocks = nn.ModuleList(), nn.ModuleList()
+        for scale in scales:
+            layers, norms = layer_lists(inputs + 3, scale.channels)
+            self.conv_blocks.append(layers)
+            self.bn_blocks.append(norms)
+
+    def norm_pairs(self) -> list[tuple[str, str]]:
+        """Layers and the batch norms that follow them, for `classifiers.fold`."""
+        return [
+            (f"conv_blocks.{block}.{i}", f"bn_blocks.{block}.{i}")
+            for block, scale in enumerate(self.scales)
+            for i in range(len(scale.channels))
+        ]
+
+    def forward(self, points: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns the centres and their features."""
+        centres = centres_of(points, self.centres)
+        blocks = zip(self.scales, self.conv_blocks, self.bn_blocks, strict=True)
+        parts = [
+            ball_layers(points, features, centres, scale, layers, norms, points_first=False)  # type: ignore[arg-type]
+            for scale, layers, norms in blocks
+        ]
+        return centres, torch.cat(parts, 2)
+
+
+class PointNet2(nn.Module):
+    """PointNet++ classifier (Qi et al., 2017, `arXiv:1706.02413 <https://arxiv.org/abs/1706.02413>`_).
+
+    Args:
+        num_classes: number of classes.
+        multi_scale: three neighbourhood sizes a level (MSG) instead of one (SSG).
+        dropout: dropout probability before the last two layers.
+
+    Shapes: ``(B, N, 3)`` points, mean-centred and of largest norm 1, to ``(B, num_classes)`` logits, for any
+    N of at least 1. The published sizes: 512 and 128 centres.
+    """
+
+    def __init__(self, num_classes: int = 40, multi_scale: bool = False, dropout: float = 0.4) -> None:
+        super().__init__()
+        whole = Scale(float("inf"), 0, (256, 512, 1024))
+        self.sa1: nn.Module
+        self.sa2: nn.Module
+        if multi_scale:
+            first = (
+                Scale(0.1, 16, (32, 32, 64)),
+                Scale(0.2, 32, (64, 64, 128)),
+                Scale(0.4, 128, (64, 96, 128)),
+            )
+            second = (
+                Scale(0.2, 32, (64, 64, 128)),
+                Scale(0.4, 64, (128, 128, 256)),
+                Scale(0.8, 128, (128, 128, 256)),
+            )
+            self.sa1 = MultiScaleAbstraction(512, first, 0)
+            self.sa2 = MultiScaleAbstraction(128, second, 320)
+            self.sa3 = SetAbstraction(None, whole, 640)
+        else:
+            self.sa1 = SetAbstraction(512, Scale(0.2, 32, (64, 64, 128)), 0)
+            self.sa2 = SetAbstraction(128, Scale(0.4, 64, (128, 128, 256)), 128)
+            self.sa3 = SetAbstraction(None, whole, 256)
+        self.fc1 = nn.Linear(1024, 512)
+        self.bn1 = nn.BatchNorm1d(512)
+        self.drop1 = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(512, 256)
+        self.bn2 = nn.BatchNorm1d(256)
+        self.drop2 = nn.Dropout(dropout)
+        self.fc3 = nn.Linear(256, num_classes)
+
+    def norm_pairs(self) -> list[tuple[str, str]]:
+        """Layers and the batch norms that follow them, for `classifiers.fold`."""
+        return [("fc1", "bn1"), ("fc2", "bn2")]
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Returns ``(B, num_classes)`` logits of ``(B, N, 3)`` points."""
+        check_points(points)
+        centres, features = self.sa1(points, None)
+        centres, features = self.sa2(centres, features)
+        _, x = self.sa3(centres, features)
+        x = self.drop1(shared(x, self.fc1, self.bn1))
+        x = self.drop2(shared(x, self.fc2, self.bn2))
+        logits: Tensor = self.fc3(x)
+        return logits
