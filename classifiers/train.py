@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from classifiers import NETWORKS, build
 from classifiers.pointnet import PointNet, orthogonality_penalty
 from ifdefense.checkpoints import load_into, load_state, save_safetensors
 from ifdefense.frame import to_unit_sphere
@@ -50,6 +51,8 @@ class Options:
         turn: largest rotation about the up axis z, in degrees.
         seed: seed of the initial weights, the order and the augmentation.
         half_search: look for the largest points in bfloat16, see `classifiers.pointnet.max_pooled_linear`.
+        mix: probability that a batch is mixed by `cut_mix`.
+        warmup: part of the steps in which the rate rises to its largest; after it a half cosine.
     """
 
     schedule: tuple[tuple[int, int], ...] = ((256, 18), (512, 4), (1024, 1))
@@ -64,6 +67,14 @@ class Options:
     turn: float = 0.0
     seed: int = 0
     half_search: bool = True
+    mix: float = dataclasses.field(default=0.0, repr=False)
+    warmup: float = dataclasses.field(default=0.1, repr=False)
+
+    def describe(self) -> str:
+        """The settings as text; those that came later only where they are not the default."""
+        later = [field for field in dataclasses.fields(self) if not field.repr]
+        changed = {f.name: getattr(self, f.name) for f in later if getattr(self, f.name) != f.default}
+        return repr(self) + (f" + {changed}" if changed else "")
 
     @property
     def epochs(self) -> int:
@@ -136,6 +147,31 @@ def augment(points: Tensor, count: int, options: Options, generator: torch.Gener
     return points + noise.clamp(-5 * options.jitter, 5 * options.jitter)
 
 
+def cut_mix(points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
+    """Gives every cloud of a batch some random points of another one.
+
+    PointCutMix-R (Zhang et al., 2021, https://arxiv.org/abs/2101.01461), with beta = 1. There the points that
+    are replaced and those that replace them are matched; here both are drawn independently, which has the
+    same marginals and needs no assignment.
+
+    Args:
+        points: ``(B, N, 3)``.
+        generator: source of randomness.
+
+    Returns:
+        ``(B, N, 3)`` mixed clouds, the ``(B,)`` places of the clouds that the new points come from, and the
+        part of the points that stayed, the same for every cloud.
+    """
+    batch, size, _ = points.shape
+    other = torch.randperm(batch, generator=generator)
+    kept = int(torch.randint(size + 1, (), generator=generator))
+    stay = torch.rand(batch, size, generator=generator).argsort(1)[:, :kept]
+    come = torch.rand(batch, size, generator=generator).argsort(1)[:, kept:]
+    own = points.gather(1, stay.unsqueeze(2).expand(-1, -1, 3))
+    new = points[other].gather(1, come.unsqueeze(2).expand(-1, -1, 3))
+    return torch.cat([own, new], 1), other, kept / size
+
+
 @torch.no_grad()
 def accuracy(model: nn.Module, clouds: Clouds, batch: int = 64) -> float:
     """Share of clouds that are classified rightly, with the model in evaluation mode."""
@@ -148,7 +184,7 @@ class Run:
     """A training run that can be stopped after any epoch and goes on as if it had not been.
 
     Args:
-        model: network to train, changed in place.
+        model: network to train, changed in place; any from ``(B, N, 3)`` points to logits.
         train: clouds to train on.
         validation: clouds that choose the epoch whose weights are kept, by name; the mean of their accuracies
             counts.
@@ -157,7 +193,7 @@ class Run:
     """
 
     def __init__(
-        self, model: PointNet, train: Clouds, validation: dict[str, Clouds], options: Options, folder: Path
+        self, model: nn.Module, train: Clouds, validation: dict[str, Clouds], options: Options, folder: Path
     ) -> None:
         self.model, self.train, self.validation = model, train, validation
         self.options, self.folder = options, folder
@@ -165,7 +201,7 @@ class Run:
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=options.rate, weight_decay=options.decay)
         self.steps_an_epoch = max(1, len(train) // options.batch)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, options.rate, options.epochs * self.steps_an_epoch, pct_start=0.1
+            self.optimiser, options.rate, options.epochs * self.steps_an_epoch, pct_start=options.warmup
         )
         self.epoch = 0
         self.best: dict[str, float] = {"mean": -1.0}
@@ -177,7 +213,7 @@ class Run:
         if not path.is_file():
             return False
         state = torch.load(path, weights_only=True)
-        if state["options"] != repr(self.options):
+        if state["options"] != self.options.describe():
             raise ValueError(f"{path} belongs to a run with other options: {state['options']}")
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -189,7 +225,7 @@ class Run:
 
     def _save(self) -> None:
         state = {
-            "options": repr(self.options),
+            "options": self.options.describe(),
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -202,26 +238,43 @@ class Run:
         torch.save(state, partial)
         partial.replace(self.folder / "last.pt")
 
+    def _loss(self, points: Tensor, labels: Tensor) -> Tensor:
+        """Loss on augmented clouds, for PointNet with the penalty on its feature alignment."""
+        other, part = None, 1.0
+        if self.options.mix and float(torch.rand((), generator=self.generator)) < self.options.mix:
+            points, other, part = cut_mix(points, self.generator)
+        alignment = None
+        if isinstance(self.model, PointNet):
+            logits, alignment = self.model.with_alignment(points)
+        else:
+            logits = self.model(points)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.options.smoothing)
+        if other is not None:
+            second = F.cross_entropy(logits, labels[other], label_smoothing=self.options.smoothing)
+            loss = part * loss + (1 - part) * second
+        if alignment is not None:
+            loss = loss + self.options.penalty * orthogonality_penalty(alignment)
+        return loss
+
     def _train_epoch(self, progress: bool) -> float:
         """One pass over the training clouds; returns the mean loss."""
         self.model.train()
-        self.model.search_in(torch.bfloat16 if self.options.half_search else None)
+        if isinstance(self.model, PointNet):
+            self.model.search_in(torch.bfloat16 if self.options.half_search else None)
         count = self.options.points_at(self.epoch)
         order = torch.randperm(len(self.train), generator=self.generator)
         batches = torch.split(order[: self.steps_an_epoch * self.options.batch], self.options.batch)
         total = 0.0
         for chosen in tqdm(batches, f"epoch {self.epoch}", disable=not progress, mininterval=10):
             points = augment(self.train.points[chosen], count, self.options, self.generator)
-            logits, alignment = self.model.with_alignment(points)
-            loss = F.cross_entropy(logits, self.train.labels[chosen], label_smoothing=self.options.smoothing)
-            if alignment is not None:
-                loss = loss + self.options.penalty * orthogonality_penalty(alignment)
+            loss = self._loss(points, self.train.labels[chosen])
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             self.optimiser.step()
             self.schedule.step()
             total += float(loss.detach())
-        self.model.search_in(None)
+        if isinstance(self.model, PointNet):
+            self.model.search_in(None)
         return total / len(batches)
 
     def _validated(self) -> dict[str, float]:
@@ -304,12 +357,12 @@ def _write_card(path: Path, run: Run, data: str, test: float | None) -> None:
     lines = [
         f"# {path.stem}",
         "",
-        f"PointNet of {sum(p.numel() for p in run.model.parameters()):,} parameters, "
+        f"{type(run.model).__name__} of {sum(p.numel() for p in run.model.parameters()):,} parameters, "
         "(B, N, 3) mean-centred clouds of largest norm 1, z up, to logits.",
         "",
         f"* data: {data}, {len(run.train)} training clouds",
         f"* command: `python -m classifiers.train {shlex.join(sys.argv[1:])}`",
-        f"* settings: `{run.options}`",
+        f"* settings: `{run.options.describe()}`",
         f"* trained: {datetime.now(UTC):%Y-%m-%d}, torch {torch.__version__}",
         f"* epoch kept by validation: {int(run.best['epoch'])}",
     ]
@@ -325,6 +378,7 @@ def _write_card(path: Path, run: Run, data: str, test: float | None) -> None:
 @click.option(
     "--data", type=click.Choice(["modelnet40", "procedural"]), default="modelnet40", show_default=True
 )
+@click.option("--model", "network", type=click.Choice(list(NETWORKS)), default="pointnet", show_default=True)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -344,9 +398,19 @@ def _write_card(path: Path, run: Run, data: str, test: float | None) -> None:
     "--turn", default=Options.turn, show_default=True, help="Largest rotation about the up axis, degrees."
 )
 @click.option("--scale", default=Options.scale, show_default=True, help="Largest factor along each axis.")
+@click.option("--shift", default=Options.shift, show_default=True, help="Largest shift along each axis.")
+@click.option("--jitter", default=Options.jitter, show_default=True, help="Standard deviation of the noise.")
+@click.option(
+    "--mix", default=0.0, show_default=True, help="Probability that a batch is mixed (PointCutMix)."
+)
+@click.option("--smoothing", default=Options.smoothing, show_default=True, help="Label smoothing.")
+@click.option("--decay", default=Options.decay, show_default=True, help="Weight decay.")
+@click.option("--warmup", default=0.1, show_default=True, help="Part of the steps before the cosine.")
 @click.option("--batch", default=Options.batch, show_default=True)
 @click.option("--seed", default=Options.seed, show_default=True)
-@click.option("--feature-transform/--no-feature-transform", default=True, show_default=True)
+@click.option(
+    "--feature-transform/--no-feature-transform", default=True, show_default=True, help="PointNet's."
+)
 @click.option("--init", type=click.Path(exists=True, path_type=Path), help="Weights to start from.")
 @click.option(
     "--hybrid", type=click.Path(exists=True, path_type=Path), help="Purified copies of the training clouds."
@@ -360,12 +424,19 @@ def _write_card(path: Path, run: Run, data: str, test: float | None) -> None:
 @click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal.")
 def main(
     data: str,
+    network: str,
     out: Path,
     export: Path | None,
     schedule: str,
     rate: float,
     turn: float,
     scale: float,
+    shift: float,
+    jitter: float,
+    mix: float,
+    smoothing: float,
+    decay: float,
+    warmup: float,
     batch: int,
     seed: int,
     feature_transform: bool,
@@ -375,12 +446,27 @@ def main(
     test: bool,
     progress: bool | None,
 ) -> None:
-    """Trains a PointNet and keeps the weights that validate best."""
+    """Trains a classifier and keeps the weights that validate best."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    options = Options(_parse_schedule(schedule), batch, rate, scale=scale, turn=turn, seed=seed)
+    options = Options(
+        _parse_schedule(schedule),
+        batch,
+        rate,
+        decay,
+        smoothing,
+        scale=scale,
+        shift=shift,
+        jitter=jitter,
+        turn=turn,
+        seed=seed,
+        mix=mix,
+        warmup=warmup,
+    )
     train, validation, classes = load_data(data, hybrid, hybrid_validation)
     torch.manual_seed(seed)
-    model = PointNet(classes, feature_transform)
+    model = build(
+        network, classes, **({"feature_transform": feature_transform} if network == "pointnet" else {})
+    )
     if init is not None:
         load_into(model, load_state(init), init)
     run = Run(model, train, validation, options, out)

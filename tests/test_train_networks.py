@@ -1,0 +1,95 @@
+"""Training of any network, and the options that every network shares."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from classifiers import build, load, train
+from classifiers.train import Clouds, Options, Run, clouds_from, cut_mix
+
+TINY = Options(schedule=((16, 3),), batch=8, rate=1e-3, mix=0.5, warmup=0.0)
+
+
+def blobs(count: int, seed: int) -> Clouds:
+    """Two classes that differ in shape: flat and long clouds."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    shapes = np.where(labels[:, None] == 0, [1, 1, 0.1], [0.2, 0.2, 1])[:, None]
+    return clouds_from(rng.normal(size=(count, 32, 3)) * shapes, labels)
+
+
+def run(folder: Path, network: str, options: Options = TINY) -> Run:
+    torch.manual_seed(0)
+    return Run(build(network, 2), blobs(16, 0), {"validation": blobs(8, 1)}, options, folder)
+
+
+@pytest.mark.parametrize("network", ["pointnet2-ssg", "dgcnn"])
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tmp_path / "whole", network)
+    whole()
+    save = Run._save
+
+    def crash(self: Run) -> None:
+        save(self)
+        if self.epoch == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "_save", crash)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", network)()
+    monkeypatch.undo()
+    resumed = run(tmp_path / "parts", network)
+    assert resumed.resume()
+    assert resumed() == whole.best
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    load(network, tmp_path / "whole" / "best.safetensors")
+
+
+def test_the_command_trains_and_exports_any_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "load_data", lambda *_: (blobs(16, 0), {"validation": blobs(8, 1)}, 2))
+    arguments = ["--model", "dgcnn", "--out", str(tmp_path / "run"), "--schedule", "16x1", "--batch", "8"]
+    arguments += ["--mix", "1", "--smoothing", "0", "--jitter", "0", "--turn", "180", "--warmup", "0"]
+    arguments += ["--export", str(tmp_path / "a.safetensors")]
+    outcome = CliRunner().invoke(train.main, arguments)
+    assert outcome.exit_code == 0, outcome.output
+    assert load("dgcnn", tmp_path / "a.safetensors")(torch.randn(1, 16, 3)).shape == (1, 2)
+    card = (tmp_path / "a.md").read_text()
+    assert "DGCNN of" in card
+    assert "{'mix': 1.0, 'warmup': 0.0}" in card
+
+
+def test_mixed_clouds_are_made_of_two() -> None:
+    points = torch.randn(6, 10, 3)
+    generator = torch.Generator().manual_seed(1)
+    mixed, other, part = cut_mix(points, generator)
+    assert mixed.shape == points.shape
+    assert 0 < part < 1
+    for cloud, own, source in zip(mixed.tolist(), points.tolist(), points[other].tolist(), strict=True):
+        kept = round(10 * part)
+        assert all(point in own for point in cloud[:kept])
+        assert all(point in source for point in cloud[kept:])
+        assert len({tuple(point) for point in cloud}) >= 10 - min(kept, 10 - kept)
+    parts = {cut_mix(points, generator)[2] for _ in range(100)}
+    assert min(parts) < 0.2 and max(parts) > 0.8
+
+
+def test_runs_from_before_the_later_options_go_on() -> None:
+    assert Options().describe() == repr(Options())
+    assert "mix" not in repr(Options())
+    assert dataclasses.replace(Options(), mix=0.5).describe() != Options().describe()
+
+
+def test_without_warm_up_the_rate_starts_at_its_largest(tmp_path: Path) -> None:
+    still = run(tmp_path / "a", "pointnet", dataclasses.replace(TINY, warmup=0.0))
+    rising = run(tmp_path / "b", "pointnet", dataclasses.replace(TINY, warmup=0.5))
+    assert still.schedule.get_last_lr()[0] == pytest.approx(TINY.rate, rel=0.1)
+    assert rising.schedule.get_last_lr()[0] < TINY.rate / 10
