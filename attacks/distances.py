@@ -134,7 +134,7 @@ def knn_smoothness(points: Tensor, k: int = 5, alpha: float = 1.05) -> Tensor:
 def curvature(points: Tensor, normals: Tensor, k: int = 16) -> Tensor:
     """Local curvature: how steeply the neighbours of a point stand on its tangent plane.
 
-    Wen et al., 2020, `arXiv:1912.11171 <https://arxiv.org/abs/1912.11171>`_, section 3: the mean over the
+    Wen et al., 2020, `arXiv:1912.11171 <https://arxiv.org/abs/1912.11171>`_: the mean over the
     ``k`` nearest neighbours q of a point p with normal n of ``|<(q - p) / |q - p|, n>|``; a neighbour at the
     same place counts 0.
 

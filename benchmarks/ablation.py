@@ -1,8 +1,9 @@
 """``ifdefense-bench ablation``: what each part of the purifier is worth, on validation clouds.
 
-Every variant differs from the shipped purifier in a setting or two. Clouds are given clean and as attackers
-leave them: with holes, with noise, with clusters. Two figures each: the Chamfer distance of the result to the
-clean cloud (sum of both mean distances, classifier's frame), and the hybrid-trained PointNet's accuracy.
+Every variant differs from the shipped purifier in a setting or two. Clouds are given clean, as attacks on the
+classifier leave them, and with clusters added at random. Two figures each: the Chamfer distance of the result
+to the clean cloud (sum of both mean distances, classifier's frame), and the accuracy of the hybrid-trained
+PointNet.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import classifiers
 from benchmarks import record
+from benchmarks.accuracy import TITLES, Bench, Settings
 from ifdefense import Purifier, SurfaceOptions
 from ifdefense.data.corruption import CorruptionOptions, corrupt
-from ifdefense.data.modelnet import load_modelnet40
 from ifdefense.frame import to_unit_sphere
 from ifdefense.points import chamfer_distance
 
@@ -31,41 +31,45 @@ VARIANTS = {
     "no mesh repair": dataclasses.replace(SHIPPED, repair=None),
     "mesh alone, no input points": dataclasses.replace(SHIPPED, tolerance=None),
     "mesh alone, no mesh repair": dataclasses.replace(SHIPPED, tolerance=None, repair=None),
+    "input points not smoothed": dataclasses.replace(SHIPPED, smoothing=1),
+    "input points within 0.1": dataclasses.replace(SHIPPED, tolerance=0.1),
     "one view of the cloud": dataclasses.replace(SHIPPED, views=1),
 }
 
-NOTHING = CorruptionOptions(
-    clean=0, noise=0, displace=0, outliers=0, clusters=0, holes=0, salient=0, cut=0, uneven=0
+ATTACKS = ("none", "pgd", "drop-200")
+CLUSTERS = CorruptionOptions(
+    clean=0,
+    noise=0,
+    displace=0,
+    outliers=0,
+    clusters=1,
+    cluster_share=0.2,
+    holes=0,
+    salient=0,
+    cut=0,
+    uneven=0,
 )
-INPUTS = {
-    "clean": NOTHING,
-    "holes": dataclasses.replace(NOTHING, holes=1, hole_share=0.4, hole_count=2),
-    "noise": dataclasses.replace(NOTHING, noise=1, noise_sigma=0.05),
-    "clusters": dataclasses.replace(NOTHING, clusters=1, cluster_share=0.2),
-}
 
 
-def inputs(clean: Tensor, seed: int) -> dict[str, Tensor]:
-    """Clouds ``(S, N, 3)`` in the classifier's frame, as each kind of attacker leaves them."""
-    return {
-        name: corrupt(clean / 2, generator=torch.Generator().manual_seed(seed), options=options) * 2
-        for name, options in INPUTS.items()
-    }
+def inputs(bench: Bench, victim: nn.Module) -> dict[str, Tensor]:
+    """Clouds ``(S, M, 3)`` in the classifier's frame, as each attacker leaves them."""
+    given = {TITLES[name]: bench.attacked(victim, name)["points"] for name in ATTACKS}
+    generator = torch.Generator().manual_seed(bench.settings.seed)
+    return given | {"clusters": corrupt(bench.points / 2, generator=generator, options=CLUSTERS) * 2}
 
 
 @click.command("ablation")
-@click.option("--clouds", default=100, show_default=True, help="Validation clouds, a random subset.")
+@click.option("--clouds", default=100, show_default=True, help="Validation clouds, in proportion.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--variant", "names", multiple=True, type=click.Choice(tuple(VARIANTS)), help="All by default.")
+@click.option("--cache", type=click.Path(path_type=Path), default=Path("cache/accuracy"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=record.FOLDER / "ablation.json")
 @torch.no_grad()
-def ablation(clouds: int, seed: int, names: tuple[str, ...], out: Path) -> None:
+def ablation(clouds: int, seed: int, names: tuple[str, ...], cache: Path, out: Path) -> None:
     """Chamfer distance and accuracy of variants on validation clouds (needs IFDEFENSE_DATA)."""
-    data = load_modelnet40(split="validation")
-    chosen = np.random.default_rng(seed).permutation(len(data.points))[:clouds]
-    clean = to_unit_sphere(torch.from_numpy(data.points[chosen]))
-    labels = torch.from_numpy(data.labels[chosen])
     victim = classifiers.load("pointnet-modelnet40-hybrid").eval()
+    bench = Bench(Settings("validation", clouds, seed), cache)
+    clean, labels = bench.points, bench.labels
 
     def figures(points: Tensor) -> dict[str, float]:
         seen = to_unit_sphere(points)
@@ -78,12 +82,13 @@ def ablation(clouds: int, seed: int, names: tuple[str, ...], out: Path) -> None:
         )
         return {"accuracy": 100 * right.double().mean().item(), "chamfer": distance.mean().item()}
 
-    given = inputs(clean, seed)
+    given = inputs(bench, victim)
+    num_points = clean.shape[1]
     rows: dict[str, Any] = {"not purified": {name: figures(points) for name, points in given.items()}}
     network = Purifier.from_pretrained("onet-mesh").network
     for variant in names or VARIANTS:
         purifier = Purifier(network, options=VARIANTS[variant])
-        rows[variant] = {name: figures(purifier(points, seed=seed)) for name, points in given.items()}
+        rows[variant] = {name: figures(purifier(points, num_points, seed)) for name, points in given.items()}
         click.echo(f"{variant}: {rows[variant]}")
         result = {
             "command": "ifdefense-bench ablation",

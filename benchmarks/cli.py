@@ -12,11 +12,19 @@ COMMANDS = {
     "ablation": ("benchmarks.ablation:ablation", "What each part of the purifier is worth, on validation."),
     "accuracy": ("benchmarks.accuracy:accuracy", "Accuracy under attack, with and without defences."),
     "demo": ("benchmarks.demo:demo", "Attack a classifier, purify, classify again."),
+    "point-operations": (
+        "benchmarks.point_operations:point_operations",
+        "Time of neighbour searches and grouping.",
+    ),
     "purified-set": (
         "benchmarks.purified_set:purified_set",
         "Purified copies of clouds, for hybrid training.",
     ),
     "purify-speed": ("benchmarks.purify_speed:purify_speed", "Time and memory of purify, stages apart."),
+    "robustness": (
+        "benchmarks.robustness:robustness",
+        "Every attack against every defence, plain and adaptive.",
+    ),
 }
 
 

@@ -1,7 +1,7 @@
-"""Writes the tables of the README from the results in JSON: ``python -m benchmarks.tables``.
+"""Writes the tables of the README and of docs/ from results and classes: ``python -m benchmarks.tables``.
 
-A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; NAME is one of :data:`TABLES`. Where the
-results of a table are missing, what stands there stays.
+A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; NAME is one of :data:`TABLES` or
+:data:`CATALOGUE`. Where the results of a table are missing, what stands there stays.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Result = dict[str, Any]
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, numbers to the right."""
-    rule = ["---"] + ["---:"] * (len(header) - 1)
+def markdown(header: list[str], rows: list[list[str]], words: int = 1) -> str:
+    """A Markdown table: columns of words to the left, as many as said, then numbers to the right."""
+    rule = ["---"] * words + ["---:"] * (len(header) - words)
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
 
 
@@ -67,12 +67,33 @@ def accuracy(result: Result) -> str:
     return f"{table(result)}\n\n{caption}"
 
 
+def robustness(result: Result) -> str:
+    """Every attack of the suite against every defence."""
+    # Not above: the suite needs every attack, which the other tables do not.
+    from benchmarks.robustness import markdown_rows
+
+    settings = {row["settings"]: None for row in result["rows"] if row["settings"]}
+    caption = (
+        "Accuracy in %, ModelNet40 test clouds drawn in proportion to the classes (seed 0). Standard errors "
+        "and the success of each attack are in `results/robustness.json`. Settings: "
+        + "; ".join(f"`{one}`" for one in settings)
+        + "."
+    )
+    return f"{markdown(*markdown_rows(result), words=2)}\n\n{caption}"
+
+
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "accuracy": ("accuracy.json", accuracy),
     "accuracy-perturb": ("accuracy_perturb.json", accuracy),
+    "robustness": ("robustness.json", robustness),
     "speed": ("purify_speed.json", speed),
 }
 """Result file and renderer of each table."""
+
+CATALOGUE = {"threat-models": "threat_models", "defaults": "defaults", "networks": "networks"}
+"""Function of `benchmarks.catalogue` of each table that needs no results."""
+
+DOCUMENTS = ("README.md", "benchmarks/README.md", "docs/attacks.md", "docs/classifiers.md")
 
 
 def fill(text: str, folder: Path) -> str:
@@ -88,8 +109,13 @@ def fill(text: str, folder: Path) -> str:
 
     def table(match: re.Match[str]) -> str:
         start, name, end = match.groups()
+        if name in CATALOGUE:
+            # Not above: that module lays out its own tables with `markdown`.
+            from benchmarks import catalogue
+
+            return f"{start}\n{getattr(catalogue, CATALOGUE[name])()}\n\n{end}"
         if name not in TABLES:
-            raise ValueError(f"there is no table {name!r}; there are {', '.join(TABLES)}")
+            raise ValueError(f"there is no table {name!r}; there are {', '.join([*TABLES, *CATALOGUE])}")
         file, render = TABLES[name]
         path = folder / file
         if not path.is_file():
@@ -100,8 +126,8 @@ def fill(text: str, folder: Path) -> str:
 
 
 def main() -> int:
-    """Fills the tables of the Markdown files named on the command line, by default of the README."""
-    for name in sys.argv[1:] or ["README.md"]:
+    """Fills the tables of the Markdown files named on the command line, by default of all that have some."""
+    for name in sys.argv[1:] or DOCUMENTS:
         path = Path(name)
         path.write_text(fill(path.read_text(encoding="utf-8"), record.FOLDER), encoding="utf-8")
     return 0

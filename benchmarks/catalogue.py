@@ -1,0 +1,86 @@
+"""The tables of `docs/attacks.md` and `docs/classifiers.md`, from the classes themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import re
+
+import attacks
+from benchmarks.tables import markdown
+from classifiers import NETWORKS, build
+
+SOURCE = re.compile(r"<(https://(?:arxiv\.org|doi\.org|github\.com)/[^>]+)>")
+
+
+def methods() -> dict[str, type[attacks.Attack]]:
+    """The attacks that stand by themselves; `Transfer` and `Adaptive` are made around one of them."""
+    found = {name: getattr(attacks, name) for name in attacks.__all__}
+    around = (attacks.Attack, attacks.Transfer, attacks.Adaptive)
+    return {
+        name: value
+        for name, value in sorted(found.items(), key=lambda item: item[0].lower())
+        if isinstance(value, type) and issubclass(value, attacks.Attack) and value not in around
+    }
+
+
+def sources(value: type) -> list[str]:
+    """Links that a docstring gives, in its order, those of its parents where it gives none."""
+    for cls in value.__mro__:
+        links = SOURCE.findall(cls.__doc__ or "")
+        if links:
+            return list(dict.fromkeys(links))
+    return []
+
+
+def _link(address: str) -> str:
+    place = address.split("//")[1]
+    name = "arXiv:" + place.split("/")[-1] if place.startswith("arxiv") else place.partition("/")[0]
+    return f"[{name}]({address})"
+
+
+def _first_line(value: type) -> str:
+    return (value.__doc__ or "").strip().split("\n")[0].rstrip(".")
+
+
+def threat_models() -> str:
+    """What each attack knows, wants and may do."""
+    rows = []
+    for name, value in methods().items():
+        threat = value().threat
+        if threat.changes == "shift":
+            budget = (
+                "as small as it can" if threat.epsilon is None else f"{threat.norm} ≤ {threat.epsilon:.3g}"
+            )
+        else:
+            budget = f"{threat.count} points"
+        rows.append([f"`{name}`", _first_line(value), threat.knowledge, threat.goal, threat.changes, budget])
+    return markdown(["attack", "what it does", "knows", "goal", "changes", "budget"], rows, words=6)
+
+
+def defaults() -> str:
+    """Settings of each attack and where they come from."""
+    rows = []
+    for name, value in methods().items():
+        settings = ", ".join(
+            f"{field.name} {getattr(value(), field.name)}"
+            for field in dataclasses.fields(value)  # type: ignore[arg-type]
+            if isinstance(getattr(value(), field.name), int | float | str)
+        )
+        rows.append([f"`{name}`", settings, ", ".join(_link(address) for address in sources(value))])
+    return markdown(["attack", "defaults", "source"], rows, words=3)
+
+
+@functools.cache
+def networks() -> str:
+    """The classifiers, their sizes, and whose tensor names they have."""
+    rows = []
+    for name, (module, _, _) in NETWORKS.items():
+        size = sum(parameter.numel() for parameter in build(name).parameters())
+        text = importlib.import_module(module).__doc__ or ""
+        names = SOURCE.findall(text)
+        kind = text.split("\n")[0].split(": ", 1)[1].rstrip(".")
+        row = [f"`{name}`", kind, f"{size / 1e6:.2f} M"]
+        rows.append([*row, ", ".join(f"[{link.split('github.com/')[1]}]({link})" for link in names[:1])])
+    return markdown(["name", "what it is", "parameters, 40 classes", "tensor names of"], rows, words=4)

@@ -1,0 +1,124 @@
+"""The attacks that benchmarks run, by name, at the published settings or at what an hour of a CPU affords."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import attacks
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An attack of the suite.
+
+    Attributes:
+        title: heading of its column or row.
+        group: heading that it stands under.
+        targeted: whether it aims at the fixed random targets.
+        published: makes it with its published settings, which are the defaults of its class.
+        affordable: makes it with fewer passes, for machines without a GPU; ``None`` where the published
+            settings are affordable.
+        passes: gradients or queries a cloud, as affordable.
+        adaptive: whether it is also made through the defence.
+    """
+
+    title: str
+    group: str
+    targeted: bool
+    published: Callable[[], attacks.Attack]
+    affordable: Callable[[], attacks.Attack] | None = None
+    passes: int = 1
+    adaptive: bool = False
+
+    def attack(self, published: bool = False) -> attacks.Attack:
+        """The attack, with the published settings or with affordable ones."""
+        return self.published() if published or self.affordable is None else self.affordable()
+
+
+def _gradient(
+    title: str, targeted: bool, make: Callable[[], attacks.Attack], passes: int, adaptive: bool = False
+) -> Entry:
+    return Entry(title, "gradient", targeted, make, None, passes, adaptive)
+
+
+SUITE: dict[str, Entry] = {
+    "fgm": _gradient("FGM", True, attacks.FGM, 1),
+    "ifgm": _gradient("I-FGM", True, attacks.IFGM, 50),
+    "mifgm": _gradient("MI-FGM", True, attacks.MIFGM, 50),
+    "pgd": _gradient("PGD", True, attacks.PGD, 50, adaptive=True),
+    "pgd-untargeted": _gradient("PGD untargeted", False, attacks.PGD, 50, adaptive=True),
+    "pgd-point": _gradient("PGD, per point, untargeted", False, lambda: attacks.PGD("point-l2"), 50),
+    "pgd-linf": _gradient("PGD, L∞ 0.05, untargeted", False, lambda: attacks.PGD("linf", delta=0.05), 50),
+    "apgd-ce": _gradient("APGD-CE untargeted", False, attacks.APGD, 100),
+    "apgd-dlr": _gradient("APGD-DLR untargeted", False, lambda: attacks.APGD(loss="dlr"), 100),
+    "perturb": Entry(
+        "Perturb",
+        "optimised",
+        True,
+        attacks.Perturb,
+        lambda: attacks.Perturb(searches=3, iterations=80),
+        240,
+    ),
+    "knn": Entry(
+        "kNN",
+        "optimised",
+        True,
+        attacks.KNN,
+        lambda: attacks.KNN(iterations=250, rate=1e-2),
+        250,
+    ),
+    "geoa3": Entry(
+        "GeoA3",
+        "optimised",
+        True,
+        attacks.GeoA3,
+        lambda: attacks.GeoA3(searches=3, iterations=80),
+        240,
+    ),
+    "si-adv": Entry("SI-Adv", "optimised", False, attacks.SIAdv, None, 50, adaptive=True),
+    "aof": Entry("AOF", "optimised", False, attacks.AOF, lambda: attacks.AOF(restarts=1), 200),
+    "advpc": Entry("AdvPC", "optimised", False, attacks.AdvPC, lambda: attacks.AdvPC(restarts=1), 400),
+    "hit-adv": Entry("HiT-ADV", "optimised", False, attacks.HiTADV, lambda: attacks.HiTADV(searches=2), 200),
+    "add-cd": Entry(
+        "Add-CD", "adding", True, attacks.AddCD, lambda: attacks.AddCD(searches=3, iterations=80), 240
+    ),
+    "add-hd": Entry(
+        "Add-HD", "adding", True, attacks.AddHD, lambda: attacks.AddHD(searches=3, iterations=80), 240
+    ),
+    "add-cluster": Entry(
+        "Add-Cluster",
+        "adding",
+        True,
+        attacks.AddCluster,
+        lambda: attacks.AddCluster(searches=3, iterations=80),
+        240,
+    ),
+    "add-object": Entry(
+        "Add-Object",
+        "adding",
+        True,
+        attacks.AddObject,
+        lambda: attacks.AddObject(searches=3, iterations=80),
+        240,
+    ),
+    "drop-100": Entry("Drop-100", "dropping", False, lambda: attacks.SaliencyDrop(100), None, 20),
+    "drop-200": Entry("Drop-200", "dropping", False, attacks.SaliencyDrop, None, 40),
+    "random-drop": Entry("Random drop of 512", "dropping", False, lambda: attacks.RandomDrop(512)),
+    "local-drop": Entry("Local drop of 200", "dropping", False, attacks.LocalDrop),
+    "square": Entry(
+        "Square, L∞ 0.08",
+        "black box",
+        False,
+        attacks.Square,
+        lambda: attacks.Square(queries=500),
+        500,
+    ),
+    "jgba": Entry("JGBA", "defence-aware", False, attacks.JGBA, None, 80),
+}
+"""Attacks by name."""
+
+
+def names(group: str | None = None) -> tuple[str, ...]:
+    """Names of the suite, or of one of its groups, in its order."""
+    return tuple(name for name, entry in SUITE.items() if group in (None, entry.group))
