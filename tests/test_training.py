@@ -20,6 +20,7 @@ from ifdefense.training.collections import from_procedural, to_unit_cube
 from ifdefense.training.fit import Sampler, TrainOptions, bounding_cube, fit, schedule
 from ifdefense.training.muon import Muon, orthogonalise, split_parameters
 from ifdefense.training.onet import train_command
+from ifdefense.training.surfaces import chamfer_l1
 
 TINY = TrainOptions(OccupancyConfig(16, 16, 16), steps=8, batch=4, points=40, queries=64, warmup=2)
 
@@ -165,6 +166,39 @@ def test_muon_takes_steps_of_its_length_whatever_the_gradient() -> None:
         weight.grad = scale * torch.randn(8, 8, 1, generator=torch.Generator().manual_seed(1))
         optimiser.step()
         assert 0.06 < torch.linalg.matrix_norm(weight.detach()[..., 0], 2) < 0.13
+
+
+def test_weight_decay_bounds_weights_that_no_gradient_holds() -> None:
+    weight = torch.nn.Parameter(torch.full((4, 4, 1), 3.0))
+    optimiser = Muon([weight], lr=0.1, weight_decay=0.5)
+    weight.grad = torch.zeros_like(weight)
+    for _ in range(3):
+        optimiser.step()
+    torch.testing.assert_close(weight.detach(), torch.full((4, 4, 1), 3 * 0.95**3))
+
+
+class Ball(OccupancyNetwork):
+    """A ball of a given radius, whatever it is given."""
+
+    def __init__(self, radius: float) -> None:
+        super().__init__(OccupancyConfig(4, 4, 4))
+        self.radius = radius
+
+    def field_of(self, codes: torch.Tensor) -> object:  # type: ignore[override]
+        return lambda points, cloud: 40 * (self.radius - points.norm(dim=-1))
+
+
+def test_chamfer_l1_of_surfaces_known_in_closed_form() -> None:
+    normal = np.random.default_rng(0).normal(size=(3, 1024, 3))
+    points = (0.5 * normal / np.linalg.norm(normal, axis=2, keepdims=True)).astype(np.float16)
+    held = OccupancySet(points, np.zeros((3, 2, 2, 2), np.int8), np.zeros(3, np.int64), ("balls",))
+    options = TrainOptions(points=64)
+    exact = chamfer_l1(Ball(0.5 + OFFSET), held, options)["clean"]
+    larger = chamfer_l1(Ball(0.6 + OFFSET), held, options)
+    # Between two random samplings of a sphere of area pi the mean distance is about half the spacing.
+    assert exact == pytest.approx(10 * 0.5 * (np.pi / 1024) ** 0.5, rel=0.15)
+    assert larger["clean"] == pytest.approx(1.0, rel=0.1) and larger["missing"] == 0
+    assert chamfer_l1(Ball(-1.0), held, options)["missing"] == 1
 
 
 def test_only_hidden_matrices_are_muon_s() -> None:

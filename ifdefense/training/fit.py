@@ -133,6 +133,15 @@ class Sampler:
         spoilt = corrupt(whole, self.options.points, generator)
         return torch.where(clean[:, None, None], sound, spoilt)
 
+    def surfaces(self, count: int, corrupted: bool) -> tuple[Tensor, Tensor]:
+        """What the encoder sees of the first ``count`` shapes, and all their points in the same frame."""
+        index = torch.arange(min(count, len(self.points)))
+        whole = self.points[index].float()
+        unspoilt = torch.full((len(index),), not corrupted)
+        given = self._given(whole, unspoilt, torch.Generator().manual_seed(1))
+        centre, extent = bounding_cube(given)
+        return (given - centre) / extent, (whole - centre) / extent
+
     def validation(
         self, count: int, corrupted: bool, device: str | torch.device = "cpu"
     ) -> tuple[Tensor, Tensor, Tensor]:

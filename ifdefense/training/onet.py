@@ -18,6 +18,7 @@ from ifdefense.data.occupancy import OFFSET, OccupancySet, concatenate
 from ifdefense.implicit import OccupancyConfig, OccupancyNetwork
 from ifdefense.training.collections import cached, from_meshes, from_modelnet40, from_procedural
 from ifdefense.training.fit import TrainOptions, fit
+from ifdefense.training.surfaces import chamfer_l1
 
 logger = logging.getLogger(__name__)
 
@@ -104,14 +105,23 @@ def train_command(
     else:
         held = cached(cache / "procedural-validation", lambda: from_procedural(4, options.seed + 2))
     network = fit(data, held, run, options, mix=mix, device=device, every=every, init=init)
+    distance = chamfer_l1(network, held, options)
+    logger.info("validation Chamfer-L1: %s", distance)
     if out is not None:
         save_safetensors(
             network, out, {"offset": str(OFFSET), "options": json.dumps(dataclasses.asdict(options))}
         )
-        _write_card(out, run, mix, options, len(data))
+        _write_card(out, run, mix, options, len(data), distance)
 
 
-def _write_card(out: Path, run: Path, mix: dict[str, float], options: TrainOptions, shapes: int) -> None:
+def _write_card(
+    out: Path,
+    run: Path,
+    mix: dict[str, float],
+    options: TrainOptions,
+    shapes: int,
+    distance: dict[str, float],
+) -> None:
     best = torch.load(run / "best.pt", weights_only=True)
     network = OccupancyNetwork(options.config)
     load_into(network, load_state(out), out)
@@ -132,6 +142,8 @@ def _write_card(out: Path, run: Path, mix: dict[str, float], options: TrainOptio
         f"- steps: {best['step']} of {options.steps}; batch {options.batch} × {options.queries} queries",
         f"- seed: {options.seed}; date: {datetime.date.today()}; torch {torch.__version__}",
         f"- validation IoU: {scores}",
+        f"- validation Chamfer-L1, tenths of the longest side: {distance['clean']:.3f} (clean input), "
+        f"{distance['corrupted']:.3f} (corrupted input); no surface for {distance['missing']:.0%}",
         f"- frame: unit cube; label: inside the solid thickened by {OFFSET}; threshold {options.threshold}",
         "",
     ]
