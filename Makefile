@@ -20,17 +20,21 @@ lint: $(READY)
 
 # Trains every shipped network again: the commands of the model cards, some hours on two cores. Needs IFDEFENSE_DATA.
 # Stopped, it goes on where it was: each run keeps its checkpoints in runs/.
+ONET := $(BIN)/ifdefense train onet --mix modelnet40=0.85 --mix procedural=0.15
 TRAIN := $(BIN)/python -m classifiers.train
 SHIPPED := classifiers/weights
 weights: $(READY)
-	$(BIN)/ifdefense train onet --mix modelnet40=0.85 --mix procedural=0.15 --steps 3600 --decay 0.65 \
-		--rate 0.008 --rest 0.0006 --run runs/onet --out ifdefense/weights/onet.safetensors
+	$(ONET) --steps 1250 --decay 0 --rate 0.02 --weight-decay 0.05 --run runs/onet_start \
+		--out runs/onet_start.safetensors
+	$(ONET) --init runs/onet_start.safetensors --steps 4300 --decay 0.9 --rate 0.01 --weight-decay 0.02 \
+		--run runs/onet --out ifdefense/weights/onet.safetensors
 	$(TRAIN) --data procedural --no-feature-transform --schedule 256x6,512x1,1024x1 \
 		--out runs/pointnet_procedural --export $(SHIPPED)/pointnet-procedural.safetensors
 	$(TRAIN) --out runs/pointnet_clean --export $(SHIPPED)/pointnet-modelnet40.safetensors
-	$(BIN)/ifdefense-bench purified-set --split train --limit 4000 --out cache/hybrid-train.npz
-	$(BIN)/ifdefense-bench purified-set --split validation --limit 200 --out cache/hybrid-validation.npz
-	$(TRAIN) --init runs/pointnet_clean/best.safetensors --schedule 512x2 --rate 7e-4 \
+	$(BIN)/ifdefense-bench purified-set --split train --corrupted 0.5 --out cache/hybrid-train.npz
+	$(BIN)/ifdefense-bench purified-set --split validation --corrupted 0.5 --limit 400 \
+		--out cache/hybrid-validation.npz
+	$(TRAIN) --init $(SHIPPED)/pointnet-modelnet40.safetensors --schedule 256x4,512x3,1024x1 --rate 1e-3 --test \
 		--hybrid cache/hybrid-train.npz --hybrid-validation cache/hybrid-validation.npz \
 		--out runs/pointnet_hybrid --export $(SHIPPED)/pointnet-modelnet40-hybrid.safetensors
 

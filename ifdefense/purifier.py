@@ -70,7 +70,7 @@ class SurfaceOptions:
     second_threshold: float | None = 0.2
     repair: RepairOptions | None = RepairOptions()
     resampling: Resampling = "farthest"
-    tolerance: float | None = 0.1
+    tolerance: float | None = 0.3
     smoothing: int = 8
 
 

@@ -20,8 +20,6 @@ from ifdefense.training.collections import cached, from_meshes, from_modelnet40,
 from ifdefense.training.fit import TrainOptions, fit
 from ifdefense.training.surfaces import chamfer_l1
 
-logger = logging.getLogger(__name__)
-
 SOURCES = ("modelnet40", "meshes", "procedural")
 
 
@@ -106,7 +104,11 @@ def train_command(
         held = cached(cache / "procedural-validation", lambda: from_procedural(4, options.seed + 2))
     network = fit(data, held, run, options, mix=mix, device=device, every=every, init=init)
     distance = chamfer_l1(network, held, options)
-    logger.info("validation Chamfer-L1: %s", distance)
+    with (run / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"step": options.steps, "chamfer_l1": distance}) + "\n")
+    click.echo(
+        f"validation Chamfer-L1: {distance['clean']:.3f} (clean), {distance['corrupted']:.3f} (corrupted)"
+    )
     if out is not None:
         save_safetensors(
             network, out, {"offset": str(OFFSET), "options": json.dumps(dataclasses.asdict(options))}
