@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -36,8 +37,8 @@ logger = logging.getLogger(__name__)
 METHODS = ("onet-mesh", "sor", "srs")
 """What :func:`purify` and :meth:`Purifier.from_pretrained` know by name."""
 
-OutlierFilter = Callable[[Tensor], Tensor]
-"""``(B, N, 3)`` clouds → ``(B, N)`` mask of the points that stay."""
+OutlierFilter = Callable[..., Tensor]
+"""``(B, N, 3)`` clouds → ``(B, N)`` mask of the points that stay; one that takes a ``seed`` is given one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +160,7 @@ class Purifier(nn.Module):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.network = network
         self.outliers = outliers
+        self._outliers_draw = "seed" in inspect.signature(outliers).parameters
         self.options = options
         self.batch_size = batch_size
         self.eval()
@@ -178,7 +180,7 @@ class Purifier(nn.Module):
         if name == "sor":
             return cls()
         if name == "srs":
-            return cls(outliers=lambda points: simple_random_sampling(points, points.shape[1] * 500 // 1024))
+            return cls(outliers=_published_sampling)
         if name == "onet-mesh":
             path = shipped("ifdefense", "onet")
             state = load_state(path)
@@ -236,16 +238,19 @@ class Purifier(nn.Module):
         self, clouds: list[Tensor], start: int, num_points: int | None, seed: int, watch: Stopwatch
     ) -> list[_Passage]:
         with watch("outliers"):
-            passages = [self._filter(index, cloud, num_points) for index, cloud in enumerate(clouds, start)]
+            passages = [
+                self._filter(index, cloud, num_points, seed) for index, cloud in enumerate(clouds, start)
+            ]
         if self.network is not None:
             self._rebuild(self.network, passages, seed, watch)
         with watch("resampling"):
             self._sample(passages, seed)
         return passages
 
-    def _filter(self, index: int, cloud: Tensor, num_points: int | None) -> _Passage:
+    def _filter(self, index: int, cloud: Tensor, num_points: int | None, seed: int) -> _Passage:
         """Frame and outlier filter: the frame of the surface is that of the points that stay."""
-        kept = self.outliers(Frame.of(cloud).to_cube(cloud)[None])[0]
+        draw = {"seed": seed} if self._outliers_draw else {}
+        kept = self.outliers(Frame.of(cloud).to_cube(cloud)[None], **draw)[0]
         if len(torch.unique(cloud[kept], dim=0)) < 2:
             kept = torch.ones_like(kept)
         frame = Frame.of(cloud[kept])
@@ -324,6 +329,11 @@ class Purifier(nn.Module):
             seed=seed,
             inset=options.offset,
         )
+
+
+def _published_sampling(points: Tensor, seed: int = 0) -> Tensor:
+    """Simple random sampling that drops 500 of 1,024 points, in proportion for others."""
+    return simple_random_sampling(points, points.shape[1] * 500 // 1024, seed=seed)
 
 
 def _final_mesh(passage: _Passage) -> Mesh:

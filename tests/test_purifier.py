@@ -171,6 +171,14 @@ def test_outliers_do_not_reach_the_result(purifier: Purifier, chairs: np.ndarray
     assert nearest(clean, chairs[0]).max() < 0.35 < nearest(attacked, chairs[0]).max()
 
 
+def test_random_sampling_draws_from_the_seed(chairs: np.ndarray) -> None:
+    first, again, other = (purify(chairs[0], "srs", num_points=200, seed=seed) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    kept = [Purifier.from_pretrained("srs").trace(chairs[0], seed=seed)[0].kept_mask for seed in (1, 2)]
+    assert kept[0].sum() == kept[1].sum() == 512 - 250 and (kept[0] != kept[1]).any()
+    assert not np.array_equal(first, other)
+
+
 def test_sor_and_srs_keep_points_of_the_input(chairs: np.ndarray) -> None:
     for method, least in (("sor", 400), ("srs", 262)):
         clean = purify(chairs[0], method)
