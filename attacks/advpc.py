@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks import autoencoder, distances, projections
-from attacks.base import Attack, Oracle, ThreatModel
+from attacks import autoencoder, distances
+from attacks.base import Ball, Oracle, ThreatModel
+from attacks.cw import shared_noise
 from attacks.losses import hinge
 from attacks.nearest import Nearest
 
 
 @dataclass(frozen=True)
-class AdvPC(Attack):
+class AdvPC(Ball):
     """Fools a classifier on a cloud and on what an auto-encoder makes of it.
 
     Hamdi et al., ECCV 2020, `arXiv:1912.00461 <https://arxiv.org/abs/1912.00461>`_, equation (5), with the
@@ -70,10 +71,6 @@ class AdvPC(Attack):
         """White box, shifts of coordinates."""
         return ThreatModel("white-box", "both", "shift", "linf", self.epsilon)
 
-    def constrain(self, points: Tensor, clean: Tensor) -> Tensor:
-        """Nearest clouds of which no coordinate is farther than ``epsilon`` from the clean one."""
-        return clean + projections.linf(points - clean, self.epsilon)
-
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Descends from every start; the nearest success of all iterates is the result."""
         encode = self.autoencoder
@@ -82,8 +79,7 @@ class AdvPC(Attack):
         loss = functools.partial(hinge, kappa=self.kappa)
         nearest = Nearest(points)
         for _ in range(self.restarts):
-            noise = torch.randn(points.shape[1:], generator=generator, dtype=points.dtype).to(points.device)
-            attacked = points + self.noise * noise
+            attacked = points + self.noise * shared_noise(points, generator)
             adam = torch.optim.Adam([attacked], lr=self.rate)
             for _ in range(self.iterations):
                 logits, gradient = oracle.gradient(attacked, loss)

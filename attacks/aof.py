@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks import distances, projections
-from attacks.base import Attack, Oracle, ThreatModel
+from attacks import distances
+from attacks.base import Ball, Oracle, ThreatModel
+from attacks.cw import shared_noise
 from attacks.losses import hinge
 from attacks.nearest import Nearest
 from ifdefense.points import knn, squared_distances
@@ -44,7 +45,7 @@ def low_frequencies(points: Tensor, k: int = 30, count: int = 100) -> Tensor:
 
 
 @dataclass(frozen=True)
-class AOF(Attack):
+class AOF(Ball):
     """Attack on frequency: changes the low frequencies of a cloud, which carry over to other networks.
 
     Liu et al., 2022, `arXiv:2201.10937 <https://arxiv.org/abs/2201.10937>`_, equation (9).
@@ -98,18 +99,13 @@ class AOF(Attack):
         """White box, shifts of single points."""
         return ThreatModel("white-box", "both", "shift", "point-l2", self.epsilon)
 
-    def constrain(self, points: Tensor, clean: Tensor) -> Tensor:
-        """Nearest clouds of which no point is farther than ``epsilon`` from its clean one."""
-        return clean + projections.point_l2(points - clean, self.epsilon)
-
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Descends from every start; the nearest success of all iterates is the result."""
         basis = low_frequencies(points, self.neighbours, self.frequencies)
         loss = functools.partial(hinge, kappa=self.kappa)
         nearest = Nearest(points)
         for _ in range(self.restarts):
-            noise = torch.randn(points.shape[1:], generator=generator, dtype=points.dtype).to(points.device)
-            attacked = points + self.noise * noise
+            attacked = points + self.noise * shared_noise(points, generator)
             low = basis @ (basis.mT @ attacked)
             adam = torch.optim.Adam([low], lr=self.rate)
             for _ in range(self.iterations):

@@ -321,6 +321,16 @@ class Attack(ABC):
         return sizes
 
 
+class Ball(Attack):
+    """An attack whose shifts are brought back into the ball of its threat model; not an attack by itself."""
+
+    def constrain(self, points: Tensor, clean: Tensor) -> Tensor:
+        """Nearest clouds within the budget around the clean ones."""
+        norm, budget = self.threat.norm, self.budget(clean.shape[1])
+        assert norm is not None and budget is not None, "a ball has a norm and a radius"
+        return clean + PROJECTIONS[norm](points - clean, budget)
+
+
 def _contains(whole: Tensor, part: Tensor) -> Tensor:
     """``(B,)`` whether all points of ``(B, M, 3)`` parts stand among those of ``(B, N, 3)`` clouds."""
     inside = [

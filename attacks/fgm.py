@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attacks.base import Oracle
-from attacks.pgd import Bounded, descend
+from attacks.pgd import Bounded, Iterated, descend
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class FGM(Bounded):
 
 
 @dataclass(frozen=True)
-class IFGM(Bounded):
+class IFGM(Iterated):
     """`FGM` in small steps, each projected onto the budget: `PGD` without its random start.
 
     Kurakin et al., 2017, `arXiv:1607.02533 <https://arxiv.org/abs/1607.02533>`_, with the settings of
@@ -53,14 +53,7 @@ class IFGM(Bounded):
         ValueError: if a budget is negative or there is no iteration.
     """
 
-    iterations: int = 50
-    step: float | None = None
     early_stop: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Descends from the clean cloud; the last iterate is the result."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.base import Attack, Oracle, ThreatModel
+from attacks.base import Ball, Oracle, ThreatModel
 from attacks.losses import cross_entropy, hinge
 from attacks.nearest import Nearest
 from attacks.si_adv import estimated_normals
@@ -61,7 +61,7 @@ def _unit_range(values: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class HiTADV(Attack):
+class HiTADV(Ball):
     """Hide in thicket: deforms a cloud smoothly around centres in its rough, salient parts.
 
     Lou et al., CVPR 2024, `arXiv:2403.05247 <https://arxiv.org/abs/2403.05247>`_.
@@ -136,10 +136,6 @@ class HiTADV(Attack):
     def threat(self) -> ThreatModel:
         """White box, untargeted, a smooth shift of limited coordinates."""
         return ThreatModel("white-box", "untargeted", "shift", "linf", self.epsilon)
-
-    def constrain(self, points: Tensor, clean: Tensor) -> Tensor:
-        """Coordinates within ``epsilon`` of the clean ones; a deformation is there already, but rounding."""
-        return clean + (points - clean).clamp(-self.epsilon, self.epsilon)
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Bisects the weight of every example at once."""

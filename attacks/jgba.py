@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks import projections
 from attacks.adaptive import selected
-from attacks.base import Attack, Oracle, ThreatModel
+from attacks.base import Ball, Oracle, ThreatModel
 from attacks.losses import cross_entropy
 from ifdefense.points import knn
 
@@ -29,7 +28,7 @@ def far_from_neighbours(points: Tensor, k: int = 10, sigmas: float = 1.0) -> Ten
 
 
 @dataclass(frozen=True)
-class JGBA(Attack):
+class JGBA(Ball):
     """Joint gradient based attack: fools a classifier with and without outlier removal.
 
     Ma et al., 2020, "Efficient Joint Gradient Based Attack Against SOR Defense for 3D Point Cloud
@@ -70,10 +69,6 @@ class JGBA(Attack):
     def threat(self) -> ThreatModel:
         """White box, with the knowledge of the outlier removal; shifts of single points."""
         return ThreatModel("white-box", "both", "shift", "point-l2", self.epsilon)
-
-    def constrain(self, points: Tensor, clean: Tensor) -> Tensor:
-        """Nearest clouds of which no point is farther than ``epsilon`` from its clean one."""
-        return clean + projections.point_l2(points - clean, self.epsilon)
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Descends along the joint gradient; the last iterate is the result."""

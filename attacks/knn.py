@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from attacks import distances, projections
-from attacks.base import Attack, Oracle, ThreatModel
+from attacks.base import Ball, Oracle, ThreatModel
 from attacks.cw import shared_noise
 from attacks.losses import hinge
 from attacks.si_adv import estimated_normals
 
 
 @dataclass(frozen=True)
-class KNN(Attack):
+class KNN(Ball):
     """Shifts points such that none stands out.
 
     Tsai et al., 2020, `Robust Adversarial Objects against Deep Learning Models
@@ -75,10 +75,6 @@ class KNN(Attack):
     def threat(self) -> ThreatModel:
         """White box, targeted or untargeted shifts of each point."""
         return ThreatModel("white-box", "both", "shift", "point-l2", self.epsilon)
-
-    def constrain(self, points: Tensor, clean: Tensor) -> Tensor:
-        """Nearest clouds whose points are within the budget of the clean ones."""
-        return clean + projections.point_l2(points - clean, self.epsilon)
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Descends from the clean clouds."""

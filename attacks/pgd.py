@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.base import PROJECTIONS, Attack, Norm, Oracle, ThreatModel
+from attacks.base import PROJECTIONS, Ball, Norm, Oracle, ThreatModel
 from attacks.losses import cross_entropy
 
 
 @dataclass(frozen=True)
-class Bounded(Attack):
+class Bounded(Ball):
     """An attack that shifts points within a ball around the clean cloud; not an attack by itself.
 
     Attributes:
@@ -48,10 +48,6 @@ class Bounded(Attack):
             return self.epsilon
         return self.delta * _per_coordinate(self.norm, num_points)
 
-    def constrain(self, points: Tensor, clean: Tensor) -> Tensor:
-        """Nearest clouds within the budget around the clean ones."""
-        return clean + PROJECTIONS[self.norm](points - clean, self.budget(clean.shape[1]))
-
     def randomised(self, points: Tensor, generator: torch.Generator) -> Tensor:
         """Clouds ``(B, N, 3)`` plus the same uniform noise, as wide as the budget a coordinate, projected."""
         width = self.budget(points.shape[1]) / _per_coordinate(self.norm, points.shape[1])
@@ -60,7 +56,28 @@ class Bounded(Attack):
 
 
 @dataclass(frozen=True)
-class PGD(Bounded):
+class Iterated(Bounded):
+    """A bounded attack in steps of a fixed length; not an attack by itself.
+
+    Attributes:
+        iterations: steps (IF-Defense: 50).
+        step: length of a step, as a share of the budget; by default one over the iterations (IF-Defense).
+
+    Raises:
+        ValueError: if there is no iteration.
+    """
+
+    iterations: int = 50
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+
+
+@dataclass(frozen=True)
+class PGD(Iterated):
     """Projected gradient descent on the cross-entropy from a random start.
 
     Madry et al., 2018, `arXiv:1706.06083 <https://arxiv.org/abs/1706.06083>`_, with the settings of
@@ -86,15 +103,8 @@ class PGD(Bounded):
         ValueError: if a budget is negative or there is no iteration.
     """
 
-    iterations: int = 50
-    step: float | None = None
     random_start: bool = True
     early_stop: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Descends from the random start; the last iterate is the result."""

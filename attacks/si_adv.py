@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks import projections
-from attacks.base import Attack, Oracle, ThreatModel
+from attacks.base import Ball, Oracle, ThreatModel
 from attacks.losses import hinge
 from ifdefense.points import gather, knn
 
@@ -37,7 +36,7 @@ def estimated_normals(points: Tensor, k: int = 20) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SIAdv(Attack):
+class SIAdv(Ball):
     """Shape-invariant attack: iterated gradient steps in the tangent plane of every point.
 
     Huang et al., CVPR 2022, `arXiv:2203.04041 <https://arxiv.org/abs/2203.04041>`_, the white-box attack.
@@ -80,10 +79,6 @@ class SIAdv(Attack):
     def threat(self) -> ThreatModel:
         """White box, shifts of single points."""
         return ThreatModel("white-box", "both", "shift", "point-l2", self.epsilon)
-
-    def constrain(self, points: Tensor, clean: Tensor) -> Tensor:
-        """Nearest clouds of which no point is farther than ``epsilon`` from its clean one."""
-        return clean + projections.point_l2(points - clean, self.epsilon)
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Descends along the surface; the last iterate is the result."""

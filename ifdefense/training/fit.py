@@ -133,12 +133,14 @@ class Sampler:
         spoilt = corrupt(whole, self.options.points, generator)
         return torch.where(clean[:, None, None], sound, spoilt)
 
+    def _held(self, count: int, corrupted: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Points of the first ``count`` shapes, unaugmented, and what the encoder is given of them."""
+        whole = self.points[:count].float()
+        return whole, self._given(whole, torch.full((len(whole),), not corrupted), generator)
+
     def surfaces(self, count: int, corrupted: bool) -> tuple[Tensor, Tensor]:
         """What the encoder sees of the first ``count`` shapes, and all their points in the same frame."""
-        index = torch.arange(min(count, len(self.points)))
-        whole = self.points[index].float()
-        unspoilt = torch.full((len(index),), not corrupted)
-        given = self._given(whole, unspoilt, torch.Generator().manual_seed(1))
+        whole, given = self._held(count, corrupted, torch.Generator().manual_seed(1))
         centre, extent = bounding_cube(given)
         return (given - centre) / extent, (whole - centre) / extent
 
@@ -147,9 +149,8 @@ class Sampler:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Clouds, queries and labels of the first ``count`` shapes, unaugmented, the same at every call."""
         generator = torch.Generator().manual_seed(1)
-        index = torch.arange(min(count, len(self.points)))
-        whole = self.points[index].float()
-        given = self._given(whole, torch.full((len(index),), not corrupted), generator)
+        _, given = self._held(count, corrupted, generator)
+        index = torch.arange(len(given))
         centre, extent = bounding_cube(given)
         uniform = torch.rand(len(index), 2048, 3, generator=generator) - 0.5
         queries = uniform * self.options.box * extent + centre

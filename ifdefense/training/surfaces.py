@@ -7,7 +7,7 @@ import torch
 from ifdefense.data.occupancy import OFFSET, OccupancySet
 from ifdefense.extraction import ExtractionOptions, extract_meshes
 from ifdefense.implicit import OccupancyNetwork
-from ifdefense.points import knn
+from ifdefense.points import chamfer_distance
 from ifdefense.resampling import resample
 from ifdefense.training.fit import Sampler, TrainOptions
 
@@ -47,8 +47,7 @@ def chamfer_l1(
                     missing += 1
                     continue
                 samples = torch.from_numpy(resample([mesh], whole.shape[1], method="uniform", inset=OFFSET))
-                shape = whole[index][None]
-                there, back = knn(samples, shape, 1)[0], knn(shape, samples, 1)[0]
-                distances.append(float(there.sqrt().mean() + back.sqrt().mean()) / 2 * 10)
+                both = chamfer_distance(samples, whole[index][None], squared=False)
+                distances.append(float(both) / 2 * 10)
         result[name] = sum(distances) / max(len(distances), 1)
     return result | {"missing": missing / (2 * max(len(given), 1))}
