@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from classifiers.layers import check_points, edge_max, max_and_mean_pooled, shared
+from classifiers.layers import check_points, edge_max, in_part, max_and_mean_pooled, shared
 
 SLOPE = 0.2
 """Of every leaky ReLU."""
@@ -38,8 +38,36 @@ def nearest_features(x: Tensor, k: int) -> Tensor:
     for cloud, rows in enumerate(x - x.mean(1, keepdim=True)):
         square = (rows * rows).sum(1)
         distances = torch.addmm(square.unsqueeze(0), rows, rows.T, alpha=-2)  # less that of the row itself
-        index[cloud] = distances.topk(k, dim=1, largest=False, sorted=False).indices
+        index[cloud] = smallest(distances, k)
     return index
+
+
+def smallest(values: Tensor, k: int, group: int = 8) -> Tensor:
+    """Columns of the ``k`` smallest of each row, in no order; three times as fast as ``topk`` on a CPU.
+
+    The columns are dealt into groups. Whatever is among the k smallest lies in one of the k groups with the
+    smallest minima (or equals what does), and minima vectorise where a selection does not.
+
+    Args:
+        values: ``(M, N)``.
+        k: columns a row, at most N.
+        group: columns a group.
+
+    Returns:
+        ``(M, k)`` indices.
+    """
+    groups = values.shape[1] // group
+    if values.is_cuda or groups < 2 * k:
+        return values.topk(k, dim=1, largest=False, sorted=False).indices
+    dealt = values[:, : groups * group].unflatten(1, (group, groups))
+    best = dealt.amin(1).topk(k, dim=1, largest=False, sorted=False).indices  # (M, k)
+    column = torch.arange(0, groups * group, groups, device=values.device).view(-1, 1) + best.unsqueeze(1)
+    column = column.flatten(1)  # (M, group * k)
+    rest = torch.arange(groups * group, values.shape[1], device=values.device)
+    if len(rest):
+        column = torch.cat([column, rest.expand(len(column), -1)], 1)
+    chosen = values.gather(1, column).topk(k, dim=1, largest=False, sorted=False).indices
+    return column.gather(1, chosen)
 
 
 def separate_aliases(_: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
@@ -67,7 +95,7 @@ class DGCNN(nn.Module):
 
     def __init__(self, num_classes: int = 40, neighbours: int = 20, dropout: float = 0.5) -> None:
         super().__init__()
-        self.neighbours = neighbours
+        self.neighbours, self.sparsity = neighbours, 1.0
         self.bn1, self.bn2 = nn.BatchNorm2d(64), nn.BatchNorm2d(64)
         self.bn3, self.bn4 = nn.BatchNorm2d(128), nn.BatchNorm2d(256)
         self.bn5 = nn.BatchNorm1d(1024)
@@ -90,11 +118,15 @@ class DGCNN(nn.Module):
         convolutions = [(f"conv{i}.0", f"bn{i}") for i in range(1, 6)]
         return [*convolutions, ("linear1", "bn6"), ("linear2", "bn7")]
 
+    def sized_for(self, points: int) -> None:
+        """Sets the graphs' neighbours in proportion to clouds of so many points, of 1,024 all; at least 8."""
+        self.sparsity = points / 1024
+
     def _edges(self, x: Tensor, block: nn.Sequential) -> Tensor:
         """An edge convolution: ``(B, N, C)`` to ``(B, N, K)``."""
         layer = cast(nn.Conv2d, block[0])
         of_difference, of_centre = layer.weight.flatten(1).chunk(2, 1)
-        index = nearest_features(x, min(self.neighbours, x.shape[1]))
+        index = nearest_features(x, min(in_part(self.neighbours, self.sparsity), x.shape[1]))
         at = x @ (of_centre - of_difference).T
         if layer.bias is not None:
             at = at + layer.bias

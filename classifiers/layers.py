@@ -29,6 +29,11 @@ def check_points(points: Tensor) -> None:
         raise ValueError(f"expected points of shape (B, N, 3), got {tuple(points.shape)}")
 
 
+def in_part(count: int, part: float) -> int:
+    """A part of ``count``, but no fewer than 8 (or than all, if there are not so many)."""
+    return max(min(count, 8), round(count * part))
+
+
 def activated(x: Tensor, slope: float = 0.0) -> Tensor:
     """ReLU, leaky below zero with a ``slope``; in place."""
     return F.leaky_relu_(x, slope) if slope else x.relu_()
@@ -290,6 +295,28 @@ class _MaxAndMean(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None
 
 
+class _MaxAndMeanOf(torch.autograd.Function):
+    """Maximum and mean over the middle axis; only the places of the maxima are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        best = y.amax(1)
+        order = torch.arange(y.shape[1], 0, -1, dtype=torch.int32, device=y.device).unsqueeze(1)
+        places = [((cloud == top) * order).amax(0) for cloud, top in zip(y, best, strict=True)]
+        index = y.shape[1] - torch.stack(places).long()  # the first of equals
+        ctx.save_for_backward(index)
+        ctx.size = y.shape[1]
+        return torch.cat([best, y.mean(1)], 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (index,) = ctx.saved_tensors
+        of_max, of_mean = grad.chunk(2, 1)
+        spread = (of_mean / ctx.size).unsqueeze(1).repeat(1, ctx.size, 1)
+        return spread.scatter_add_(1, index.unsqueeze(1), of_max.unsqueeze(1))
+
+
 def max_and_mean_pooled(x: Tensor, layer: nn.Module, norm: nn.Module, slope: float) -> Tensor:
     """`shared`, then its maximum and its mean over the points, side by side.
 
@@ -304,6 +331,6 @@ def max_and_mean_pooled(x: Tensor, layer: nn.Module, norm: nn.Module, slope: flo
     """
     if norm.training and not isinstance(norm, nn.Identity):
         y = shared(x, layer, norm, slope)
-        return torch.cat([y.amax(1), y.mean(1)], 1)
+        return cast(Tensor, _MaxAndMeanOf.apply(y))  # type: ignore[no-untyped-call]
     weight, bias = folded(layer, norm, x)
     return cast(Tensor, _MaxAndMean.apply(x.contiguous(), weight, bias, slope))  # type: ignore[no-untyped-call]

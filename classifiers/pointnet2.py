@@ -18,7 +18,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from classifiers.layers import check_points, edge, group_pooled, pooled, shared
+from classifiers.layers import check_points, edge, group_pooled, in_part, pooled, shared
 from ifdefense.points import ball_query, farthest_point_sampling, gather
 
 
@@ -56,6 +56,7 @@ def ball_layers(
     features: Tensor | None,
     centres: Tensor,
     scale: Scale,
+    sparsity: float,
     layers: nn.ModuleList,
     norms: nn.ModuleList,
     points_first: bool,
@@ -69,7 +70,7 @@ def ball_layers(
         of_points, inputs = weight[:, :3], torch.cat([points, features], 2)
     else:
         of_points, inputs = weight[:, -3:], torch.cat([features, points], 2)
-    index = ball_query(centres.detach(), points.detach(), scale.radius, scale.neighbours)
+    index = ball_query(centres.detach(), points.detach(), scale.radius, in_part(scale.neighbours, sparsity))
     x = edge(inputs @ weight.T, centres @ -of_points.T, index, first.bias, norms[0])
     x = shared(x, layers[1], norms[1])
     return group_pooled(x, layers[2], norms[2])
@@ -88,7 +89,7 @@ class SetAbstraction(nn.Module):
 
     def __init__(self, centres: int | None, scale: Scale, inputs: int) -> None:
         super().__init__()
-        self.centres, self.scale = centres, scale
+        self.centres, self.scale, self.sparsity = centres, scale, 1.0
         self.mlp_convs, self.mlp_bns = layer_lists(inputs + 3, scale.channels)
 
     def norm_pairs(self) -> list[tuple[str, str]]:
@@ -102,9 +103,10 @@ class SetAbstraction(nn.Module):
             for layer, norm in zip(list(self.mlp_convs)[:-1], self.mlp_bns, strict=False):
                 x = shared(x, layer, norm)
             return points[:, :0], pooled(x, self.mlp_convs[-1], self.mlp_bns[-1])
-        centres = centres_of(points, self.centres)
+        centres = centres_of(points, in_part(self.centres, self.sparsity))
+        mlp = self.mlp_convs, self.mlp_bns
         return centres, ball_layers(
-            points, features, centres, self.scale, self.mlp_convs, self.mlp_bns, points_first=True
+            points, features, centres, self.scale, self.sparsity, *mlp, points_first=True
         )
 
 
@@ -121,7 +123,7 @@ class MultiScaleAbstraction(nn.Module):
 
     def __init__(self, centres: int, scales: tuple[Scale, ...], inputs: int) -> None:
         super().__init__()
-        self.centres, self.scales = centres, scales
+        self.centres, self.scales, self.sparsity = centres, scales, 1.0
         self.conv_blocks, self.bn_blocks = nn.ModuleList(), nn.ModuleList()
         for scale in scales:
             layers, norms = layer_lists(inputs + 3, scale.channels)
@@ -138,10 +140,10 @@ class MultiScaleAbstraction(nn.Module):
 
     def forward(self, points: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns the centres and their features."""
-        centres = centres_of(points, self.centres)
+        centres = centres_of(points, in_part(self.centres, self.sparsity))
         blocks = zip(self.scales, self.conv_blocks, self.bn_blocks, strict=True)
         parts = [
-            ball_layers(points, features, centres, scale, layers, norms, points_first=False)  # type: ignore[arg-type]
+            ball_layers(points, features, centres, scale, self.sparsity, layers, norms, points_first=False)  # type: ignore[arg-type]
             for scale, layers, norms in blocks
         ]
         return centres, torch.cat(parts, 2)
@@ -193,6 +195,11 @@ class PointNet2(nn.Module):
     def norm_pairs(self) -> list[tuple[str, str]]:
         """Layers and the batch norms that follow them, for `classifiers.fold`."""
         return [("fc1", "bn1"), ("fc2", "bn2")]
+
+    def sized_for(self, points: int) -> None:
+        """Sets centres and neighbours in proportion to clouds of so many points, of 1,024 all; at least 8."""
+        for level in (self.sa1, self.sa2):
+            cast(SetAbstraction, level).sparsity = points / 1024
 
     def forward(self, points: Tensor) -> Tensor:
         """Returns ``(B, num_classes)`` logits of ``(B, N, 3)`` points."""

@@ -3,7 +3,9 @@
 The published recipe (yanx27, IF-Defense: Adam 1e-3, 200 epochs of 1,024 points) takes a day without a GPU. A
 maximum over points makes a random part of a cloud nearly as good a training example as the whole, so most
 epochs see few points a cloud and only the last ones see all: the schedule ``256x18,512x4,1024x1`` is 18
-epochs of 256 random points, and so on.
+epochs of 256 random points, and so on. Networks with neighbourhoods look at fewer neighbours (and centres) in
+proportion, so that the neighbourhoods keep their extent. ``1024x0.3`` is an epoch of three tenths of the
+clouds.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from classifiers import NETWORKS, build
+from classifiers.dgcnn import DGCNN
 from classifiers.pointnet import PointNet, orthogonality_penalty
+from classifiers.pointnet2 import PointNet2
 from ifdefense.checkpoints import load_into, load_state, save_safetensors
 from ifdefense.frame import to_unit_sphere
 
@@ -39,7 +43,8 @@ class Options:
     """Settings of a run. Lengths are in the unit-sphere frame.
 
     Attributes:
-        schedule: ``((points, epochs), ...)``, random points a cloud and for how many epochs.
+        schedule: ``((points, epochs), ...)``, random points a cloud and for how many epochs; a fraction is an
+            epoch of a part of the clouds.
         batch: clouds a step.
         rate: largest learning rate of AdamW, reached after a tenth of the steps, then cosine to nearly zero.
         decay: weight decay.
@@ -55,7 +60,7 @@ class Options:
         warmup: part of the steps in which the rate rises to its largest; after it a half cosine.
     """
 
-    schedule: tuple[tuple[int, int], ...] = ((256, 18), (512, 4), (1024, 1))
+    schedule: tuple[tuple[int, float], ...] = ((256, 18), (512, 4), (1024, 1))
     batch: int = 32
     rate: float = 2e-3
     decay: float = 1e-4
@@ -79,16 +84,27 @@ class Options:
     @property
     def epochs(self) -> int:
         """Epochs of the whole schedule."""
-        return sum(epochs for _, epochs in self.schedule)
+        return len(self._epochs())
+
+    def _epochs(self) -> list[tuple[int, float]]:
+        """Points a cloud, and the part of the clouds, in every epoch."""
+        every = []
+        for points, epochs in self.schedule:
+            whole = math.floor(epochs)
+            every += [(points, 1.0)] * whole
+            if epochs > whole:
+                every.append((points, epochs - whole))
+        return every
 
     def points_at(self, epoch: int) -> int:
         """Points a cloud in an epoch, counted from 0."""
-        end = 0
-        for points, epochs in self.schedule:
-            end += epochs
-            if epoch < end:
-                return points
-        raise ValueError(f"epoch {epoch} lies after the schedule")
+        if epoch >= self.epochs:
+            raise ValueError(f"epoch {epoch} lies after the schedule")
+        return self._epochs()[epoch][0]
+
+    def batches_at(self, epoch: int, clouds: int) -> int:
+        """Steps in an epoch of a set of so many clouds."""
+        return max(1, round(clouds // self.batch * self._epochs()[epoch][1]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -199,9 +215,9 @@ class Run:
         self.options, self.folder = options, folder
         self.generator = torch.Generator().manual_seed(options.seed)
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=options.rate, weight_decay=options.decay)
-        self.steps_an_epoch = max(1, len(train) // options.batch)
+        steps = sum(options.batches_at(epoch, len(train)) for epoch in range(options.epochs))
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, options.rate, options.epochs * self.steps_an_epoch, pct_start=options.warmup
+            self.optimiser, options.rate, steps, pct_start=options.warmup
         )
         self.epoch = 0
         self.best: dict[str, float] = {"mean": -1.0}
@@ -262,8 +278,11 @@ class Run:
         if isinstance(self.model, PointNet):
             self.model.search_in(torch.bfloat16 if self.options.half_search else None)
         count = self.options.points_at(self.epoch)
+        if isinstance(self.model, DGCNN | PointNet2):
+            self.model.sized_for(count)
+        steps = self.options.batches_at(self.epoch, len(self.train))
         order = torch.randperm(len(self.train), generator=self.generator)
-        batches = torch.split(order[: self.steps_an_epoch * self.options.batch], self.options.batch)
+        batches = torch.split(order[: steps * self.options.batch], self.options.batch)
         total = 0.0
         for chosen in tqdm(batches, f"epoch {self.epoch}", disable=not progress, mininterval=10):
             points = augment(self.train.points[chosen], count, self.options, self.generator)
@@ -275,6 +294,8 @@ class Run:
             total += float(loss.detach())
         if isinstance(self.model, PointNet):
             self.model.search_in(None)
+        if isinstance(self.model, DGCNN | PointNet2):
+            self.model.sized_for(1024)
         return total / len(batches)
 
     def _validated(self) -> dict[str, float]:
@@ -344,12 +365,20 @@ def _purified(path: Path) -> Clouds:
         return clouds_from(arrays["points"], arrays["label"])
 
 
-def _parse_schedule(text: str) -> tuple[tuple[int, int], ...]:
+def _parse_schedule(text: str) -> tuple[tuple[int, float], ...]:
     try:
         parts = [part.split("x") for part in text.split(",")]
-        return tuple((int(points), int(epochs)) for points, epochs in parts)
+        schedule = tuple((int(points), _number(epochs)) for points, epochs in parts)
     except ValueError:
-        raise click.BadParameter(f"{text!r} is no schedule such as 256x18,512x4,1024x1") from None
+        raise click.BadParameter(f"{text!r} is no schedule such as 256x18,512x4,1024x0.5") from None
+    if any(points < 1 or epochs <= 0 for points, epochs in schedule):
+        raise click.BadParameter(f"{text!r} has an entry without points or epochs")
+    return schedule
+
+
+def _number(text: str) -> float:
+    """A number of epochs; whole ones as int, which keeps the description of older runs."""
+    return int(text) if text.isdecimal() else float(text)
 
 
 def _write_card(path: Path, run: Run, data: str, test: float | None) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from classifiers.dgcnn import DGCNN, nearest_features
+from classifiers.dgcnn import DGCNN, nearest_features, smallest
 from classifiers.layers import max_and_mean_pooled
 
 
@@ -96,3 +96,33 @@ def test_every_batch_norm_of_a_convolution_has_two_names() -> None:
     state["bn3.bias"] = state["conv3.1.bias"] = torch.full((128,), 7.0)
     model.load_state_dict(state)
     assert (model.bn3.bias == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("columns", "k", "group"), [(64, 3, 4), (67, 4, 8), (67, 67, 8), (9, 1, 16), (200, 12, 8)]
+)
+def test_smallest_columns_are_those_of_sorting(columns: int, k: int, group: int) -> None:
+    values = clouds(50, columns)
+    chosen = smallest(values, k, group)
+    assert torch.equal(chosen.sort(1).values, values.argsort(1)[:, :k].sort(1).values)
+
+
+def test_smallest_columns_with_ties_have_the_smallest_values() -> None:
+    values = clouds(50, 100).mul(2).round()
+    chosen = smallest(values, 9)
+    assert all(len(set(row)) == 9 for row in chosen.tolist())
+    assert torch.equal(values.gather(1, chosen).sort(1).values, values.sort(1).values[:, :9])
+
+
+def test_small_clouds_have_neighbourhoods_in_proportion() -> None:
+    model, points = trained(neighbours=20).eval(), clouds(2, 40, 3)
+    model.sized_for(512)
+    sparse = model(points)
+    model.neighbours, model.sparsity = 10, 1.0
+    assert torch.equal(sparse, model(points))
+    model.neighbours = 20
+    assert not torch.allclose(sparse, model(points))
+    model.sized_for(1)
+    fewest = model(points)
+    model.neighbours, model.sparsity = 8, 1.0
+    assert torch.equal(fewest, model(points))

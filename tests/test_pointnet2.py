@@ -139,3 +139,18 @@ def test_maximum_over_neighbours_is_exact() -> None:
     index = torch.randint(7, (2, 5, 3), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(neighbour_max(values, index), rows_of(values, index).amax(2))
     assert torch.autograd.gradcheck(lambda x: neighbour_max(x, index), (values,))
+
+
+def test_small_clouds_have_centres_and_neighbours_in_proportion() -> None:
+    torch.manual_seed(0)
+    model, points = PointNet2(5).double().eval(), clouds(2, 300, 3)
+    sizes = []
+    for level in (model.sa1, model.sa2):
+        level.register_forward_hook(lambda _, inputs, outputs: sizes.append(outputs[1].shape[1]))
+    whole = model(points)
+    model.sized_for(256)
+    sparse = model(points)
+    model.sized_for(1024)
+    assert torch.equal(model(points), whole)
+    assert not torch.allclose(sparse, whole)
+    assert sizes == [300, 128, 128, 32, 300, 128]

@@ -82,6 +82,14 @@ def test_schedule_gives_the_points_of_each_epoch() -> None:
         TINY.points_at(4)
 
 
+def test_a_fraction_is_an_epoch_of_a_part_of_the_clouds() -> None:
+    options = Options(((8, 1.5), (32, 0.25)), batch=4)
+    assert options.epochs == 3
+    assert [options.points_at(epoch) for epoch in range(3)] == [8, 8, 32]
+    assert [options.batches_at(epoch, 40) for epoch in range(3)] == [10, 5, 2]
+    assert options.batches_at(2, 5) == 1
+
+
 def test_augmentation_without_changes_takes_a_part_of_each_cloud() -> None:
     still = Options(scale=1, shift=0, jitter=0)
     points = torch.randn(2, 20, 3)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
 from classifiers import build, load, train
-from classifiers.train import Clouds, Options, Run, clouds_from, cut_mix
+from classifiers.train import Clouds, Options, Run, _parse_schedule, clouds_from, cut_mix
 
 TINY = Options(schedule=((16, 3),), batch=8, rate=1e-3, mix=0.5, warmup=0.0)
 
@@ -93,3 +94,27 @@ def test_without_warm_up_the_rate_starts_at_its_largest(tmp_path: Path) -> None:
     rising = run(tmp_path / "b", "pointnet", dataclasses.replace(TINY, warmup=0.5))
     assert still.schedule.get_last_lr()[0] == pytest.approx(TINY.rate, rel=0.1)
     assert rising.schedule.get_last_lr()[0] < TINY.rate / 10
+
+
+@pytest.mark.parametrize("network", ["dgcnn", "pointnet2-ssg"])
+def test_networks_are_sized_for_the_points_of_the_epoch_and_whole_after_it(
+    network: str, tmp_path: Path
+) -> None:
+    training = run(tmp_path, network, dataclasses.replace(TINY, schedule=((16, 1), (32, 0.5))))
+    seen: list[float] = []
+    level = training.model if network == "dgcnn" else training.model.sa1
+    training.model.register_forward_hook(lambda *_: seen.append(level.sparsity))
+    training()
+    assert seen[0] == 16 / 1024
+    assert 32 / 1024 in seen
+    assert level.sparsity == 1
+
+
+@pytest.mark.parametrize("text", ["16x0", "0x2", "16x-1", "16", "axb", "16x1x2"])
+def test_schedules_without_points_or_epochs_are_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match=f"'{text}'"):
+        _parse_schedule(text)
+
+
+def test_schedules_are_read() -> None:
+    assert _parse_schedule("256x18,512x1.5,1024x0.3") == ((256, 18), (512, 1.5), (1024, 0.3))
