@@ -20,8 +20,8 @@ from attacks.nearest import Nearest
 class AdvPC(Ball):
     """Fools a classifier on a cloud and on what an auto-encoder makes of it.
 
-    Hamdi et al., ECCV 2020, `arXiv:1912.00461 <https://arxiv.org/abs/1912.00461>`_, equation (5), with the
-    settings of IF-Defense, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_.
+    Hamdi et al., ECCV 2020, `arXiv:1912.00461 <https://arxiv.org/abs/1912.00461>`_, with the settings of
+    IF-Defense, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_.
 
     Adam minimises ``(1 - gamma) hinge(x) + gamma hinge(AE(x))``, and each step is clipped to the budget. Of
     the iterates that fool the classifier, those are preferred whose reconstruction does so too, and among

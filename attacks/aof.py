@@ -20,7 +20,7 @@ def graph_laplacian(points: Tensor, k: int = 30) -> Tensor:
     """Laplacian ``D - A`` of the graph of nearest neighbours.
 
     Two points are joined with weight ``exp(-d^2)`` if either is among the ``k`` nearest of the other, itself
-    included. Section 3.2 of `arXiv:2201.10937 <https://arxiv.org/abs/2201.10937>`_.
+    included. From `arXiv:2201.10937 <https://arxiv.org/abs/2201.10937>`_.
 
     Args:
         points: ``(B, N, 3)``, unit sphere.
@@ -48,7 +48,7 @@ def low_frequencies(points: Tensor, k: int = 30, count: int = 100) -> Tensor:
 class AOF(Ball):
     """Attack on frequency: changes the low frequencies of a cloud, which carry over to other networks.
 
-    Liu et al., 2022, `arXiv:2201.10937 <https://arxiv.org/abs/2201.10937>`_, equation (9).
+    Liu et al., 2022, `arXiv:2201.10937 <https://arxiv.org/abs/2201.10937>`_.
 
     With V the lowest eigenvectors of the graph's Laplacian, a cloud x is the sum of its low frequencies
     ``V V^T x`` and of what is left. Adam minimises ``(1 - gamma) hinge(x) + gamma hinge(V V^T x)`` over the

@@ -7,10 +7,8 @@ import functools
 import json
 import logging
 import math
-import shlex
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -21,8 +19,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ifdefense.checkpoints import load_into, load_state, save_safetensors, shipped
+from ifdefense.data.sets import training_sets
 from ifdefense.frame import to_unit_sphere
 from ifdefense.points import gather, knn
+from ifdefense.training.runs import EpochRun, write_card
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def reconstruction_error(model: nn.Module, clouds: Tensor, batch: int = 64) -> f
     return sum(float(chamfer(model(part), part).sum()) for part in torch.split(clouds, batch)) / len(clouds)
 
 
-class Run:
+class Run(EpochRun):
     """A training run that can be stopped after any epoch and goes on as if it had not been.
 
     Args:
@@ -151,49 +151,20 @@ class Run:
         folder: where ``last.pt``, ``best.safetensors`` and ``log.jsonl`` go.
     """
 
+    model: AutoEncoder
+
     def __init__(
         self, model: AutoEncoder, train: Tensor, validation: Tensor, options: Options, folder: Path
     ) -> None:
-        self.model, self.train, self.validation = model, train, validation
-        self.options, self.folder = options, folder
-        self.generator = torch.Generator().manual_seed(options.seed)
-        self.optimiser = torch.optim.Adam(model.parameters(), lr=options.rate)
+        self.train, self.validation = train, validation
+        self.options = options
+        optimiser = torch.optim.Adam(model.parameters(), lr=options.rate)
         self.steps_an_epoch = max(1, len(train) // options.batch)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, options.rate, options.epochs * self.steps_an_epoch, pct_start=0.1
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, options.rate, options.epochs * self.steps_an_epoch, pct_start=0.1
         )
-        self.epoch = 0
-        self.best: dict[str, float] = {"chamfer": math.inf}
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def resume(self) -> bool:
-        """Goes back to the last finished epoch in the folder; returns whether there was one."""
-        path = self.folder / "last.pt"
-        if not path.is_file():
-            return False
-        state = torch.load(path, weights_only=True)
-        if state["options"] != repr(self.options):
-            raise ValueError(f"{path} belongs to a run with other options: {state['options']}")
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.generator.set_state(state["generator"])
-        self.epoch, self.best = state["epoch"], state["best"]
-        return True
-
-    def _save(self) -> None:
-        state = {
-            "options": repr(self.options),
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "generator": self.generator.get_state(),
-            "epoch": self.epoch,
-            "best": self.best,
-        }
-        partial = self.folder / "last.pt.partial"
-        torch.save(state, partial)
-        partial.replace(self.folder / "last.pt")
+        super().__init__(model, optimiser, schedule, repr(options), options.seed, folder)
+        self.best = {"chamfer": math.inf}
 
     def _drawn(self, clouds: Tensor) -> tuple[Tensor, Tensor]:
         """Random points of stretched clouds: what is encoded, and what is to be met."""
@@ -240,7 +211,7 @@ class Run:
                 self.best = {"chamfer": error, "epoch": float(self.epoch)}
                 save_safetensors(self.model, self.folder / "best.safetensors")
             self.epoch += 1
-            self._save()
+            self.keep()
         return self.best
 
 
@@ -249,35 +220,26 @@ def load_data(data: str) -> tuple[Tensor, Tensor]:
 
     Those of ModelNet40 are both from its training set, as `ifdefense.data.modelnet.holdout` cuts it.
     """
-    if data == "modelnet40":
-        from ifdefense.data.modelnet import load_modelnet40
-
-        sets = [load_modelnet40(split="train"), load_modelnet40(split="validation")]
-    else:
-        from ifdefense.data.procedural import make_dataset
-
-        sets = [make_dataset(300, 1024, seed=1), make_dataset(30, 1024, seed=2)]
+    sets = training_sets(data)
     train, validation = (normalised(part.points) for part in sets)
     return train, validation
 
 
 def _write_card(path: Path, run: Run, data: str) -> None:
     """A model card beside the exported weights."""
-    lines = [
-        f"# {path.stem}",
-        "",
+    write_card(
+        path,
+        "attacks.autoencoder",
         f"Auto-encoder of {sum(p.numel() for p in run.model.parameters()):,} parameters for AdvPC, "
         "(B, N, 3) mean-centred clouds of largest norm 1, z up, to reconstructions.",
-        "",
-        f"* data: {data}, {len(run.train)} training clouds",
-        f"* command: `python -m attacks.autoencoder {shlex.join(sys.argv[1:])}`",
-        f"* settings: `{run.options}`",
-        f"* trained: {datetime.now(UTC):%Y-%m-%d}, torch {torch.__version__}",
-        f"* epoch kept by validation: {int(run.best['epoch'])}",
-        f"* validation Chamfer distance (squared, both ways): {run.best['chamfer']:.5f} "
-        f"of {len(run.validation)} clouds",
-    ]
-    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+        repr(run.options),
+        f"{data}, {len(run.train)} training clouds",
+        [
+            f"epoch kept by validation: {int(run.best['epoch'])}",
+            f"validation Chamfer distance (squared, both ways): {run.best['chamfer']:.5f} "
+            f"of {len(run.validation)} clouds",
+        ],
+    )
 
 
 @click.command()

@@ -64,8 +64,9 @@ class AttackResult:
         points: ``(B, M, 3)`` attacked clouds.
         success: ``(B,)`` whether the target is predicted, or in an untargeted attack another class than the
             label.
-        distances: ``(B,)`` sizes of the change by name: the norms of a shift, or the number of points added
-            or dropped.
+        distances: ``(B,)`` sizes of the change by name: the norms of a shift; the number of points dropped;
+            or the number of points added, with their mean and their largest squared distance from the nearest
+            clean point.
         queries: ``(B,)`` forward passes of the model, the last check included.
         iterations: ``(B,)`` steps taken.
     """
@@ -303,8 +304,16 @@ class Attack(ABC):
         whole, part = (attacked, clean) if threat.changes == "add" else (clean, attacked)
         if not _contains(whole, part).all():
             raise BudgetError(f"{type(self).__name__} moved points, but may only {threat.changes} them")
-        name = "added" if threat.changes == "add" else "dropped"
-        return {name: torch.full((len(clean),), threat.count, device=clean.device)}
+        count = torch.full((len(clean),), threat.count, device=clean.device)
+        if threat.changes == "drop":
+            return {"dropped": count}
+        # The points that were there are at distance 0 and leave the sum and the maximum as they are.
+        share = attacked.shape[1] / max(1, threat.count)
+        return {
+            "added": count,
+            "chamfer": distances.directed_chamfer(attacked, clean) * share,
+            "hausdorff": distances.directed_hausdorff(attacked, clean),
+        }
 
     def _measured_shift(self, attacked: Tensor, clean: Tensor) -> dict[str, Tensor]:
         sizes: dict[str, Tensor] = {name: size(attacked, clean) for name, size in DISTANCES.items()}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attacks import distances
 from attacks.base import Ball, Oracle, ThreatModel
 from attacks.losses import cross_entropy, hinge
 from attacks.nearest import Nearest
@@ -28,12 +29,10 @@ def roughness(points: Tensor, k: int = 16) -> tuple[Tensor, Tensor]:
     Returns:
         ``(B, N)`` curvature and ``(B, N)`` standard deviation.
     """
-    index = knn(points, points, min(k + 1, points.shape[1]))[1][..., 1:]
-    offset = gather(points, index) - points.unsqueeze(2)  # (B, N, k, 3)
-    direction = offset / offset.norm(dim=3, keepdim=True).clamp_min(1e-12)
-    curvature = (direction * estimated_normals(points, k + 1).unsqueeze(2)).sum(3).abs().mean(2)
-    spread: Tensor = gather(curvature.unsqueeze(2), index).squeeze(3).std(2)
-    return curvature, spread
+    k = min(k, points.shape[1] - 1)
+    curvature = distances.curvature(points, estimated_normals(points, k + 1), k)
+    around = gather(curvature.unsqueeze(2), knn(points, points, k + 1)[1][..., 1:]).squeeze(3)
+    return curvature, around.std(2)
 
 
 def deformed(points: Tensor, centres: Tensor, shift: Tensor, sigma: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 import classifiers
 import ifdefense
 from attacks import PGD, Attack, Perturb, SaliencyDrop, random_targets
-from benchmarks import record
+from benchmarks import published, record
 from benchmarks.tables import markdown
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.modelnet import load_modelnet40
@@ -59,12 +59,6 @@ ROWS = (
     "pointnet-modelnet40-hybrid:none",
     "pointnet-modelnet40-hybrid:onet-mesh",
 )
-PUBLISHED = {  # IF-Defense, table 2, all 2,468 test clouds
-    "none": {"none": 88.41, "perturb": 0.00, "drop-100": 64.67, "drop-200": 40.24},
-    "srs": {"none": 87.44, "perturb": 77.47, "drop-100": 63.57, "drop-200": 39.51},
-    "sor": {"none": 87.88, "perturb": 82.81, "drop-100": 64.75, "drop-200": 42.59},
-    "onet-mesh": {"none": 83.95, "perturb": 83.31, "drop-100": 77.76, "drop-200": 66.94},
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,8 +220,15 @@ def predictions(victim: nn.Module, points: Tensor, batch: int) -> Tensor:
 
 
 def load_victim(name: str) -> nn.Module:
-    """A shipped classifier by its name, or a PointNet from a file of weights."""
-    return classifiers.load("pointnet", name) if Path(name).is_file() else classifiers.load(name)
+    """A shipped classifier by its name, or another as ``NETWORK:FILE``."""
+    network, colon, path = name.partition(":")
+    return classifiers.load(network, path) if colon else classifiers.load(name)
+
+
+def victim_title(name: str) -> str:
+    """What stands in a table for a victim: its shipped name, or that of its network and its file."""
+    network, colon, path = name.partition(":")
+    return f"{network}-{Path(path).stem}" if colon else name
 
 
 def measure(bench: Bench, victim: nn.Module, defence: str, attacks: Iterable[str]) -> dict[str, Any]:
@@ -259,7 +260,7 @@ def table(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         cells = []
         for name in attacks:
-            mark = PUBLISHED[row["defence"]].get(name)
+            mark = published.accuracy(row["victim"], row["defence"], name)
             cells.append(
                 f"{row['figures'][name]['accuracy']:.1f}" + ("" if mark is None else f" ({mark:.1f})")
             )
@@ -304,7 +305,7 @@ def describe(bench: Bench, attacks: Iterable[str]) -> dict[str, Any]:
     multiple=True,
     default=ROWS,
     show_default=True,
-    help="VICTIM:DEFENCE, the victim a shipped name or a file of weights; may be given several times.",
+    help="VICTIM:DEFENCE, the victim a shipped name or NETWORK:FILE; may be given several times.",
 )
 @click.option("--batch", default=25, show_default=True)
 @click.option("--cache", type=click.Path(path_type=Path), default=Path("cache/accuracy"), show_default=True)
@@ -338,7 +339,7 @@ def accuracy(
     }
     for victim, defence in pairs:
         figures = measure(bench, load_victim(victim), defence, attacks)
-        result["rows"].append({"victim": Path(victim).stem, "defence": defence, "figures": figures})
+        result["rows"].append({"victim": victim_title(victim), "defence": defence, "figures": figures})
         record.write(out, json.loads(json.dumps(result)))
         click.echo(table(result) + "\n")
 

@@ -11,6 +11,11 @@ from ifdefense.cli import LazyGroup
 COMMANDS = {
     "ablation": ("benchmarks.ablation:ablation", "What each part of the purifier is worth, on validation."),
     "accuracy": ("benchmarks.accuracy:accuracy", "Accuracy under attack, with and without defences."),
+    "attack-speed": (
+        "benchmarks.attack_speed:attack_speed",
+        "Time of attacks against bare forward and backward passes.",
+    ),
+    "corruptions": ("benchmarks.corruption:corruptions", "Accuracy on corrupted clouds (ModelNet40-C)."),
     "demo": ("benchmarks.demo:demo", "Attack a classifier, purify, classify again."),
     "point-operations": (
         "benchmarks.point_operations:point_operations",

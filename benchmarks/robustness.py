@@ -22,12 +22,15 @@ from torch import Tensor, nn
 
 from attacks import EOT, Attack, adaptive, attack_in_batches
 from benchmarks import record
-from benchmarks.accuracy import DEFENCES, Bench, Settings, load_victim, predictions
+from benchmarks.accuracy import DEFENCES, Bench, Settings, load_victim, predictions, victim_title
+from benchmarks.published import accuracy as published_accuracy
 from benchmarks.suite import SUITE, names
 from classifiers import fold
 from ifdefense import Purifier
 
 SEED = 0
+WHOLE = 400
+VICTIMS = ("pointnet-modelnet40", "dgcnn-modelnet40")
 
 
 def through(attack: Attack, defence: str, num_points: int) -> Attack:
@@ -45,11 +48,14 @@ def through(attack: Attack, defence: str, num_points: int) -> Attack:
     )
 
 
-def _percentages(hits: Tensor) -> dict[str, float]:
-    rate = float(hits.double().mean())
+def _figures(predicted: Tensor, bench: Bench, targeted: bool) -> dict[str, float]:
+    """Accuracy and the attack's success in %, and the standard error of the accuracy."""
+    rate = float((predicted == bench.labels).double().mean())
+    success = float((predicted == bench.targets).double().mean()) if targeted else 1 - rate
     return {
         "accuracy": round(100 * rate, 2),
-        "standard_error": round(100 * math.sqrt(rate * (1 - rate) / len(hits)), 2),
+        "standard_error": round(100 * math.sqrt(rate * (1 - rate) / len(predicted)), 2),
+        "success": round(100 * success, 2),
     }
 
 
@@ -58,27 +64,26 @@ def measure(
     victim: nn.Module,
     name: str,
     defences: tuple[str, ...],
-    kind: Literal["plain", "adaptive"],
+    knows: bool,
     published: bool,
-) -> dict[str, Any]:
-    """Accuracy behind each defence under one attack, and the attack's own success on what it attacked.
+) -> dict[str, dict[str, float]]:
+    """Accuracy and success behind each defence under one attack.
 
     Args:
         bench: clouds, targets and cache.
         victim: the classifier.
         name: attack of the suite, or ``"none"``.
         defences: names of defences.
-        kind: whether the attacks know the defence.
+        knows: whether the attack is made anew for each defence, knowing it.
         published: whether the attack has its published settings.
     """
-    right: dict[str, Any] = {}
+    entry = SUITE.get(name)
     given = {"none": bench.points}
-    if name != "none":
-        entry = SUITE[name]
+    if entry is not None:
         plain = entry.attack(published)
-        for defence in defences if kind == "adaptive" else ("none",):
+        for defence in defences if knows else ("none",):
             attack = plain if defence == "none" else through(plain, defence, bench.points.shape[1])
-            result = attack_in_batches(
+            given[defence] = attack_in_batches(
                 attack,
                 victim,
                 bench.points,
@@ -88,18 +93,25 @@ def measure(
                 folder=bench.cache / "suite" / name,
                 seed=bench.settings.seed,
                 progress=True,
-            )
-            given[defence] = result.points
-            right[f"success on {defence}"] = round(100 * float(result.success.double().mean()), 2)
+            ).points
+    figures = {}
     for defence in defences:
         attacked = given.get(defence, given["none"])
         seen = bench.defended(attacked, defence, f"{name} → {defence}")["points"]
-        right[defence] = _percentages(predictions(victim, seen, bench.batch) == bench.labels)
-    return right
+        predicted = predictions(victim, seen, bench.batch)
+        figures[defence] = _figures(predicted, bench, entry is not None and entry.targeted)
+    return figures
 
 
 @click.command()
-@click.option("--victim", "victims", multiple=True, default=("pointnet-modelnet40",), show_default=True)
+@click.option(
+    "--victim",
+    "victims",
+    multiple=True,
+    default=VICTIMS,
+    show_default=True,
+    help="A shipped name or NETWORK:FILE; may be given several times.",
+)
 @click.option(
     "--attack",
     "chosen",
@@ -108,10 +120,19 @@ def measure(
     help="May be given several times; all by default.",
 )
 @click.option("--defence", "defences", multiple=True, type=click.Choice(DEFENCES), default=DEFENCES)
-@click.option("--adaptive/--plain", "knows", default=False, help="Whether the attacks know the defence.")
+@click.option(
+    "--adaptive/--plain",
+    "knows",
+    default=None,
+    help="Only attacks that know the defence, or only those that do not; by default both.",
+)
 @click.option("--split", type=click.Choice(["test", "validation"]), default="test", show_default=True)
-@click.option("--clouds", default=400, show_default=True, help="Drawn in proportion to the classes.")
-@click.option("--published", is_flag=True, help="Published settings, for hours of a GPU.")
+@click.option(
+    "--clouds",
+    type=click.IntRange(min=1),
+    help="Drawn in proportion to the classes; by default as many as the suite says for each attack.",
+)
+@click.option("--published", is_flag=True, help="Published settings on 400 clouds, for hours of a GPU.")
 @click.option("--batch", default=25, show_default=True)
 @click.option("--cache", type=click.Path(path_type=Path), default=Path("cache/accuracy"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=record.FOLDER / "robustness.json")
@@ -119,9 +140,9 @@ def robustness(
     victims: tuple[str, ...],
     chosen: tuple[str, ...],
     defences: tuple[str, ...],
-    knows: bool,
+    knows: bool | None,
     split: Literal["test", "validation"],
-    clouds: int,
+    clouds: int | None,
     published: bool,
     batch: int,
     cache: Path,
@@ -129,48 +150,78 @@ def robustness(
 ) -> None:
     """Every attack against every defence on ModelNet40 (needs IFDEFENSE_DATA).
 
-    Rows are added to the JSON one by one; a row of the same victim, attack and kind replaces the older one.
+    Rows are added to the JSON one by one; a row of the same victim, attack and kind replaces the older one,
+    but keeps its figures of defences that are not asked for where clouds and settings are the same.
     """
-    bench = Bench(Settings(split, clouds, SEED), cache, batch)
-    kind: Literal["plain", "adaptive"] = "adaptive" if knows else "plain"
-    every = tuple(name for name in names() if SUITE[name].adaptive) if knows else ("none", *names())
-    for victim_name in victims:
-        victim = fold(load_victim(victim_name))
-        for name in chosen or every:
-            figures = measure(bench, victim, name, defences, kind, published)
-            row = {
-                "victim": Path(victim_name).stem,
-                "attack": name,
-                "kind": kind,
-                "settings": None if name == "none" else str(SUITE[name].attack(published)),
-                "split": split,
-                "clouds": clouds,
-                "seed": SEED,
-                "date": datetime.now(UTC).date().isoformat(),
-                "figures": figures,
-            }
-            rows = [] if not out.is_file() else json.loads(out.read_text(encoding="utf-8"))["rows"]
-            key = ("victim", "attack", "kind")
-            rows = [old for old in rows if any(old[part] != row[part] for part in key)]
-            result = {"command": "ifdefense-bench robustness", "machine": record.machine()}
-            record.write(out, {**result, "rows": [*rows, row]})
-            shown = ", ".join(f"{defence} {figures[defence]['accuracy']:.1f}" for defence in defences)
-            click.echo(f"{row['victim']}, {kind} {name}: {shown}")
+    for kind in ("plain", "adaptive") if knows is None else ("adaptive",) if knows else ("plain",):
+        every = names() if kind == "plain" else tuple(name for name in names() if SUITE[name].adaptive)
+        for victim_name in victims:
+            victim = fold(load_victim(victim_name))
+            for name in chosen or (("none", *every) if kind == "plain" else every):
+                entry = SUITE.get(name)
+                count = clouds or WHOLE
+                if clouds is None and not published and entry is not None:
+                    count = entry.affordable_clouds(victim, kind == "adaptive")
+                bench = Bench(Settings(split, count, SEED), cache, batch)
+                figures = measure(bench, victim, name, defences, kind == "adaptive", published)
+                row: dict[str, Any] = {
+                    "victim": victim_title(victim_name),
+                    "attack": name,
+                    "kind": kind,
+                    "settings": None if entry is None else str(entry.attack(published)),
+                    "split": split,
+                    "clouds": count,
+                    "seed": SEED,
+                    "date": datetime.now(UTC).date().isoformat(),
+                    "figures": figures,
+                }
+                if kind == "adaptive":
+                    row["plain"] = measure(bench, victim, name, defences, False, published)
+                _add(out, row)
+                shown = ", ".join(f"{one} {figures[one]['accuracy']:.1f}" for one in defences)
+                click.echo(f"{row['victim']}, {kind} {name}, {count} clouds: {shown}")
 
 
-def markdown_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table: one line a victim, attack and kind."""
-    header = ["victim", "attack", "clouds", *DEFENCES]
+def _add(out: Path, row: dict[str, Any]) -> None:
+    """Writes a row into the results, in the place of an older one."""
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.is_file() else []
+    places = ("victim", "attack", "kind")
+    older = [old for old in rows if all(old[place] == row[place] for place in places)]
+    for old in older:
+        rows.remove(old)
+        if all(old[name] == row[name] for name in ("settings", "split", "clouds", "seed")):
+            for part in ("figures", "plain"):
+                if part in row:
+                    row[part] = {**old[part], **row[part]}
+    result = {"command": "ifdefense-bench robustness", "machine": record.machine()}
+    record.write(out, {**result, "rows": [*rows, row]})
+
+
+def markdown_rows(result: dict[str, Any], victim: str, kind: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of a victim: one line an attack.
+
+    Args:
+        result: the JSON.
+        victim: whose rows.
+        kind: ``"plain"``, with the published figure in brackets, or ``"adaptive"``, with the accuracy under
+            the plain attack on the same clouds.
+    """
     order = {name: place for place, name in enumerate(("none", *SUITE))}
+    rows = [row for row in result["rows"] if (row["victim"], row["kind"]) == (victim, kind)]
     lines = []
-    for row in sorted(
-        result["rows"], key=lambda row: (row["victim"], row["kind"] != "plain", order[row["attack"]])
-    ):
-        title = "clean" if row["attack"] == "none" else SUITE[row["attack"]].title
-        title += " (adaptive)" if row["kind"] == "adaptive" else ""
-        cells = [
-            f"{row['figures'][defence]['accuracy']:.1f}" if defence in row["figures"] else "–"
-            for defence in DEFENCES
-        ]
-        lines.append([row["victim"], title, str(row["clouds"]), *cells])
-    return header, lines
+    for row in sorted(rows, key=lambda row: order[row["attack"]]):
+        cells = []
+        for defence in DEFENCES:
+            if defence not in row["figures"]:
+                cells.append("–")
+                continue
+            figure = row["figures"][defence]
+            if kind == "adaptive":
+                beside = row["plain"][defence]["accuracy"]
+            else:
+                beside = published_accuracy(victim, defence, row["attack"])
+            cells.append(f"{figure['accuracy']:.1f}" + ("" if beside is None else f" ({beside:.1f})"))
+        clean = row["attack"] == "none"
+        success = "" if clean else f"{row['figures']['none']['success']:.1f}"
+        lines.append(["clean" if clean else SUITE[row["attack"]].title, str(row["clouds"]), success, *cells])
+    return ["attack", "clouds", "success", *DEFENCES], lines

@@ -67,7 +67,7 @@ def smallest(values: Tensor, k: int, group: int = 8) -> Tensor:
     if len(rest):
         column = torch.cat([column, rest.expand(len(column), -1)], 1)
     chosen = values.gather(1, column).topk(k, dim=1, largest=False, sorted=False).indices
-    return column.gather(1, chosen)
+    return torch.gather(column, 1, chosen)
 
 
 def separate_aliases(_: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

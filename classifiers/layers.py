@@ -314,7 +314,7 @@ class _MaxAndMeanOf(torch.autograd.Function):
         (index,) = ctx.saved_tensors
         of_max, of_mean = grad.chunk(2, 1)
         spread = (of_mean / ctx.size).unsqueeze(1).repeat(1, ctx.size, 1)
-        return spread.scatter_add_(1, index.unsqueeze(1), of_max.unsqueeze(1))
+        return cast(Tensor, spread.scatter_add_(1, index.unsqueeze(1), of_max.unsqueeze(1)))
 
 
 def max_and_mean_pooled(x: Tensor, layer: nn.Module, norm: nn.Module, slope: float) -> Tensor:

@@ -14,10 +14,8 @@ import dataclasses
 import json
 import logging
 import math
-import shlex
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,9 @@ from classifiers.dgcnn import DGCNN
 from classifiers.pointnet import PointNet, orthogonality_penalty
 from classifiers.pointnet2 import PointNet2
 from ifdefense.checkpoints import load_into, load_state, save_safetensors
+from ifdefense.data.sets import training_sets
 from ifdefense.frame import to_unit_sphere
+from ifdefense.training.runs import EpochRun, write_card
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ def accuracy(model: nn.Module, clouds: Clouds, batch: int = 64) -> float:
     return sum(int((model(points).argmax(1) == labels).sum()) for points, labels in parts) / len(clouds)
 
 
-class Run:
+class Run(EpochRun):
     """A training run that can be stopped after any epoch and goes on as if it had not been.
 
     Args:
@@ -211,48 +211,15 @@ class Run:
     def __init__(
         self, model: nn.Module, train: Clouds, validation: dict[str, Clouds], options: Options, folder: Path
     ) -> None:
-        self.model, self.train, self.validation = model, train, validation
-        self.options, self.folder = options, folder
-        self.generator = torch.Generator().manual_seed(options.seed)
-        self.optimiser = torch.optim.AdamW(model.parameters(), lr=options.rate, weight_decay=options.decay)
+        self.train, self.validation = train, validation
+        self.options = options
+        optimiser = torch.optim.AdamW(model.parameters(), lr=options.rate, weight_decay=options.decay)
         steps = sum(options.batches_at(epoch, len(train)) for epoch in range(options.epochs))
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, options.rate, steps, pct_start=options.warmup
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, options.rate, steps, pct_start=options.warmup
         )
-        self.epoch = 0
-        self.best: dict[str, float] = {"mean": -1.0}
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def resume(self) -> bool:
-        """Goes back to the last finished epoch in the folder; returns whether there was one."""
-        path = self.folder / "last.pt"
-        if not path.is_file():
-            return False
-        state = torch.load(path, weights_only=True)
-        if state["options"] != self.options.describe():
-            raise ValueError(f"{path} belongs to a run with other options: {state['options']}")
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["dropout"])
-        self.epoch, self.best = state["epoch"], state["best"]
-        return True
-
-    def _save(self) -> None:
-        state = {
-            "options": self.options.describe(),
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "generator": self.generator.get_state(),
-            "dropout": torch.get_rng_state(),
-            "epoch": self.epoch,
-            "best": self.best,
-        }
-        partial = self.folder / "last.pt.partial"
-        torch.save(state, partial)
-        partial.replace(self.folder / "last.pt")
+        super().__init__(model, optimiser, schedule, options.describe(), options.seed, folder)
+        self.best = {"mean": -1.0}
 
     def _loss(self, points: Tensor, labels: Tensor) -> Tensor:
         """Loss on augmented clouds, for PointNet with the penalty on its feature alignment."""
@@ -328,7 +295,7 @@ class Run:
             if scores and scores["mean"] >= self.best["mean"]:
                 self.best = scores | {"epoch": float(entry["epoch"])}
                 save_safetensors(self.model, self.folder / "best.safetensors")
-            self._save()
+            self.keep()
         return self.best
 
 
@@ -343,14 +310,7 @@ def load_data(
             ``label`` ``(S,)``.
         hybrid_validation: the same for the validation clouds.
     """
-    if data == "modelnet40":
-        from ifdefense.data.modelnet import load_modelnet40
-
-        sets = [load_modelnet40(split="train"), load_modelnet40(split="validation")]
-    else:
-        from ifdefense.data.procedural import make_dataset
-
-        sets = [make_dataset(300, 1024, seed=1), make_dataset(30, 1024, seed=2)]
+    sets = training_sets(data)
     train, validation = (clouds_from(part.points, part.labels) for part in sets)
     named = {"validation": validation}
     if hybrid is not None:
@@ -383,24 +343,22 @@ def _number(text: str) -> float:
 
 def _write_card(path: Path, run: Run, data: str, test: float | None) -> None:
     """A model card beside the exported weights."""
-    lines = [
-        f"# {path.stem}",
-        "",
-        f"{type(run.model).__name__} of {sum(p.numel() for p in run.model.parameters()):,} parameters, "
-        "(B, N, 3) mean-centred clouds of largest norm 1, z up, to logits.",
-        "",
-        f"* data: {data}, {len(run.train)} training clouds",
-        f"* command: `python -m classifiers.train {shlex.join(sys.argv[1:])}`",
-        f"* settings: `{run.options.describe()}`",
-        f"* trained: {datetime.now(UTC):%Y-%m-%d}, torch {torch.__version__}",
-        f"* epoch kept by validation: {int(run.best['epoch'])}",
-    ]
+    lines = [f"epoch kept by validation: {int(run.best['epoch'])}"]
     lines += [
-        f"* {name} accuracy: {run.best[name]:.2%} of {len(clouds)}" for name, clouds in run.validation.items()
+        f"{name} accuracy: {run.best[name]:.2%} of {len(clouds)}" for name, clouds in run.validation.items()
     ]
     if test is not None:
-        lines.append(f"* test accuracy, measured once: {test:.2%}")
-    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+        lines.append(f"test accuracy, measured once: {test:.2%}")
+    size = sum(p.numel() for p in run.model.parameters())
+    write_card(
+        path,
+        "classifiers.train",
+        f"{type(run.model).__name__} of {size:,} parameters, (B, N, 3) mean-centred clouds of largest norm "
+        "1, z up, to logits.",
+        run.options.describe(),
+        f"{data}, {len(run.train)} training clouds",
+        lines,
+    )
 
 
 @click.command()

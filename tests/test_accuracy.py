@@ -69,11 +69,11 @@ def measure(folder: Path, *arguments: str) -> Result:
         "--attack",
         "drop-100",
         "--row",
-        f"{folder}/victim.safetensors:none",
+        f"pointnet:{folder}/victim.safetensors:none",
     ]
     args += [
         "--row",
-        f"{folder}/victim.safetensors:srs",
+        f"pointnet:{folder}/victim.safetensors:srs",
         "--cache",
         f"{folder}/cache",
         "--out",
@@ -102,7 +102,7 @@ def test_a_run_is_written_down_and_goes_on_from_its_cache(
     assert set(result["rows"][0]["figures"]) == {"none", "perturb", "drop-100"}
 
     run = bench.Bench(bench.Settings("validation", 6), victim / "cache")
-    model = bench.load_victim(str(victim / "victim.safetensors"))
+    model = bench.load_victim(f"pointnet:{victim / 'victim.safetensors'}")
     right = (model(run.points).argmax(1) == run.labels).double().mean().item()
     assert result["rows"][0]["figures"]["none"]["accuracy"] == pytest.approx(100 * right, abs=0.01)
     assert (run.targets != run.labels).all()

@@ -129,6 +129,9 @@ def test_attacks_succeed_are_repeatable_and_know_no_batch(name: str, targeted: b
     assert torch.equal(points, copies[0]) and torch.equal(labels, copies[1])
     assert added(result, points).shape[1] == attack.threat.count
     assert result.distances["added"].tolist() == [attack.threat.count] * 6
+    new = added(result, points)
+    torch.testing.assert_close(result.distances["chamfer"], distances.directed_chamfer(new, points))
+    torch.testing.assert_close(result.distances["hausdorff"], distances.directed_hausdorff(new, points))
     assert result.iterations.tolist() == [40] * 6
     assert result.queries.tolist() == [1 + 40 + 1] * 6  # critical points, iterations, the last check
     assert result.success.sum() >= 3  # few points only, of a victim that looks at the outermost

@@ -149,14 +149,14 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     whole = run(tmp_path / "whole")
     whole()
     interrupted = run(tmp_path / "parts")
-    save = Run._save
+    save = Run.keep
 
     def crash(self: Run) -> None:
         save(self)
         if self.epoch == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "_save", crash)
+    monkeypatch.setattr(Run, "keep", crash)
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     monkeypatch.undo()

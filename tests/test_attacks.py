@@ -423,6 +423,7 @@ def test_points_may_be_added_where_the_threat_model_says_so() -> None:
     more = torch.cat([torch.ones(2, 1, 3), ZEROS], 1)
     result = Cheat(ThreatModel("transfer", "both", "add", count=1), more)(constant, ZEROS, LABELS)
     assert result.distances["added"].tolist() == [1, 1]
+    assert result.distances["chamfer"].tolist() == result.distances["hausdorff"].tolist() == [3, 3]
 
 
 def test_a_targeted_attack_wants_targets() -> None:

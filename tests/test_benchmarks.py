@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from torch import Tensor
 
-from benchmarks import record, tables
+from benchmarks import attack_speed, record, tables
 from benchmarks.purify_speed import make_clouds, median_seconds, peak_memory, stage_seconds
 from ifdefense.purifier import Purifier
 
@@ -126,3 +128,26 @@ def test_accuracy_table_has_the_published_figure_beside_ours(tmp_path: Path) -> 
 def test_unknown_table(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no table 'magic'"):
         tables.fill("<!-- table magic -->\n<!-- end -->", tmp_path)
+
+
+def test_attack_speed_times_attacks_against_bare_passes(tmp_path: Path) -> None:
+    few = ["--clouds", 1, "--repeats", 1, "--attack", "PGD", "--attack", "Add-CD"]
+    output = bench("attack-speed", *few, "--out", tmp_path / "speed.json")
+    result = json.loads((tmp_path / "speed.json").read_text())
+    assert list(result["attacks"]) == ["PGD", "Add-CD"]
+    assert all(0.3 < row["ratio"] < 30 for row in result["attacks"].values()), output
+    assert "| PGD | 50 |" in tables.attack_speed(result)
+
+
+def test_bare_passes_are_as_many_as_an_attack_makes() -> None:
+    for name, (attack, passes) in attack_speed.TIMED.items():
+        seen: list[bool] = []
+
+        def model(points: Tensor, seen: list[bool] = seen) -> Tensor:
+            seen.append(points.requires_grad)
+            return points.mean(1) @ torch.eye(3) * torch.tensor([1.0, -1.0, 0.5])
+
+        points = torch.randn(1, 64, 3, generator=torch.Generator().manual_seed(0))
+        targeted = attack.threat.goal != "untargeted"
+        attack(model, points, torch.tensor([0]), torch.tensor([1]) if targeted else None)
+        assert passes <= sum(seen) <= passes + 3, name

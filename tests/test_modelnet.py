@@ -16,6 +16,7 @@ from ifdefense.data.formats import load_packed_meshes, write_cloud, write_mesh
 from ifdefense.data.layouts import LAYOUTS, MODELNET40_CLASSES, detect_layout, load_part
 from ifdefense.data.modelnet import holdout, load_modelnet40
 from ifdefense.data.packed import DataError
+from ifdefense.data.sets import training_sets
 from ifdefense.mesh import Mesh
 
 CLASSES = ("bed", "night_stand", "sofa")
@@ -391,3 +392,8 @@ def test_modelnet40_itself_has_its_official_size(data_root):
         )
     assert not set(splits["train"].names) & set(splits["validation"].names)
     np.testing.assert_array_equal(np.unique(splits["validation"].labels), np.arange(40))
+
+
+def test_there_is_no_training_set_of_another_name() -> None:
+    with pytest.raises(ValueError, match="'modelnet10'; there are modelnet40, procedural"):
+        training_sets("modelnet10")

@@ -10,9 +10,10 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from benchmarks import catalogue
+from benchmarks import catalogue, published
 from benchmarks.robustness import markdown_rows, robustness
 from benchmarks.suite import SUITE, names
+from classifiers.dgcnn import DGCNN
 from classifiers.pointnet import PointNet
 from ifdefense.checkpoints import save_safetensors
 
@@ -26,8 +27,8 @@ def test_the_suite_holds_every_attack_with_a_goal_that_it_can_have() -> None:
         catalogue.methods().values()
     )
     for name, entry in SUITE.items():
-        for published in (False, True):
-            goal = entry.attack(published).threat.goal
+        for full in (False, True):
+            goal = entry.attack(full).threat.goal
             assert goal == "both" or goal == ("targeted" if entry.targeted else "untargeted"), name
         assert type(entry.attack()) is type(entry.attack(published=True))
 
@@ -38,7 +39,14 @@ def test_groups_are_parts_of_the_suite() -> None:
 
 
 def run(folder: Path, *arguments: str) -> Result:
-    fixed = ["--victim", str(folder / "victim.safetensors"), "--split", "validation", "--clouds", "4"]
+    fixed = [
+        "--victim",
+        f"pointnet:{folder / 'victim.safetensors'}",
+        "--split",
+        "validation",
+        "--clouds",
+        "4",
+    ]
     fixed += ["--cache", str(folder / "cache"), "--out", str(folder / "out.json")]
     fixed += ["--defence", "none", "--defence", "sor"]
     return CliRunner().invoke(robustness, [*fixed, *arguments], catch_exceptions=False)
@@ -50,22 +58,64 @@ def test_rows_are_added_replaced_and_made_from_the_cache(
 ) -> None:
     torch.manual_seed(0)
     save_safetensors(PointNet(40, feature_transform=False), tmp_path / "victim.safetensors")
-    assert run(tmp_path, "--attack", "none", "--attack", "fgm").exit_code == 0
+    assert run(tmp_path, "--attack", "none", "--attack", "fgm", "--plain").exit_code == 0
     assert run(tmp_path, "--attack", "fgm", "--adaptive").exit_code == 0
     result = json.loads((tmp_path / "out.json").read_text())
     kinds = [(row["attack"], row["kind"]) for row in result["rows"]]
     assert kinds == [("none", "plain"), ("fgm", "plain"), ("fgm", "adaptive")]
     plain, aware = result["rows"][1]["figures"], result["rows"][2]["figures"]
-    assert set(plain) == {"none", "sor", "success on none"}
-    assert set(aware) == {"none", "sor", "success on none", "success on sor"}
+    assert set(plain) == set(aware) == {"none", "sor"}
     assert plain["none"] == aware["none"]
-    header, lines = markdown_rows(result)
+    assert result["rows"][2]["plain"] == plain
+    assert aware["sor"]["success"] >= plain["sor"]["success"]
+    header, lines = markdown_rows(result, "pointnet-victim", "plain")
     assert header[-4:] == ["none", "srs", "sor", "onet-mesh"]
-    assert [line[1] for line in lines] == ["clean", "FGM", "FGM (adaptive)"] and lines[0][-1] == "–"
+    assert [line[0] for line in lines] == ["clean", "FGM"] and lines[0][-1] == "–"
+    assert lines[0][3].endswith("(88.4)") and "(" not in lines[1][3]
+    _, lines = markdown_rows(result, "pointnet-victim", "adaptive")
+    assert lines[0][5] == f"{aware['sor']['accuracy']:.1f} ({plain['sor']['accuracy']:.1f})"
 
     def never(*_: object) -> None:
         raise AssertionError("a cached attack is made again")
 
     monkeypatch.setattr("attacks.fgm.FGM.run", never)
-    assert run(tmp_path, "--attack", "fgm").exit_code == 0
-    assert len(json.loads((tmp_path / "out.json").read_text())["rows"]) == 3
+    fixed = ["--attack", "fgm", "--plain", "--defence", "srs"]
+    assert run(tmp_path, *fixed).exit_code == 0
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert len(rows) == 3
+    assert set(rows[-1]["figures"]) == {"none", "sor", "srs"}
+
+
+@needs_modelnet40
+def test_rows_of_other_clouds_replace_the_older_figures(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_safetensors(PointNet(40, feature_transform=False), tmp_path / "victim.safetensors")
+    assert run(tmp_path, "--attack", "none", "--plain").exit_code == 0
+    assert run(tmp_path, "--attack", "none", "--plain", "--clouds", "3").exit_code == 0
+    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert row["clouds"] == 3
+    assert row["figures"]["none"]["accuracy"] in (0, 33.33, 66.67, 100)
+
+
+def test_slow_victims_and_defences_get_fewer_clouds() -> None:
+    pgd, fgm = SUITE["pgd"], SUITE["fgm"]
+    assert pgd.affordable_clouds(PointNet(2)) == 400
+    assert pgd.affordable_clouds(PointNet(2), adaptive=True) == pgd.affordable_clouds(DGCNN(2)) == 40
+    assert fgm.affordable_clouds(DGCNN(2)) == 400
+    assert min(entry.affordable_clouds(DGCNN(2)) for entry in SUITE.values()) == 20
+
+
+@pytest.mark.parametrize(
+    ("victim", "defence", "attack", "figure"),
+    [
+        ("pointnet-modelnet40", "onet-mesh", "drop-200", 66.94),
+        ("pointnet2-ssg-modelnet40", "none", "none", 89.34),
+        ("dgcnn-modelnet40", "sor", "advpc", 56.49),
+        ("dgcnn-modelnet40", "sor", "pgd", None),
+        ("pct-modelnet40", "sor", "none", None),
+    ],
+)
+def test_published_figures_stand_beside_those_of_the_same_network(
+    victim: str, defence: str, attack: str, figure: float | None
+) -> None:
+    assert published.accuracy(victim, defence, attack) == figure

@@ -50,14 +50,14 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     whole = run(tmp_path / "whole")
     whole()
     interrupted = run(tmp_path / "parts")
-    save = Run._save
+    save = Run.keep
 
     def crash(self: Run) -> None:
         save(self)
         if self.epoch == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "_save", crash)
+    monkeypatch.setattr(Run, "keep", crash)
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     monkeypatch.undo()
@@ -124,7 +124,7 @@ def test_purified_copies_are_trained_and_validated_on(
             "Set", (), {"points": clouds.points.numpy(), "labels": clouds.labels.numpy(), "classes": CLASSES}
         )
 
-    monkeypatch.setattr("ifdefense.data.procedural.make_dataset", small)
+    monkeypatch.setattr("ifdefense.data.sets.make_dataset", small)
     np.savez(
         tmp_path / "copies.npz",
         points=np.random.default_rng(0).normal(size=(10, 32, 3)) * 9,

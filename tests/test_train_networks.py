@@ -36,14 +36,14 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
 ) -> None:
     whole = run(tmp_path / "whole", network)
     whole()
-    save = Run._save
+    save = Run.keep
 
     def crash(self: Run) -> None:
         save(self)
         if self.epoch == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "_save", crash)
+    monkeypatch.setattr(Run, "keep", crash)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "parts", network)()
     monkeypatch.undo()

@@ -6,11 +6,9 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +20,7 @@ from ifdefense.data.corruption import corrupt
 from ifdefense.data.occupancy import OccupancySet, field_at
 from ifdefense.implicit import OccupancyConfig, OccupancyNetwork, occupancy_loss
 from ifdefense.training.muon import Muon, split_parameters
+from ifdefense.training.runs import save_state
 
 logger = logging.getLogger(__name__)
 
@@ -210,12 +209,6 @@ def intersection_over_union(
     return float(torch.cat(scores).mean())
 
 
-def _save(path: Path, state: Mapping[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(dict(state), partial)
-    os.replace(partial, path)
-
-
 def fit(
     data: OccupancySet,
     validation: OccupancySet,
@@ -304,7 +297,7 @@ def fit(
         mean = sum(scores.values()) / len(scores)
         if mean > best:
             best = mean
-            _save(folder / "best.pt", {"model": network.state_dict(), "step": step, "iou": scores})
+            save_state(folder / "best.pt", {"model": network.state_dict(), "step": step, "iou": scores})
         record = {
             "step": step,
             "loss": float(np.mean(losses)),
@@ -317,7 +310,7 @@ def fit(
             loss=f"{record['loss']:.4f}", **{name: f"{score:.3f}" for name, score in scores.items()}
         )
         losses.clear()
-        _save(
+        save_state(
             folder / "last.pt",
             {
                 "model": network.state_dict(),
