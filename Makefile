@@ -31,6 +31,12 @@ weights: $(READY)
 	$(TRAIN) --data procedural --no-feature-transform --schedule 256x6,512x1,1024x1 \
 		--out runs/pointnet_procedural --export $(SHIPPED)/pointnet-procedural.safetensors
 	$(TRAIN) --out runs/pointnet_clean --export $(SHIPPED)/pointnet-modelnet40.safetensors
+	$(TRAIN) --model pointnet2-ssg --schedule 256x16,512x3,1024x0.4 --decay 0.02 --test \
+		--out runs/pointnet2-ssg-modelnet40 --export $(SHIPPED)/pointnet2-ssg-modelnet40.safetensors
+	$(TRAIN) --model dgcnn --schedule 128x10,256x7,512x1.5,1024x0.25 --decay 0.02 --test \
+		--out runs/dgcnn-modelnet40 --export $(SHIPPED)/dgcnn-modelnet40.safetensors
+	$(BIN)/python -m attacks.autoencoder --epochs 20 --out runs/autoencoder \
+		--export attacks/weights/autoencoder-modelnet40.safetensors
 	$(BIN)/ifdefense-bench purified-set --split train --corrupted 0.5 --out cache/hybrid-train.npz
 	$(BIN)/ifdefense-bench purified-set --split validation --corrupted 0.5 --limit 400 \
 		--out cache/hybrid-validation.npz
