@@ -6,8 +6,11 @@ import dataclasses
 import functools
 import importlib
 import re
+from pathlib import Path
 
 import attacks
+import classifiers
+from benchmarks.published import accuracy
 from benchmarks.tables import markdown
 from classifiers import NETWORKS, build
 
@@ -84,3 +87,18 @@ def networks() -> str:
         row = [f"`{name}`", kind, f"{size / 1e6:.2f} M"]
         rows.append([*row, ", ".join(f"[{link.split('github.com/')[1]}]({link})" for link in names[:1])])
     return markdown(["name", "what it is", "parameters, 40 classes", "tensor names of"], rows, words=4)
+
+
+def weights() -> str:
+    """The shipped classifiers and their accuracies, from their model cards."""
+    rows = []
+    for card in sorted((Path(classifiers.__file__).parent / "weights").glob("*.md")):
+        text = card.read_text(encoding="utf-8")
+        row = [f"`{card.stem}`"]
+        for measured in ("validation accuracy", "purified accuracy", "test accuracy, measured once"):
+            found = re.search(rf"^\* {measured}: ([\d.]+)%", text, re.MULTILINE)
+            row.append("–" if found is None else found[1])
+        mark = None if "procedural" in card.stem else accuracy(card.stem, "none", "none")
+        rows.append([*row, "–" if mark is None else f"{mark:.2f}"])
+    header = ["name", "validation", "validation, purified", "test", "published (IF-Defense)"]
+    return markdown(header, rows)

@@ -150,7 +150,12 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
 }
 """Result file and renderer of each table."""
 
-CATALOGUE = {"threat-models": "threat_models", "defaults": "defaults", "networks": "networks"}
+CATALOGUE = {
+    "threat-models": "threat_models",
+    "defaults": "defaults",
+    "networks": "networks",
+    "weights": "weights",
+}
 """Function of `benchmarks.catalogue` of each table that needs no results."""
 
 DOCUMENTS = ("README.md", "benchmarks/README.md", "docs/attacks.md", "docs/classifiers.md")

@@ -57,8 +57,9 @@ def load(name: str, weights: str | Path | None = None) -> nn.Module:
 
     Args:
         name: a network of `NETWORKS` together with ``weights``; or such a name, a dash and what the weights
-            were trained on, for weights that are shipped, as ``"pointnet-modelnet40"``,
-            ``"pointnet-modelnet40-hybrid"`` and ``"pointnet-procedural"``.
+            were trained on, for weights that are shipped: ``"pointnet-modelnet40"``,
+            ``"pointnet-modelnet40-hybrid"``, ``"pointnet2-ssg-modelnet40"``, ``"dgcnn-modelnet40"`` and
+            ``"pointnet-procedural"``.
         weights: file to read instead: our safetensors, or a public ``.pth`` checkpoint (bare or under
             ``"model_state_dict"``, ``"model"`` or ``"state_dict"``, with or without the prefix ``module.``)
             with the tensor names of yanx27, antao97, Strawberry-Eat-Mango or ma-xu, or with those of

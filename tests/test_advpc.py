@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from attack_checks import check, clouds, linear_case
@@ -14,6 +16,7 @@ from attacks.advpc import AdvPC
 from attacks.autoencoder import AutoEncoder, Options, Run, chamfer
 from attacks.base import ThreatModel
 from ifdefense.checkpoints import CheckpointError, save_safetensors
+from ifdefense.data.modelnet import load_modelnet40
 from ifdefense.points import chamfer_distance
 
 TINY = Options(epochs=3, batch=4, points=20)
@@ -190,3 +193,13 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     save_safetensors(torch.nn.Linear(2, 2), tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match="does not fit AutoEncoder"):
         AutoEncoder.from_file(tmp_path / "a.safetensors")
+
+
+@pytest.mark.skipif("IFDEFENSE_DATA" not in os.environ, reason="IFDEFENSE_DATA is not set: no ModelNet40")
+def test_the_shipped_auto_encoder_rebuilds_validation_clouds() -> None:
+    whole = load_modelnet40(split="validation")
+    points = autoencoder.normalised(whole[np.arange(0, len(whole.labels), 50)].points)
+    model = autoencoder.pretrained(points.device, points.dtype)
+    error = autoencoder.reconstruction_error(model, points)
+    assert error < 0.01
+    assert autoencoder.chamfer(points.roll(1, 0), points).mean() > 5 * error

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 import classifiers
 from classifiers import build, load
 from ifdefense.checkpoints import save_safetensors
+from ifdefense.data.modelnet import load_modelnet40
+from ifdefense.frame import to_unit_sphere
 
 TABLES = [
     ("pointnet", "pointnet_yanx27"),
@@ -139,3 +142,35 @@ def test_unknown_networks_are_refused() -> None:
         load("pct")
     with pytest.raises(ValueError, match="unknown classifier 'pctx'"):
         load("pctx")
+
+
+SHIPPED = {
+    "pointnet-modelnet40",
+    "pointnet-modelnet40-hybrid",
+    "pointnet2-ssg-modelnet40",
+    "dgcnn-modelnet40",
+}
+
+
+def test_every_shipped_file_has_a_card_and_together_they_are_small() -> None:
+    folder = Path(classifiers.__file__).parent / "weights"
+    files = sorted(folder.glob("*.safetensors"))
+    assert {file.stem for file in files} == SHIPPED | {"pointnet-procedural"}
+    assert all("* command: `" in file.with_suffix(".md").read_text() for file in files)
+    others = [
+        path
+        for name in ("ifdefense", "attacks")
+        for path in Path(folder.parents[1], name).rglob("*.safetensors")
+    ]
+    assert sum(file.stat().st_size for file in [*files, *others]) < 30e6
+
+
+@pytest.mark.skipif("IFDEFENSE_DATA" not in os.environ, reason="IFDEFENSE_DATA is not set: no ModelNet40")
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_shipped_classifiers_know_validation_clouds(name: str) -> None:
+    whole = load_modelnet40(split="validation")
+    clouds = whole[np.arange(0, len(whole.labels), 25)]
+    points = to_unit_sphere(torch.from_numpy(clouds.points))
+    with torch.no_grad():
+        predicted = classifiers.fold(classifiers.load(name))(points).argmax(1)
+    assert (predicted == torch.from_numpy(clouds.labels)).double().mean() > 0.8
