@@ -153,48 +153,57 @@ def robustness(
     Rows are added to the JSON one by one; a row of the same victim, attack and kind replaces the older one,
     but keeps its figures of defences that are not asked for where clouds and settings are the same.
     """
-    for kind in ("plain", "adaptive") if knows is None else ("adaptive",) if knows else ("plain",):
-        every = names() if kind == "plain" else tuple(name for name in names() if SUITE[name].adaptive)
+    for knowing in (False, True) if knows is None else (knows,):
+        usual = [name for name in names() if SUITE[name].adaptive] if knowing else ["none", *names()]
         for victim_name in victims:
             victim = fold(load_victim(victim_name))
-            for name in chosen or (("none", *every) if kind == "plain" else every):
-                entry = SUITE.get(name)
-                count = clouds or WHOLE
-                if clouds is None and not published and entry is not None:
-                    count = entry.affordable_clouds(victim, kind == "adaptive")
-                bench = Bench(Settings(split, count, SEED), cache, batch)
-                figures = measure(bench, victim, name, defences, kind == "adaptive", published)
-                row: dict[str, Any] = {
+            for name in chosen or usual:
+                number = clouds or affordable(name, victim, knowing, published)
+                bench = Bench(Settings(split, number, SEED), cache, batch)
+                row = {
                     "victim": victim_title(victim_name),
-                    "attack": name,
-                    "kind": kind,
-                    "settings": None if entry is None else str(entry.attack(published)),
-                    "split": split,
-                    "clouds": count,
-                    "seed": SEED,
-                    "date": datetime.now(UTC).date().isoformat(),
-                    "figures": figures,
+                    **run(bench, victim, name, defences, knowing, published),
                 }
-                if kind == "adaptive":
-                    row["plain"] = measure(bench, victim, name, defences, False, published)
                 _add(out, row)
-                shown = ", ".join(f"{one} {figures[one]['accuracy']:.1f}" for one in defences)
-                click.echo(f"{row['victim']}, {kind} {name}, {count} clouds: {shown}")
+                shown = ", ".join(f"{one} {row['figures'][one]['accuracy']:.1f}" for one in defences)
+                click.echo(f"{row['victim']}, {row['kind']} {name}, {number} clouds: {shown}")
+
+
+def affordable(name: str, victim: nn.Module, knows: bool, published: bool) -> int:
+    """How many clouds a row has where nothing else is said."""
+    if name == "none" or published:
+        return WHOLE
+    return SUITE[name].affordable_clouds(victim, knows)
+
+
+def run(
+    bench: Bench, victim: nn.Module, name: str, defences: tuple[str, ...], knows: bool, published: bool
+) -> dict[str, Any]:
+    """A row of the results, as `measure` takes them; an adaptive one has the plain figures beside its own."""
+    row = {
+        "attack": name,
+        "kind": "adaptive" if knows else "plain",
+        "settings": None if name == "none" else str(SUITE[name].attack(published)),
+        "split": bench.settings.split,
+        "clouds": bench.settings.clouds,
+        "seed": bench.settings.seed,
+        "date": datetime.now(UTC).date().isoformat(),
+        "figures": measure(bench, victim, name, defences, knows, published),
+    }
+    if knows:
+        row["plain"] = measure(bench, victim, name, defences, False, published)
+    return row
 
 
 def _add(out: Path, row: dict[str, Any]) -> None:
     """Writes a row into the results, in the place of an older one."""
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.is_file() else []
-    places = ("victim", "attack", "kind")
-    older = [old for old in rows if all(old[place] == row[place] for place in places)]
-    for old in older:
-        rows.remove(old)
-        if all(old[name] == row[name] for name in ("settings", "split", "clouds", "seed")):
-            for part in ("figures", "plain"):
-                if part in row:
-                    row[part] = {**old[part], **row[part]}
+    others = [old for old in rows if any(old[key] != row[key] for key in ("victim", "attack", "kind"))]
+    for old in rows:
+        if old not in others and all(old[key] == row[key] for key in ("settings", "split", "clouds", "seed")):
+            row |= {part: {**old[part], **row[part]} for part in ("figures", "plain") if part in row}
     result = {"command": "ifdefense-bench robustness", "machine": record.machine()}
-    record.write(out, {**result, "rows": [*rows, row]})
+    record.write(out, {**result, "rows": [*others, row]})
 
 
 def markdown_rows(result: dict[str, Any], victim: str, kind: str) -> tuple[list[str], list[list[str]]]:

@@ -62,7 +62,7 @@ SUITE: dict[str, Entry] = {
     "fgm": _gradient("FGM", True, attacks.FGM, 1, 400),
     "ifgm": _gradient("I-FGM", True, attacks.IFGM, 50, 100),
     "mifgm": _gradient("MI-FGM", True, attacks.MIFGM, 50, 100),
-    "pgd": _gradient("PGD", True, attacks.PGD, 50, 400),
+    "pgd": _gradient("PGD", True, attacks.PGD, 50, 200),
     "pgd-untargeted": _gradient("PGD untargeted", False, attacks.PGD, 50, 200),
     "pgd-point": _gradient("PGD, per point, untargeted", False, lambda: attacks.PGD("point-l2"), 50, 200),
     "pgd-linf": _gradient(
@@ -85,7 +85,7 @@ SUITE: dict[str, Entry] = {
         attacks.KNN,
         lambda: attacks.KNN(iterations=200, rate=1e-2, project=False),
         200,
-        clouds=100,
+        clouds=50,
     ),
     "geoa3": Entry(
         "GeoA3",
@@ -104,7 +104,7 @@ SUITE: dict[str, Entry] = {
         attacks.AOF,
         lambda: attacks.AOF(restarts=1, iterations=100),
         100,
-        clouds=100,
+        clouds=50,
     ),
     "advpc": Entry(
         "AdvPC",
@@ -113,7 +113,7 @@ SUITE: dict[str, Entry] = {
         attacks.AdvPC,
         lambda: attacks.AdvPC(restarts=1, iterations=100),
         200,
-        clouds=100,
+        clouds=50,
     ),
     "hit-adv": Entry(
         "HiT-ADV", "optimised", False, attacks.HiTADV, lambda: attacks.HiTADV(searches=2), 200, clouds=50
@@ -125,7 +125,7 @@ SUITE: dict[str, Entry] = {
         attacks.AddCD,
         lambda: attacks.AddCD(first_weight=500, searches=1, iterations=200, rate=3e-2),
         200,
-        clouds=100,
+        clouds=50,
     ),
     "add-hd": Entry(
         "Add-HD",
@@ -134,7 +134,7 @@ SUITE: dict[str, Entry] = {
         attacks.AddHD,
         lambda: attacks.AddHD(first_weight=20, searches=1, iterations=200, rate=3e-2),
         200,
-        clouds=100,
+        clouds=50,
     ),
     "add-cluster": Entry(
         "Add-Cluster",

@@ -99,8 +99,8 @@ def test_rows_of_other_clouds_replace_the_older_figures(tmp_path: Path) -> None:
 
 def test_slow_victims_and_defences_get_fewer_clouds() -> None:
     pgd, fgm = SUITE["pgd"], SUITE["fgm"]
-    assert pgd.affordable_clouds(PointNet(2)) == 400
-    assert pgd.affordable_clouds(PointNet(2), adaptive=True) == pgd.affordable_clouds(DGCNN(2)) == 40
+    assert pgd.affordable_clouds(PointNet(2)) == 200
+    assert pgd.affordable_clouds(PointNet(2), adaptive=True) == pgd.affordable_clouds(DGCNN(2)) == 20
     assert fgm.affordable_clouds(DGCNN(2)) == 400
     assert min(entry.affordable_clouds(DGCNN(2)) for entry in SUITE.values()) == 20
 
