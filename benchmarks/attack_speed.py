@@ -94,7 +94,10 @@ def ratios(
     "--out", type=click.Path(path_type=Path, dir_okay=False), default=record.FOLDER / "attack_speed.json"
 )
 def attack_speed(chosen: tuple[str, ...], clouds: int, repeats: int, threads: int | None, out: Path) -> None:
-    """Times attacks on the shipped PointNet against bare forward and backward passes of it."""
+    """Times attacks on the shipped PointNet against bare forward and backward passes of it.
+
+    The JSON is written after every attack.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     model = classifiers.fold(classifiers.load("pointnet-modelnet40")).requires_grad_(False)
@@ -114,5 +117,5 @@ def attack_speed(chosen: tuple[str, ...], clouds: int, repeats: int, threads: in
         seconds, ratio = ratios(attack, passes, model, points, labels, repeats)
         figures[name] = {"passes": passes, "seconds": round(seconds, 3), "ratio": round(ratio, 3)}
         click.echo(f"{name}: {passes} passes in {seconds:.2f} s, {ratio:.2f} times the bare passes")
-    record.write(out, result)
+        record.write(out, result)
     click.echo(f"written to {out}")

@@ -116,7 +116,8 @@ def means(rows: list[dict[str, Any]], corruption: str | None = None) -> dict[str
 def markdown_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table: one line a corruption, one column a victim and defence."""
     rows = result["rows"]
-    keys = list(means(rows))
+    victims, defences = (dict.fromkeys(row[part] for row in rows) for part in ("victim", "defence"))
+    keys = [f"{victim}:{defence}" for victim in victims for defence in defences]
     names = [name for name in CORRUPTIONS if any(row["corruption"] == name for row in rows)]
     lines = []
     for family in dict.fromkeys(CORRUPTIONS[name].family for name in names):

@@ -104,9 +104,10 @@ def corruptions(result: Result) -> str:
     # Not above: that module needs the victims, which the other tables do not.
     from benchmarks.corruption import markdown_rows
 
-    severities = ", ".join(map(str, result["severities"]))
+    numbers = ", ".join(map(str, result["severities"]))
+    severities = f"mean over severities {numbers}" if len(result["severities"]) > 1 else f"severity {numbers}"
     return (
-        f"{markdown(*markdown_rows(result), words=2)}\n\nAccuracy in %, mean over severities {severities}; "
+        f"{markdown(*markdown_rows(result), words=2)}\n\nAccuracy in %, {severities}; "
         f"{result['clouds']} {result['split']} clouds of ModelNet40 drawn in proportion to the classes (seed "
         f"{result['seed']}), {result['date']}. Clouds stay in the frame of the clean ones."
     )

@@ -59,3 +59,13 @@ def test_means_are_over_the_severities_of_each_victim_and_defence() -> None:
     ]
     assert means(rows, "shear") == {"a:sor": 70, "b:sor": 10}
     assert means(rows) == {"a:sor": 60, "b:sor": 10}
+
+
+def test_columns_stand_victim_by_victim() -> None:
+    rows = [
+        {"victim": victim, "defence": defence, "corruption": "shear", "severity": 1, "accuracy": 1.0}
+        for defence in ("none", "sor")
+        for victim in ("b", "a")
+    ]
+    header, _ = markdown_rows({"rows": rows})
+    assert header[2:] == ["b, none", "b, sor", "a, none", "a, sor"]
