@@ -29,7 +29,7 @@ TIMED: dict[str, tuple[Attack, int]] = {
     "PGD": (attacks.PGD(), 50),
     "PGD, L∞": (attacks.PGD("linf", delta=0.05), 50),
     "I-FGM": (attacks.IFGM(), 50),
-    "APGD-CE": (attacks.APGD(), 100),
+    "APGD-CE": (attacks.APGD(early_stop=False), 100),
     "SI-Adv": (attacks.SIAdv(), 50),
     "Perturb": (attacks.Perturb(searches=2, iterations=25), 50),
     "Add-CD": (attacks.AddCD(searches=2, iterations=25), 50),
