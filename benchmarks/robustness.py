@@ -153,16 +153,16 @@ def robustness(
     Rows are added to the JSON one by one; a row of the same victim, attack and kind replaces the older one,
     but keeps its figures of defences that are not asked for where clouds and settings are the same.
     """
+    bench_of = functools.cache(lambda number: Bench(Settings(split, number, SEED), cache, batch))
     for knowing in (False, True) if knows is None else (knows,):
         usual = [name for name in names() if SUITE[name].adaptive] if knowing else ["none", *names()]
         for victim_name in victims:
             victim = fold(load_victim(victim_name))
             for name in chosen or usual:
                 number = clouds or affordable(name, victim, knowing, published)
-                bench = Bench(Settings(split, number, SEED), cache, batch)
                 row = {
                     "victim": victim_title(victim_name),
-                    **run(bench, victim, name, defences, knowing, published),
+                    **run(bench_of(number), victim, name, defences, knowing, published),
                 }
                 _add(out, row)
                 shown = ", ".join(f"{one} {row['figures'][one]['accuracy']:.1f}" for one in defences)

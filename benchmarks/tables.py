@@ -25,9 +25,14 @@ def markdown(header: list[str], rows: list[list[str]], words: int = 1) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
 
 
+def _machine(result: Result) -> str:
+    """What a time was measured on."""
+    machine = result["machine"]
+    return f"{machine['threads']} threads of {machine['processor']}, torch {machine['torch']}"
+
+
 def speed(result: Result) -> str:
     """Stages of ``purify`` and what they cost."""
-    machine = result["machine"]
     rows = [[stage, f"{1000 * seconds:.0f}"] for stage, seconds in result["stages_per_cloud"].items()]
     rows.append(["**the whole of `purify`**", f"**{1000 * result['seconds_per_cloud']:.0f}**"])
     growth = ", ".join(f"{1000 * seconds:.0f} ms with {count}" for count, seconds in result["growth"].items())
@@ -37,7 +42,7 @@ def speed(result: Result) -> str:
             markdown(["stage", "ms a cloud"], rows),
             "",
             f"{result['clouds']} clouds of {result['points']:,} points, median of {result['repeats']} runs, "
-            f"{machine['threads']} threads of {machine['processor']}, torch {machine['torch']}. "
+            f"{_machine(result)}. "
             f"Clouds together: {growth} each. Peak memory of the process: {result['peak_memory_gb']:.2f} GB. "
             f"The folded decoder is {decoder:.1f} times as fast as the one it was trained with.",
         ]
@@ -115,7 +120,6 @@ def corruptions(result: Result) -> str:
 
 def attack_speed(result: Result) -> str:
     """What attacks cost beyond their passes."""
-    machine = result["machine"]
     rows = [
         [name, str(row["passes"]), f"{row['seconds']:.2f}", f"{row['ratio']:.2f}"]
         for name, row in result["attacks"].items()
@@ -124,19 +128,16 @@ def attack_speed(result: Result) -> str:
         f"{markdown(['attack', 'passes', 'seconds', 'of bare passes'], rows)}\n\n"
         f"{result['clouds']} clouds of {result['points']:,} points, the shipped PointNet folded; the last "
         "column is the time of the attack over that of as many forward and backward passes on clouds of the "
-        f"attacked size, timed in turn, median of {result['repeats']} pairs. {machine['threads']} threads of "
-        f"{machine['processor']}, torch {machine['torch']}."
+        f"attacked size, timed in turn, median of {result['repeats']} pairs. {_machine(result)}."
     )
 
 
 def point_operations(result: Result) -> str:
     """Time of each point operation."""
-    machine = result["machine"]
     rows = [[name, f"{1000 * seconds:.1f}"] for name, seconds in result["seconds"].items()]
     return (
         f"{markdown(['operation', 'ms'], rows)}\n\n{result['clouds']} clouds of {result['points']:,} points "
-        f"on the {result['device']}, {machine['threads']} threads of {machine['processor']}, torch "
-        f"{machine['torch']}."
+        f"on the {result['device']}, {_machine(result)}."
     )
 
 

@@ -7,7 +7,7 @@ that is a k-th of the products, and the ``(B, S, k, C)`` tensor of edge features
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,14 @@ from torch.autograd.function import once_differentiable
 from classifiers.pointnet import affine, folded, max_pooled_linear, max_with_index
 
 _CHUNK = 1 << 18  # floats that a block of scores holds: a megabyte stays in the processor's cache
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """A network with neighbourhoods, which has to know how many points a cloud has."""
+
+    def sized_for(self, points: int) -> None:
+        """Sets the neighbourhoods in proportion to clouds of so many points, of 1,024 all."""
 
 
 def check_points(points: Tensor) -> None:

@@ -27,9 +27,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from classifiers import NETWORKS, build
-from classifiers.dgcnn import DGCNN
+from classifiers.layers import Sized
 from classifiers.pointnet import PointNet, orthogonality_penalty
-from classifiers.pointnet2 import PointNet2
 from ifdefense.checkpoints import load_into, load_state, save_safetensors
 from ifdefense.data.sets import training_sets
 from ifdefense.frame import to_unit_sphere
@@ -245,7 +244,7 @@ class Run(EpochRun):
         if isinstance(self.model, PointNet):
             self.model.search_in(torch.bfloat16 if self.options.half_search else None)
         count = self.options.points_at(self.epoch)
-        if isinstance(self.model, DGCNN | PointNet2):
+        if isinstance(self.model, Sized):
             self.model.sized_for(count)
         steps = self.options.batches_at(self.epoch, len(self.train))
         order = torch.randperm(len(self.train), generator=self.generator)
@@ -261,7 +260,7 @@ class Run(EpochRun):
             total += float(loss.detach())
         if isinstance(self.model, PointNet):
             self.model.search_in(None)
-        if isinstance(self.model, DGCNN | PointNet2):
+        if isinstance(self.model, Sized):
             self.model.sized_for(1024)
         return total / len(batches)
 
