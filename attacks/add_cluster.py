@@ -39,6 +39,7 @@ class AddCluster(CarliniWagner):
         iterations: steps of Adam a search (published: 500).
         rate: learning rate of Adam (published: 1e-2).
         noise: standard deviation of the noise each search starts from (published: 1e-7).
+        polish: steps after the first success of a search (published: all that are left), see `CarliniWagner`.
         num: clusters to add (published: 3).
         size: points of a cluster (published: 32).
         chamfer_weight: weight of the Chamfer distance against the diameters (published: 0.1).
@@ -88,6 +89,6 @@ class AddCluster(CarliniWagner):
         first = gather(critical, draw_members(members, self.size, generator)).flatten(1, 2)
         return Problem(
             start=lambda generator: [first + self.noise * shared_noise(first, generator)],
-            clouds=lambda variables: torch.cat([points, variables[0]], 1),
-            distance=lambda variables, _: self.distance(variables[0], points),
+            clouds=lambda variables, rows: torch.cat([points[rows], variables[0]], 1),
+            distance=lambda variables, _, rows: self.distance(variables[0], points[rows]),
         )

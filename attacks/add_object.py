@@ -12,7 +12,7 @@ from torch import Tensor
 from attacks import distances
 from attacks.base import Oracle, ThreatModel
 from attacks.critical import critical_points, seed_clusters
-from attacks.cw import CarliniWagner, Problem, shared_noise
+from attacks.cw import CarliniWagner, Problem, Rows, shared_noise
 from ifdefense.points import gather, squared_distances
 
 
@@ -42,6 +42,7 @@ class AddObject(CarliniWagner):
         iterations: steps of Adam a search (published: 500).
         rate: learning rate of Adam (published: 1e-2).
         noise: standard deviation of the noise each search starts from (published: 1e-7).
+        polish: steps after the first success of a search (published: all that are left), see `CarliniWagner`.
         num: objects to add (published: 3).
         size: points of an object, drawn anew for each (published: 64).
         scale: largest distance of a point from the object's mean, in units of the cloud (published: 0.3).
@@ -101,12 +102,12 @@ class AddObject(CarliniWagner):
             angles = math.pi * torch.rand(self.num, generator=generator, dtype=points.dtype)
             return [shapes, middles, angles.to(points.device).repeat(batch, 1)]
 
-        def clouds(variables: list[Tensor]) -> Tensor:
-            return torch.cat([points, _placed(*variables).flatten(1, 2)], 1)
+        def clouds(variables: list[Tensor], rows: Rows) -> Tensor:
+            return torch.cat([points[rows], _placed(*variables).flatten(1, 2)], 1)
 
-        def distance(variables: list[Tensor], clouds: Tensor) -> Tensor:
-            deformation = distances.l2(variables[0].flatten(1, 2), objects.flatten(1, 2))
-            away = distances.directed_chamfer(clouds[:, points.shape[1] :], points)
+        def distance(variables: list[Tensor], clouds: Tensor, rows: Rows) -> Tensor:
+            deformation = distances.l2(variables[0].flatten(1, 2), objects[rows].flatten(1, 2))
+            away = distances.directed_chamfer(clouds[:, points.shape[1] :], points[rows])
             return deformation + self.chamfer_weight * away
 
         return Problem(start, clouds, distance)

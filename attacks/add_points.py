@@ -40,8 +40,8 @@ class _AddPoints(CarliniWagner):
         critical = critical_points(oracle, points, self.num)
         return Problem(
             start=lambda generator: [critical + self.noise * shared_noise(critical, generator)],
-            clouds=lambda variables: torch.cat([points, variables[0]], 1),
-            distance=lambda variables, _: self.distance(variables[0], points),
+            clouds=lambda variables, rows: torch.cat([points[rows], variables[0]], 1),
+            distance=lambda variables, _, rows: self.distance(variables[0], points[rows]),
         )
 
 
@@ -68,6 +68,7 @@ class AddCD(_AddPoints):
         iterations: steps of Adam a search (published: 500).
         rate: learning rate of Adam (published: 1e-2).
         noise: standard deviation of the noise each search starts from (published: 1e-7).
+        polish: steps after the first success of a search (published: all that are left), see `CarliniWagner`.
         num: points to add (published: 512).
 
     Raises:
@@ -98,6 +99,7 @@ class AddHD(_AddPoints):
         iterations: steps of Adam a search (published: 500).
         rate: learning rate of Adam (published: 1e-2).
         noise: standard deviation of the noise each search starts from (published: 1e-7).
+        polish: steps after the first success of a search (published: all that are left), see `CarliniWagner`.
         num: points to add (published: 512).
 
     Raises:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ifdefense.checkpoints import load_into, load_state, save_safetensors, shipped
+from ifdefense.cli import use_huge_pages
 from ifdefense.data.sets import training_sets
 from ifdefense.frame import to_unit_sphere
 from ifdefense.points import gather, knn
@@ -275,6 +276,7 @@ def main(
     progress: bool | None,
 ) -> None:
     """Trains the auto-encoder of AdvPC and keeps the weights that validate best."""
+    use_huge_pages()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options = Options(epochs, batch, points, rate, seed=seed)
     train, validation = load_data(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -15,20 +15,25 @@ from attacks import distances
 from attacks.base import Attack, Oracle, ThreatModel
 from attacks.losses import hinge
 
+Rows = Tensor | slice
+"""Indices into a batch."""
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
     """What an attack of this family searches, on one batch.
 
+    ``rows`` are the examples of the batch that variables and clouds stand for.
+
     Attributes:
         start: the variables that a search begins with, fresh tensors with the batch as first axis.
-        clouds: variables to the ``(B, M, 3)`` clouds they stand for; differentiable.
-        distance: variables and their clouds to the ``(B,)`` distance to be made small; differentiable.
+        clouds: variables and rows to the ``(b, M, 3)`` clouds they stand for; differentiable.
+        distance: variables, their clouds and rows to the ``(b,)`` distance to be made small; differentiable.
     """
 
     start: Callable[[torch.Generator], list[Tensor]]
-    clouds: Callable[[list[Tensor]], Tensor]
-    distance: Callable[[list[Tensor], Tensor], Tensor]
+    clouds: Callable[[list[Tensor], Rows], Tensor]
+    distance: Callable[[list[Tensor], Tensor, Rows], Tensor]
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class CarliniWagner(Attack):
         iterations: steps of Adam a search.
         rate: learning rate of Adam.
         noise: standard deviation of the noise each search starts from.
+        polish: steps that an example takes after its first success in a search, to come nearer; then it
+            leaves the batch, and the time goes to the hard ones. ``None`` for all the steps of the search.
 
     Raises:
         ValueError: if a number is out of range.
@@ -67,8 +74,11 @@ class CarliniWagner(Attack):
     iterations: int = 500
     rate: float = 1e-2
     noise: float = 1e-7
+    polish: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        if self.polish is not None and self.polish < 0:
+            raise ValueError(f"polish must not be negative, got {self.polish}")
         if self.searches < 1 or self.iterations < 1:
             raise ValueError(
                 f"searches and iterations must be at least 1, got {self.searches} and {self.iterations}"
@@ -104,8 +114,9 @@ class CarliniWagner(Attack):
         weight = torch.full_like(lower, self.first_weight)
         nearest = torch.full_like(lower, torch.inf)
         best = last = points
+        taken = torch.zeros_like(oracle.queries)
         for search in range(self.searches):
-            found, distance, last = self._search(oracle, problem, weight, generator)
+            found, distance, last = self._search(oracle, problem, weight, generator, taken)
             succeeded = distance.isfinite()
             nearer = succeeded & (distance <= nearest)
             best = found if search == 0 else torch.where(nearer[:, None, None], found, best)
@@ -113,29 +124,53 @@ class CarliniWagner(Attack):
             raised = nearer if self.nearer_only else succeeded
             lower, upper = torch.where(raised, weight, lower), torch.where(raised, upper, weight)
             weight = torch.where(upper.isinf(), 2 * lower, (lower + upper) / 2)
-        attacked = torch.where(nearest.isfinite()[:, None, None], best, last)
-        return attacked, torch.full_like(oracle.queries, self.searches * self.iterations)
+        return torch.where(nearest.isfinite()[:, None, None], best, last), taken
 
     def _search(
-        self, oracle: Oracle, problem: Problem, weight: Tensor, generator: torch.Generator
+        self,
+        oracle: Oracle,
+        problem: Problem,
+        weight: Tensor,
+        generator: torch.Generator,
+        taken: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One run of Adam: the nearest success, its distance (infinite without one), and the last iterate."""
         variables = [variable.requires_grad_() for variable in problem.start(generator)]
         adam = torch.optim.Adam(variables, lr=self.rate)
-        found, nearest = problem.clouds(variables).clone(), torch.full_like(weight, torch.inf)
+        everyone = slice(None)
+        found = problem.clouds(variables, everyone).detach().clone()
+        nearest = torch.full_like(weight, torch.inf)
+        left = torch.full_like(taken, self.iterations)  # steps until an example leaves
+        rows: Rows = everyone
         for _ in range(self.iterations):
             with torch.enable_grad():
-                clouds = problem.clouds(variables)
-                distance = problem.distance(variables, clouds)
-            logits, gradient = oracle.gradient(clouds, self.loss)
-            size = distance.detach()
-            nearer = oracle.reached(logits) & (size < nearest)
-            found[nearer], nearest[nearer] = clouds.detach()[nearer], size[nearer]
-            gradients = torch.autograd.grad([clouds, distance], variables, [gradient, weight])
+                part = [variable[rows] for variable in variables]
+                clouds = problem.clouds(part, rows)
+                distance = problem.distance(part, clouds, rows)
+            logits, gradient = oracle.gradient(clouds, self.loss, rows)
+            taken[rows] += 1
+            reached = oracle.reached(logits, rows)
+            self._keep_nearest(found, nearest, rows, clouds.detach(), distance.detach(), reached)
+            # Adam goes on with the variables of those who have left; nobody looks at them any more.
+            gradients = torch.autograd.grad([clouds, distance], variables, [gradient, weight[rows]])
             for variable, slope in zip(variables, gradients, strict=True):
                 variable.grad = slope
             adam.step()
-        return found.detach(), nearest, problem.clouds(variables).detach()
+            if self.polish is not None:
+                left[rows] = torch.where(reached, left[rows].clamp_max(self.polish + 1), left[rows]) - 1
+                rows = left.nonzero().squeeze(1)
+                if len(rows) == 0:
+                    break
+        return found, nearest, problem.clouds(variables, everyone).detach()
+
+    @staticmethod
+    def _keep_nearest(
+        found: Tensor, nearest: Tensor, rows: Rows, clouds: Tensor, size: Tensor, reached: Tensor
+    ) -> None:
+        """Writes the clouds ``(b, M, 3)`` of ``rows`` that are the nearest successes so far."""
+        nearer = reached & (size < nearest[rows])
+        which = torch.arange(len(nearest), device=nearest.device)[rows][nearer]
+        found[which], nearest[which] = clouds[nearer], size[nearer]
 
 
 @dataclass(frozen=True)
@@ -158,6 +193,7 @@ class Perturb(CarliniWagner):
         iterations: steps of Adam a search (published: 500).
         rate: learning rate of Adam (published: 1e-2).
         noise: standard deviation of the noise each search starts from (published: 1e-7).
+        polish: steps after the first success of a search (published: all that are left), see `CarliniWagner`.
 
     Raises:
         ValueError: if a number is out of range.
@@ -172,8 +208,8 @@ class Perturb(CarliniWagner):
         """Varies the clouds themselves."""
         return Problem(
             start=lambda generator: [points + self.noise * shared_noise(points, generator)],
-            clouds=lambda variables: variables[0],
-            distance=lambda _, clouds: distances.l2(clouds, points),
+            clouds=lambda variables, _: variables[0],
+            distance=lambda _, clouds, rows: distances.l2(clouds, points[rows]),
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attacks import distances
 from attacks.base import Oracle, ThreatModel
-from attacks.cw import CarliniWagner, Problem, shared_noise
+from attacks.cw import CarliniWagner, Problem, Rows, shared_noise
 from attacks.losses import cross_entropy
 from attacks.si_adv import estimated_normals
 from ifdefense.points import gather
@@ -42,6 +42,7 @@ class GeoA3(CarliniWagner):
         iterations: steps of Adam a search (published: 500).
         rate: learning rate of Adam (published: 1e-2).
         noise: standard deviation of the noise each search starts from (published: 1e-3).
+        polish: steps after the first success of a search (published: all that are left), see `CarliniWagner`.
         misclassification: the loss (published: cross-entropy; the paper compares both).
         hausdorff_weight: weight of the Hausdorff distance (published: 0.1).
         curvature_weight: weight of the difference in curvature (published: 1).
@@ -92,10 +93,10 @@ class GeoA3(CarliniWagner):
         # What a point takes from its nearest clean one: one search serves all three distances.
         expected = torch.cat([normals, curvature.unsqueeze(2)], 2)
 
-        def distance(_: list[Tensor], clouds: Tensor) -> Tensor:
-            there, index = distances.nearest(clouds, points)
-            back = distances.nearest(points, clouds)[0]
-            taken = gather(expected, index)
+        def distance(_: list[Tensor], clouds: Tensor, rows: Rows) -> Tensor:
+            there, index = distances.nearest(clouds, points[rows])
+            back = distances.nearest(points[rows], clouds)[0]
+            taken = gather(expected[rows], index)
             bent = distances.curvature(clouds, taken[..., :3], self.k) - taken[..., 3]
             return (
                 there.mean(1)
@@ -106,6 +107,6 @@ class GeoA3(CarliniWagner):
 
         return Problem(
             start=lambda generator: [points + self.noise * shared_noise(points, generator)],
-            clouds=lambda variables: variables[0],
+            clouds=lambda variables, _: variables[0],
             distance=distance,
         )

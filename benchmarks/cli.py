@@ -6,7 +6,7 @@ import logging
 
 import click
 
-from ifdefense.cli import LazyGroup
+from ifdefense.cli import LazyGroup, use_huge_pages
 
 COMMANDS = {
     "ablation": ("benchmarks.ablation:ablation", "What each part of the purifier is worth, on validation."),
@@ -37,4 +37,5 @@ COMMANDS = {
 @click.version_option(package_name="ifdefense")
 def main() -> None:
     """Measures attacks and defences; results are written as JSON."""
+    use_huge_pages()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)

@@ -30,6 +30,7 @@ from classifiers import NETWORKS, build
 from classifiers.layers import Sized
 from classifiers.pointnet import PointNet, orthogonality_penalty
 from ifdefense.checkpoints import load_into, load_state, save_safetensors
+from ifdefense.cli import use_huge_pages
 from ifdefense.data.sets import training_sets
 from ifdefense.frame import to_unit_sphere
 from ifdefense.training.runs import EpochRun, write_card
@@ -433,6 +434,7 @@ def main(
     progress: bool | None,
 ) -> None:
     """Trains a classifier and keeps the weights that validate best."""
+    use_huge_pages()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options = Options(
         _parse_schedule(schedule),

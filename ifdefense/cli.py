@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import itertools
 import logging
+import os
 import platform
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +28,16 @@ METHODS = ("onet-mesh", "sor", "srs")
 
 REPORTED = 12
 """Clouds that a report shows at most: each costs about half a megabyte."""
+
+
+def use_huge_pages() -> None:
+    """Lets PyTorch ask for huge pages, unless ``THP_MEM_ALLOC_ENABLE`` says otherwise.
+
+    For whole programs, before their first tensor. What a pass of a network frees goes back to the system, and
+    the next pass has it mapped and zeroed anew, page by page: on a CPU a sixth to a quarter of the time of a
+    pass. With pages of 2 MiB there are 512 times fewer of them. Does nothing where Linux has none.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 class LazyGroup(click.Group):
@@ -64,6 +75,7 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="ifdefense")
 def main() -> None:
     """Defends point-cloud classifiers: rebuilds the surface behind an attacked cloud and samples it anew."""
+    use_huge_pages()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 

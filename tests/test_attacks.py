@@ -368,6 +368,7 @@ LABELS = torch.tensor([0, 1])
         (lambda: Perturb(searches=0), "searches and iterations must be at least 1"),
         (lambda: Perturb(first_weight=90), "0 < first_weight <= largest_weight"),
         (lambda: Perturb(kappa=-1), "must not be negative"),
+        (lambda: Perturb(polish=-1), "polish must not be negative"),
         (lambda: SaliencyDrop(0), "num and per_round must be at least 1"),
         (lambda: SaliencyDrop(40)(constant, ZEROS, LABELS), "cannot drop 40 points from clouds of 40"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -35,6 +36,34 @@ def purify(*arguments: object) -> Result:
 
 def test_methods_are_those_of_the_purifier() -> None:
     assert cli.METHODS == purifier.METHODS
+
+
+FAULTS = """
+import os, resource, sys
+from ifdefense.cli import use_huge_pages
+if sys.argv[1] == "huge":
+    use_huge_pages()
+import torch
+torch.ones(1 << 24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(1 << 24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(mode: str) -> int:
+    """Page faults of filling 64 MiB."""
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    command = [sys.executable, "-c", FAULTS, mode]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return int(run.stdout)
+
+
+def test_huge_pages_leave_few_page_faults() -> None:
+    state = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not state.is_file() or "[madvise]" not in state.read_text():
+        pytest.skip("Linux has no huge pages on request here")
+    assert page_faults("huge") < page_faults("plain") / 10
 
 
 def test_installed_script_answers() -> None:

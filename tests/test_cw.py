@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -37,12 +38,16 @@ def naive_perturb(attack: Perturb, model: nn.Module, cloud: Tensor, label: int, 
         noise = torch.randn(cloud.shape, generator=generator, dtype=cloud.dtype)
         points = (cloud + attack.noise * noise).requires_grad_()
         adam = torch.optim.Adam([points], lr=attack.rate)
-        found, found_distance = None, math.inf
-        for _ in range(attack.iterations):
+        found, found_distance, first = None, math.inf, None
+        for step in range(attack.iterations):
+            if first is not None and attack.polish is not None and step > first + attack.polish:
+                break
             logits = model(points[None])[0]
             distance = (points - cloud).norm()
             predicted = int(logits.argmax())
             reached = predicted != label if target is None else predicted == target
+            if reached and first is None:
+                first = step
             if reached and distance.item() < found_distance:
                 found, found_distance = points.detach().clone(), distance.item()
             own = label if target is None else target
@@ -60,16 +65,29 @@ def naive_perturb(attack: Perturb, model: nn.Module, cloud: Tensor, label: int, 
 
 
 @pytest.mark.parametrize("targeted", [True, False])
-def test_perturb_is_a_loop_over_the_examples(targeted: bool) -> None:
+@pytest.mark.parametrize("polish", [None, 0, 4])
+def test_perturb_is_a_loop_over_the_examples(targeted: bool, polish: int | None) -> None:
     model, points, labels = case()
     targets = (labels + 1) % 4 if targeted else None
-    attack = Perturb(kappa=0.5, searches=3, iterations=20, rate=0.05)
+    attack = Perturb(kappa=0.5, searches=3, iterations=20, rate=0.05, polish=polish)
     result = attack(model, points, labels, targets)
     assert result.success.any()
     for example in range(len(points)):
         target = None if targets is None else int(targets[example])
         twin = naive_perturb(attack, model, points[example], int(labels[example]), target)
         torch.testing.assert_close(result.points[example], twin, rtol=0, atol=1e-8)
+
+
+def test_who_has_succeeded_leaves_the_batch() -> None:
+    model, points, labels = case()
+    attack = Perturb(first_weight=0.5, searches=1, iterations=60, rate=0.05)
+    whole, quick = attack(model, points, labels), dataclasses.replace(attack, polish=0)(model, points, labels)
+    assert whole.success.all() and quick.success.all()
+    assert whole.iterations.tolist() == [60] * 3 and whole.queries.tolist() == [61] * 3  # one for the result
+    assert (quick.iterations < 60).all() and len(set(quick.iterations.tolist())) > 1
+    assert torch.equal(quick.queries, quick.iterations + 1)
+    # The steps that are left out would have come nearer.
+    assert (quick.distances["l2"] >= whole.distances["l2"]).all()
 
 
 def test_a_start_without_noise_is_no_error() -> None:
@@ -98,7 +116,12 @@ def test_weights_are_bisected_and_doubled_while_they_have_no_upper_end(
     asked: list[list[float]] = []
 
     def search(
-        self: CarliniWagner, oracle: Oracle, problem: Problem, weight: Tensor, generator: torch.Generator
+        self: CarliniWagner,
+        oracle: Oracle,
+        problem: Problem,
+        weight: Tensor,
+        generator: torch.Generator,
+        taken: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         distance = torch.tensor(outcomes[len(asked)], dtype=weight.dtype)
         asked.append(weight.tolist())
