@@ -85,11 +85,15 @@ class SIAdv(Ball):
         loss = functools.partial(hinge, kappa=self.kappa)
         length = self.step * math.sqrt(3 * points.shape[1])
         tiny = torch.finfo(points.dtype).tiny
-        attacked = points
+        attacked = points.clone()
         for _ in range(self.iterations):
             _, gradient = oracle.gradient(attacked, loss)
-            normals = estimated_normals(attacked, self.neighbours)
+            rows = gradient.flatten(1).any(1).nonzero().squeeze(1)  # those who stay need no normals
+            if len(rows) == 0:
+                continue
+            here, gradient = attacked[rows], gradient[rows]
+            normals = estimated_normals(here, self.neighbours)
             tangent = gradient - (gradient * normals).sum(2, keepdim=True) * normals
             size = tangent.flatten(1).norm(dim=1)[:, None, None]
-            attacked = self.constrain(attacked - length * tangent / size.clamp_min(tiny), points)
+            attacked[rows] = self.constrain(here - length * tangent / size.clamp_min(tiny), points[rows])
         return attacked, torch.full_like(oracle.queries, self.iterations)

@@ -56,8 +56,9 @@ def _gradient(
     return Entry(title, "gradient", targeted, make, None, passes, True, clouds)
 
 
-# One search of many steps from a small weight finds more than several short ones from the published weight,
-# which leave the hard targets unreached.
+# Tuned on validation clouds of the shipped PointNet. One search of many steps from a small weight finds more
+# than several short ones from the published weight, which leave the hard targets unreached; with `polish`
+# the easy examples do not wait for the hard ones, and `passes` is about the mean.
 SUITE: dict[str, Entry] = {
     "fgm": _gradient("FGM", True, attacks.FGM, 1, 400),
     "ifgm": _gradient("I-FGM", True, attacks.IFGM, 50, 100),
@@ -75,7 +76,7 @@ SUITE: dict[str, Entry] = {
         "optimised",
         True,
         attacks.Perturb,
-        lambda: attacks.Perturb(first_weight=1, searches=1, iterations=150, rate=3e-2),
+        lambda: attacks.Perturb(first_weight=1, searches=1, iterations=1000, rate=3e-2, polish=100),
         150,
     ),
     "knn": Entry(
@@ -83,8 +84,9 @@ SUITE: dict[str, Entry] = {
         "optimised",
         True,
         attacks.KNN,
-        lambda: attacks.KNN(iterations=200, rate=1e-2, project=False),
-        200,
+        # The published weights are for logits several times those of networks with label smoothing.
+        lambda: attacks.KNN(chamfer_weight=1, knn_weight=0.6, iterations=300, rate=1e-2, project=False),
+        300,
         clouds=50,
     ),
     "geoa3": Entry(
@@ -92,11 +94,13 @@ SUITE: dict[str, Entry] = {
         "optimised",
         True,
         attacks.GeoA3,
-        lambda: attacks.GeoA3(first_weight=1, searches=1, iterations=200),
-        200,
+        lambda: attacks.GeoA3(first_weight=1, searches=1, iterations=500, polish=50),
+        100,
         clouds=50,
     ),
-    "si-adv": Entry("SI-Adv", "optimised", False, attacks.SIAdv, None, 50, adaptive=True),
+    "si-adv": Entry(
+        "SI-Adv", "optimised", False, attacks.SIAdv, lambda: attacks.SIAdv(iterations=150), 150, adaptive=True
+    ),
     "aof": Entry(
         "AOF",
         "optimised",
@@ -123,36 +127,36 @@ SUITE: dict[str, Entry] = {
         "adding",
         True,
         attacks.AddCD,
-        lambda: attacks.AddCD(first_weight=500, searches=1, iterations=200, rate=3e-2),
-        200,
-        clouds=50,
+        lambda: attacks.AddCD(first_weight=500, searches=1, iterations=600, rate=3e-2, polish=50),
+        100,
+        clouds=100,
     ),
     "add-hd": Entry(
         "Add-HD",
         "adding",
         True,
         attacks.AddHD,
-        lambda: attacks.AddHD(first_weight=20, searches=1, iterations=200, rate=3e-2),
-        200,
-        clouds=50,
+        lambda: attacks.AddHD(first_weight=20, searches=1, iterations=600, rate=3e-2, polish=50),
+        100,
+        clouds=100,
     ),
     "add-cluster": Entry(
         "Add-Cluster",
         "adding",
         True,
         attacks.AddCluster,
-        lambda: attacks.AddCluster(first_weight=1, searches=1, iterations=200, rate=3e-2),
-        200,
-        clouds=50,
+        lambda: attacks.AddCluster(first_weight=1, searches=1, iterations=600, rate=3e-2, polish=50),
+        100,
+        clouds=100,
     ),
     "add-object": Entry(
         "Add-Object",
         "adding",
         True,
         attacks.AddObject,
-        lambda: attacks.AddObject(first_weight=1, searches=1, iterations=200, rate=3e-2),
-        200,
-        clouds=50,
+        lambda: attacks.AddObject(first_weight=1, searches=1, iterations=600, rate=3e-2, polish=50),
+        100,
+        clouds=100,
     ),
     "drop-100": Entry("Drop-100", "dropping", False, lambda: attacks.SaliencyDrop(100), None, 20, clouds=400),
     "drop-200": Entry("Drop-200", "dropping", False, attacks.SaliencyDrop, None, 40, clouds=400),
