@@ -33,8 +33,13 @@ weights: $(READY)
 	$(TRAIN) --out runs/pointnet_clean --export $(SHIPPED)/pointnet-modelnet40.safetensors
 	$(TRAIN) --model pointnet2-ssg --schedule 256x16,512x3,1024x0.4 --decay 0.02 --test \
 		--out runs/pointnet2-ssg-modelnet40 --export $(SHIPPED)/pointnet2-ssg-modelnet40.safetensors
-	$(TRAIN) --model dgcnn --schedule 128x10,256x7,512x1.5,1024x0.25 --decay 0.02 --test \
-		--out runs/dgcnn-modelnet40 --export $(SHIPPED)/dgcnn-modelnet40.safetensors
+	$(TRAIN) --model dgcnn --schedule 128x10,256x7,512x1.5,1024x0.25 --decay 0.02 \
+		--out runs/dgcnn-modelnet40 --export runs/dgcnn-modelnet40.safetensors
+	$(TRAIN) --model dgcnn --init runs/dgcnn-modelnet40.safetensors --schedule 256x7,512x2,1024x0.4 --rate 1.5e-3 \
+		--decay 0.02 --seed 1 --out runs/dgcnn-modelnet40-second --export runs/dgcnn-modelnet40-second.safetensors
+	$(TRAIN) --model dgcnn --init runs/dgcnn-modelnet40-second.safetensors --schedule 1024x1 --rate 8e-4 \
+		--decay 0.02 --seed 2 --test --out runs/dgcnn-modelnet40-third \
+		--export $(SHIPPED)/dgcnn-modelnet40.safetensors
 	$(BIN)/python -m attacks.autoencoder --epochs 20 --out runs/autoencoder \
 		--export attacks/weights/autoencoder-modelnet40.safetensors
 	$(BIN)/ifdefense-bench purified-set --split train --corrupted 0.5 --out cache/hybrid-train.npz

@@ -183,7 +183,7 @@ def run(
     row = {
         "attack": name,
         "kind": "adaptive" if knows else "plain",
-        "settings": None if name == "none" else str(SUITE[name].attack(published)),
+        "settings": None if name == "none" else SUITE[name].settings(published),
         "split": bench.settings.split,
         "clouds": bench.settings.clouds,
         "seed": bench.settings.seed,

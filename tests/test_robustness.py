@@ -33,6 +33,12 @@ def test_the_suite_holds_every_attack_with_a_goal_that_it_can_have() -> None:
         assert type(entry.attack()) is type(entry.attack(published=True))
 
 
+def test_settings_are_the_same_text_in_every_process() -> None:
+    assert "outliers=far_from_neighbours)" in SUITE["jgba"].settings()
+    for entry in SUITE.values():
+        assert " at 0x" not in entry.settings() + entry.settings(published=True)
+
+
 def test_groups_are_parts_of_the_suite() -> None:
     groups = {entry.group for entry in SUITE.values()}
     assert sorted(name for group in groups for name in names(group)) == sorted(names()) == sorted(SUITE)
