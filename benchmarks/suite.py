@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,20 @@ from torch import nn
 
 import attacks
 from classifiers.pointnet import PointNet
+
+
+def _named(settings: str) -> str:
+    """Settings without the addresses of functions."""
+    return re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", settings)
+
+
+def changed(settings: str) -> str:
+    """What `Entry.settings` says, less the values that are the defaults of the attack's class."""
+    title, _, values = settings.removesuffix(")").partition("(")
+    fields = dataclasses.fields(getattr(attacks, title))
+    defaults = {field.name: _named(repr(field.default)) for field in fields}
+    parts = re.findall(r"(\w+)=('[^']*'|[^,]+)", _named(values))
+    return f"{title}({', '.join(f'{name}={value}' for name, value in parts if defaults.get(name) != value)})"
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,7 @@ class Entry:
 
     def settings(self, published: bool = False) -> str:
         """The attack and its settings as text, functions by their names."""
-        return re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", str(self.attack(published)))
+        return _named(str(self.attack(published)))
 
     def affordable_clouds(self, victim: nn.Module, adaptive: bool = False) -> int:
         """How many clouds take minutes rather than hours of a CPU.

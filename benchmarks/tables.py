@@ -76,6 +76,7 @@ def robustness(result: Result) -> str:
     """Every attack of the suite against every defence, a table for each victim and kind of attack."""
     # Not above: the suite needs every attack, which the other tables do not.
     from benchmarks.robustness import markdown_rows
+    from benchmarks.suite import changed
 
     headings = {
         "plain": "In brackets IF-Defense's figure (tables 2 and 4: 2,468 clouds, attacks at full length).",
@@ -86,12 +87,13 @@ def robustness(result: Result) -> str:
     for victim, kind in dict.fromkeys((row["victim"], row["kind"]) for row in _in_order(result["rows"])):
         parts.append(f"**{victim}, {kind} attacks.** {headings[kind]}")
         parts.append(markdown(*markdown_rows(result, victim, kind)))
-    settings = {row["settings"]: None for row in result["rows"] if row["settings"]}
+    settings = {changed(row["settings"]): None for row in result["rows"] if row["settings"]}
     parts.append(
         "Accuracy in %, test clouds of ModelNet40 drawn in proportion to the classes (seed 0); *success* is "
         "the attack's own, in %, on the undefended classifier: the target predicted, or without one any "
-        "other class than the label. Standard errors are in `results/robustness.json`. Settings: "
-        + "; ".join(f"`{one}`" for one in settings)
+        "other class than the label. Standard errors and all settings are in `results/robustness.json`; they "
+        "are the published ones but for "
+        + "; ".join(f"`{one}`" for one in sorted(settings) if not one.endswith("()"))
         + "."
     )
     return "\n\n".join(parts)

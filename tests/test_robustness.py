@@ -10,9 +10,10 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+import attacks
 from benchmarks import catalogue, published
 from benchmarks.robustness import markdown_rows, robustness
-from benchmarks.suite import SUITE, names
+from benchmarks.suite import SUITE, changed, names
 from classifiers.dgcnn import DGCNN
 from classifiers.pointnet import PointNet
 from ifdefense.checkpoints import save_safetensors
@@ -37,6 +38,12 @@ def test_settings_are_the_same_text_in_every_process() -> None:
     assert "outliers=far_from_neighbours)" in SUITE["jgba"].settings()
     for entry in SUITE.values():
         assert " at 0x" not in entry.settings() + entry.settings(published=True)
+
+
+def test_only_settings_that_are_not_the_defaults_are_shown() -> None:
+    assert changed(str(attacks.PGD("linf", delta=0.05))) == "PGD(norm='linf', delta=0.05)"
+    assert changed(str(attacks.JGBA())) == "JGBA()"
+    assert changed(SUITE["advpc"].settings()) == "AdvPC(restarts=1, iterations=100)"
 
 
 def test_groups_are_parts_of_the_suite() -> None:
