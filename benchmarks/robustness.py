@@ -24,7 +24,7 @@ from attacks import EOT, Attack, adaptive, attack_in_batches
 from benchmarks import record
 from benchmarks.accuracy import DEFENCES, Bench, Settings, load_victim, predictions, victim_title
 from benchmarks.published import accuracy as published_accuracy
-from benchmarks.suite import SUITE, names
+from benchmarks.suite import SUITE, names, slow
 from classifiers import fold
 from ifdefense import Purifier
 
@@ -80,7 +80,7 @@ def measure(
     entry = SUITE.get(name)
     given = {"none": bench.points}
     if entry is not None:
-        plain = entry.attack(published)
+        plain = entry.attack(published, slow(victim))
         for defence in defences if knows else ("none",):
             attack = plain if defence == "none" else through(plain, defence, bench.points.shape[1])
             given[defence] = attack_in_batches(
@@ -183,7 +183,7 @@ def run(
     row = {
         "attack": name,
         "kind": "adaptive" if knows else "plain",
-        "settings": None if name == "none" else SUITE[name].settings(published),
+        "settings": None if name == "none" else SUITE[name].settings(published, slow(victim)),
         "split": bench.settings.split,
         "clouds": bench.settings.clouds,
         "seed": bench.settings.seed,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 import attacks
+from attacks.cw import CarliniWagner
 from classifiers.pointnet import PointNet
 
 
@@ -52,22 +53,34 @@ class Entry:
     adaptive: bool = False
     clouds: int = 200
 
-    def attack(self, published: bool = False) -> attacks.Attack:
-        """The attack, with the published settings or with affordable ones."""
-        return self.published() if published or self.affordable is None else self.affordable()
+    def attack(self, published: bool = False, slow: bool = False) -> attacks.Attack:
+        """The attack, with the published settings or with affordable ones.
 
-    def settings(self, published: bool = False) -> str:
+        Where a victim is `slow`, affordable searches for a nearer cloud are left out.
+        """
+        if published or self.affordable is None:
+            return self.published()
+        attack = self.affordable()
+        return (
+            dataclasses.replace(attack, searches=1) if slow and isinstance(attack, CarliniWagner) else attack
+        )
+
+    def settings(self, published: bool = False, slow: bool = False) -> str:
         """The attack and its settings as text, functions by their names."""
-        return _named(str(self.attack(published)))
+        return _named(str(self.attack(published, slow)))
 
     def affordable_clouds(self, victim: nn.Module, adaptive: bool = False) -> int:
         """How many clouds take minutes rather than hours of a CPU.
 
-        A tenth of `clouds`, at least 20, where a gradient costs ten times as much as one of PointNet: with
-        networks of neighbourhoods, and through a defence that rebuilds the surface.
+        A tenth of `clouds`, at least 20, for a `slow` victim and through a defence that rebuilds the surface.
         """
-        slow = adaptive or not isinstance(victim, PointNet)
-        return max(20, self.clouds // 10) if slow and self.passes > 1 else self.clouds
+        few = self.passes > 1 and (adaptive or slow(victim))
+        return max(20, self.clouds // 10) if few else self.clouds
+
+
+def slow(victim: nn.Module) -> bool:
+    """Whether a gradient costs ten times as much as one of PointNet, as with networks of neighbourhoods."""
+    return not isinstance(victim, PointNet)
 
 
 def _gradient(
