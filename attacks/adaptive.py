@@ -235,7 +235,8 @@ class Adaptive(Attack):
         normalise: whether purified clouds are normalised before they are classified.
         seed: seed that the real defence draws from.
         fallback: whether an example that is not fooled takes the clouds of the plain attack, made on the bare
-            classifier with the same random numbers, if those fool the defence.
+            classifier with the same random numbers, if those fool the defence; in a targeted attack also
+            if they alone are misclassified, without reaching the target.
     """
 
     attack: Attack
@@ -317,7 +318,7 @@ class Adaptive(Attack):
     def _merged(
         self, model: Model, result: AttackResult, plain: AttackResult, labels: Tensor, targets: Tensor | None
     ) -> AttackResult:
-        """The plain attack's clouds where they alone fool the defence.
+        """The plain attack's clouds where they alone reach the goal, or at least leave the true class.
 
         ``plain``, ``labels`` and ``targets`` are those of the examples without success.
         """
@@ -327,12 +328,17 @@ class Adaptive(Attack):
             oracle = Oracle(
                 defended, labels.long().to(device), None if targets is None else targets.long().to(device)
             )
-            fooled = oracle.reached(oracle.logits(plain.points))
-        failed = (~result.success).nonzero().squeeze(1)
+            failed = (~result.success).nonzero().squeeze(1)
+            logits = oracle.logits(plain.points)
+            fooled = better = oracle.reached(logits)
+            if targets is not None:  # another class than the target is better than the true one
+                own = oracle.logits(result.points[failed]).argmax(1)
+                labels = labels.to(device)
+                better = fooled | ((logits.argmax(1) != labels) & (own == labels))
 
         def merged(of_all: Tensor, of_plain: Tensor) -> Tensor:
             new = of_all.clone()
-            new[failed[fooled]] = of_plain[fooled]
+            new[failed[better]] = of_plain[better]
             return new
 
         return AttackResult(

@@ -273,6 +273,21 @@ def test_the_plain_attack_stands_in_where_gradients_are_hidden() -> None:
     assert result.queries.tolist() == [16, 16 + 16 + 1] * 3
 
 
+def test_a_plain_targeted_attack_stands_in_too_where_it_only_leaves_the_true_class() -> None:
+    model, points = victim(), clouds()
+    labels = model(points).argmax(1)
+    targets = model(points).argmin(1)
+    weak = PGD("l2", epsilon=0.1, iterations=15, random_start=False)
+    plain = weak(model, points, labels, targets)
+    wrong = model(plain.points).argmax(1) != labels
+    astray = wrong & ~plain.success
+    assert astray.any()
+    result = adaptive(weak, masked, gradient="exact", normalise=False)(model, points, labels, targets)
+    assert torch.equal(model(result.points).argmax(1) != labels, wrong)
+    assert torch.equal(result.success, plain.success)
+    torch.testing.assert_close(result.points[astray], plain.points[astray], rtol=0, atol=1e-9)
+
+
 def test_the_plain_attack_has_the_same_random_numbers() -> None:
     model, points = victim(), clouds()
     labels = model(points).argmax(1)
