@@ -325,15 +325,13 @@ class Adaptive(Attack):
         defended = self.defended(model)
         device = result.points.device
         with _frozen(defended), torch.no_grad():
-            oracle = Oracle(
-                defended, labels.long().to(device), None if targets is None else targets.long().to(device)
-            )
+            labels = labels.long().to(device)
+            oracle = Oracle(defended, labels, None if targets is None else targets.long().to(device))
             failed = (~result.success).nonzero().squeeze(1)
             logits = oracle.logits(plain.points)
             fooled = better = oracle.reached(logits)
             if targets is not None:  # another class than the target is better than the true one
                 own = oracle.logits(result.points[failed]).argmax(1)
-                labels = labels.to(device)
                 better = fooled | ((logits.argmax(1) != labels) & (own == labels))
 
         def merged(of_all: Tensor, of_plain: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from attacks import distances
 from attacks.base import Attack, Oracle, ThreatModel
 from attacks.losses import hinge
+from attacks.nearest import Nearest
 
 Rows = Tensor | slice
 """Indices into a batch."""
@@ -138,8 +139,7 @@ class CarliniWagner(Attack):
         variables = [variable.requires_grad_() for variable in problem.start(generator)]
         adam = torch.optim.Adam(variables, lr=self.rate)
         everyone = slice(None)
-        found = problem.clouds(variables, everyone).detach().clone()
-        nearest = torch.full_like(weight, torch.inf)
+        nearest = Nearest(problem.clouds(variables, everyone).detach())
         left = torch.full_like(taken, self.iterations)  # steps until an example leaves
         rows: Rows = everyone
         for _ in range(self.iterations):
@@ -150,7 +150,7 @@ class CarliniWagner(Attack):
             logits, gradient = oracle.gradient(clouds, self.loss, rows)
             taken[rows] += 1
             reached = oracle.reached(logits, rows)
-            self._keep_nearest(found, nearest, rows, clouds.detach(), distance.detach(), reached)
+            nearest.see(clouds.detach(), distance.detach(), reached.long(), rows)
             # Adam goes on with the variables of those who have left; nobody looks at them any more.
             gradients = torch.autograd.grad([clouds, distance], variables, [gradient, weight[rows]])
             for variable, slope in zip(variables, gradients, strict=True):
@@ -161,16 +161,7 @@ class CarliniWagner(Attack):
                 rows = left.nonzero().squeeze(1)
                 if len(rows) == 0:
                     break
-        return found, nearest, problem.clouds(variables, everyone).detach()
-
-    @staticmethod
-    def _keep_nearest(
-        found: Tensor, nearest: Tensor, rows: Rows, clouds: Tensor, size: Tensor, reached: Tensor
-    ) -> None:
-        """Writes the clouds ``(b, M, 3)`` of ``rows`` that are the nearest successes so far."""
-        nearer = reached & (size < nearest[rows])
-        which = torch.arange(len(nearest), device=nearest.device)[rows][nearer]
-        found[which], nearest[which] = clouds[nearer], size[nearer]
+        return nearest.points, nearest.size, problem.clouds(variables, everyone).detach()
 
 
 @dataclass(frozen=True)

@@ -20,17 +20,19 @@ class Nearest:
         self.size = points.new_full((len(points),), torch.inf)
         """``(B,)`` size of what is kept."""
 
-    def see(self, points: Tensor, size: Tensor, rank: Tensor) -> None:
+    def see(self, points: Tensor, size: Tensor, rank: Tensor, rows: Tensor | slice = slice(None)) -> None:
         """Takes clouds that are of a higher rank than what is kept, or of its rank and nearer.
 
         Args:
-            points: ``(B, N, 3)`` attacked clouds.
-            size: ``(B,)`` sizes of their change.
-            rank: ``(B,)`` how well they do, 0 for a failure.
+            points: ``(b, N, 3)`` attacked clouds.
+            size: ``(b,)`` sizes of their change.
+            rank: ``(b,)`` how well they do, 0 for a failure.
+            rows: examples that they stand for.
         """
-        better = (rank > self.rank) | ((rank == self.rank) & (rank > 0) & (size < self.size))
-        self.points[better], self.size[better] = points[better], size[better]
-        self.rank = torch.where(better, rank, self.rank)
+        had = self.rank[rows]
+        better = (rank > had) | ((rank == had) & (rank > 0) & (size < self.size[rows]))
+        which = torch.arange(len(self.size), device=better.device)[rows][better]
+        self.points[which], self.size[which], self.rank[which] = points[better], size[better], rank[better]
 
     def result(self, last: Tensor) -> Tensor:
         """``(B, N, 3)`` what is kept, and the last iterate of an example without any success."""

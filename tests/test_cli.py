@@ -39,7 +39,7 @@ def test_methods_are_those_of_the_purifier() -> None:
 
 
 FAULTS = """
-import os, resource, sys
+import resource, sys
 from ifdefense.cli import use_huge_pages
 if sys.argv[1] == "huge":
     use_huge_pages()
