@@ -40,7 +40,7 @@ weights: $(READY)
 	$(TRAIN) --model dgcnn --init runs/dgcnn-modelnet40-second.safetensors --schedule 1024x1 --rate 8e-4 \
 		--decay 0.02 --seed 2 --test --out runs/dgcnn-modelnet40-third \
 		--export $(SHIPPED)/dgcnn-modelnet40.safetensors
-	$(BIN)/python -m attacks.autoencoder --epochs 20 --out runs/autoencoder \
+	$(BIN)/python -m attacks.optimised.autoencoder --epochs 20 --out runs/autoencoder \
 		--export attacks/weights/autoencoder-modelnet40.safetensors
 	$(BIN)/ifdefense-bench purified-set --split train --corrupted 0.5 --out cache/hybrid-train.npz
 	$(BIN)/ifdefense-bench purified-set --split validation --corrupted 0.5 --limit 400 \

@@ -14,7 +14,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from attacks import distances, projections
+from attacks.functional import distances, projections
 
 Model = Callable[[Tensor], Tensor]
 """``(B, N, 3)`` points to ``(B, C)`` logits."""
@@ -136,7 +136,7 @@ class Oracle:
 
         Args:
             points: ``(b, N, 3)`` clouds.
-            loss: one of `attacks.losses`.
+            loss: one of `attacks.functional.losses`.
             rows: examples that the clouds stand for.
 
         Raises:

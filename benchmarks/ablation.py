@@ -21,9 +21,9 @@ import classifiers
 from benchmarks import record
 from benchmarks.accuracy import TITLES, Bench, Settings
 from ifdefense import Purifier, SurfaceOptions
-from ifdefense.data.corruption import CorruptionOptions, corrupt
-from ifdefense.frame import to_unit_sphere
-from ifdefense.points import chamfer_distance
+from ifdefense.corruptions.simulated import SimulationOptions, simulate_attack
+from ifdefense.geometry.frame import to_unit_sphere
+from ifdefense.geometry.points import chamfer_distance
 
 SHIPPED = SurfaceOptions()
 VARIANTS = {
@@ -37,7 +37,7 @@ VARIANTS = {
 }
 
 ATTACKS = ("none", "pgd", "drop-200")
-CLUSTERS = CorruptionOptions(
+CLUSTERS = SimulationOptions(
     clean=0,
     noise=0,
     displace=0,
@@ -55,7 +55,7 @@ def inputs(bench: Bench, victim: nn.Module) -> dict[str, Tensor]:
     """Clouds ``(S, M, 3)`` in the classifier's frame, as each attacker leaves them."""
     given = {TITLES[name]: bench.attacked(victim, name)["points"] for name in ATTACKS}
     generator = torch.Generator().manual_seed(bench.settings.seed)
-    return given | {"clusters": corrupt(bench.points / 2, generator=generator, options=CLUSTERS) * 2}
+    return given | {"clusters": simulate_attack(bench.points / 2, generator=generator, options=CLUSTERS) * 2}
 
 
 @click.command("ablation")

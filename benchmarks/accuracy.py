@@ -36,7 +36,7 @@ from benchmarks import published, record
 from benchmarks.tables import markdown
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.modelnet import load_modelnet40
-from ifdefense.frame import to_unit_sphere
+from ifdefense.geometry.frame import to_unit_sphere
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ import classifiers
 from attacks import Attack
 from benchmarks import record
 from benchmarks.purify_speed import make_clouds
-from ifdefense.frame import to_unit_sphere
+from ifdefense.geometry.frame import to_unit_sphere
 
 CLASSES = 40
 TIMED: dict[str, tuple[Attack, int]] = {

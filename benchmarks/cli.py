@@ -6,7 +6,7 @@ import logging
 
 import click
 
-from ifdefense.cli import LazyGroup, use_huge_pages
+from ifdefense.console import LazyGroup, use_huge_pages
 
 COMMANDS = {
     "ablation": ("benchmarks.ablation:ablation", "What each part of the purifier is worth, on validation."),

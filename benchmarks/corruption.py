@@ -16,10 +16,10 @@ import click
 import torch
 from torch import Tensor
 
-from attacks.corruptions import CORRUPTIONS, corrupt
 from benchmarks import record
 from benchmarks.accuracy import DEFENCES, Bench, Settings, load_victim, predictions, victim_title
 from classifiers import fold
+from ifdefense.corruptions.natural import CORRUPTIONS, corrupt
 
 SEED = 0
 

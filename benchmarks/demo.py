@@ -18,10 +18,10 @@ import classifiers
 from benchmarks import record
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.formats import replacing
-from ifdefense.data.procedural import make_dataset
-from ifdefense.frame import to_unit_sphere
-from ifdefense.purifier import METHODS, Purifier, Trace
+from ifdefense.geometry.frame import to_unit_sphere
+from ifdefense.purifiers.purifier import METHODS, Purifier, Trace
 from ifdefense.report import Case, Reading, Table, render_html, render_png
+from ifdefense.shapes.procedural import make_dataset
 
 CLASSIFIER = "pointnet-procedural"
 SEED = 3_000_000

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from benchmarks import record
-from ifdefense.points import ball_query, chamfer_distance, farthest_point_sampling, gather, group, knn
+from ifdefense.geometry.points import (
+    ball_query,
+    chamfer_distance,
+    farthest_point_sampling,
+    gather,
+    group,
+    knn,
+)
 
 CENTRES = 512
 RADIUS, MEMBERS = 0.2, 32

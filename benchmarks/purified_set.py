@@ -12,12 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ifdefense import Purifier
-from ifdefense.data.corruption import CorruptionOptions, corrupt
+from ifdefense.corruptions.simulated import SimulationOptions, simulate_attack
 from ifdefense.data.modelnet import load_modelnet40
-from ifdefense.frame import to_unit_sphere
+from ifdefense.geometry.frame import to_unit_sphere
 
 CHUNK = 64
-CORRUPTION = CorruptionOptions(clean=0.0)
+CORRUPTION = SimulationOptions(clean=0.0)
 
 
 @click.command("purified-set")
@@ -77,7 +77,7 @@ def _spoilt(cloud: Tensor, share: float, index: int, seed: int) -> Tensor:
     if float(torch.rand((), generator=generator)) >= share:
         return cloud
     left = len(cloud) * 3 // 4  # as many as nearly all holes leave
-    return corrupt(cloud[None] / 2, left, generator, CORRUPTION)[0] * 2
+    return simulate_attack(cloud[None] / 2, left, generator, CORRUPTION)[0] * 2
 
 
 if __name__ == "__main__":

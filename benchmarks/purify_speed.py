@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import record
-from ifdefense.data.procedural import CLASSES, make_dataset
-from ifdefense.implicit import OccupancyNetwork
-from ifdefense.purifier import Purifier
+from ifdefense.implicit.occupancy import OccupancyNetwork
+from ifdefense.purifiers.purifier import Purifier
+from ifdefense.shapes.procedural import CLASSES, make_dataset
 
 CLOUDS = 16
 GROWTH = (4, 16, 64)

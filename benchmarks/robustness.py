@@ -2,7 +2,7 @@
 
 The protocol is that of `benchmarks.accuracy`: test clouds drawn in proportion to the classes, fixed random
 targets, attacked clouds not normalised again. "Plain" attacks know the classifier and not the defence;
-"adaptive" ones see both, through `attacks.adaptive`, and are made anew for every defence.
+"adaptive" ones see both, through `attacks.defence_aware.adaptive`, and are made anew for every defence.
 
 Every attacked and purified batch is kept in a cache: an interrupted run goes on where it was, and a row that
 is there already costs nothing.
@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
+from attacks.adaptive import adaptive
 from torch import Tensor, nn
 
-from attacks import EOT, Attack, adaptive, attack_in_batches
+from attacks import EOT, Attack, attack_in_batches
 from benchmarks import record
 from benchmarks.accuracy import DEFENCES, Bench, Settings, load_victim, predictions, victim_title
 from benchmarks.published import accuracy as published_accuracy

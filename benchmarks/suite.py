@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 import attacks
-from attacks.cw import CarliniWagner
+from attacks.optimised.carlini_wagner import CarliniWagner
 from classifiers.pointnet import PointNet
 
 

@@ -25,7 +25,7 @@ def nearest_features(x: Tensor, k: int) -> Tensor:
     """Indices of the ``k`` nearest rows of each row, itself included, in no order.
 
     Distances are expanded into a matrix product, after centring, one cloud at a time: unlike
-    `ifdefense.points.knn`, which sums differences and is meant for few dimensions.
+    `ifdefense.geometry.points.knn`, which sums differences and is meant for few dimensions.
 
     Args:
         x: ``(B, N, C)`` features.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from classifiers.dgcnn import SLOPE, separate_aliases
 from classifiers.layers import check_points, edge, group_pooled, pooled, shared
-from ifdefense.points import farthest_point_sampling, gather, knn
+from ifdefense.geometry.points import farthest_point_sampling, gather, knn
 
 
 class Neighbourhoods(nn.Module):

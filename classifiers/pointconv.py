@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from classifiers.layers import check_points, edge, rows_of, shared
 from classifiers.pointnet2 import centres_of, layer_lists
-from ifdefense.points import gather, knn, squared_distances
+from ifdefense.geometry.points import gather, knn, squared_distances
 
 
 def density(points: Tensor, bandwidth: float) -> Tensor:

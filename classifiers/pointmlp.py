@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from classifiers.layers import activated, check_points, edge, linear, rows_of, shared
-from ifdefense.points import farthest_point_sampling, gather, knn
+from ifdefense.geometry.points import farthest_point_sampling, gather, knn
 
 STAGES = 4
 NEIGHBOURS = 24

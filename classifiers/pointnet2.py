@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from classifiers.layers import check_points, edge, group_pooled, in_part, pooled, shared
-from ifdefense.points import ball_query, farthest_point_sampling, gather
+from ifdefense.geometry.points import ball_query, farthest_point_sampling, gather
 
 
 @dataclasses.dataclass(frozen=True)

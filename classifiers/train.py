@@ -30,9 +30,9 @@ from classifiers import NETWORKS, build
 from classifiers.layers import Sized
 from classifiers.pointnet import PointNet, orthogonality_penalty
 from ifdefense.checkpoints import load_into, load_state, save_safetensors
-from ifdefense.cli import use_huge_pages
+from ifdefense.console import use_huge_pages
 from ifdefense.data.sets import training_sets
-from ifdefense.frame import to_unit_sphere
+from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.training.runs import EpochRun, write_card
 
 logger = logging.getLogger(__name__)

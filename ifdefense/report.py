@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ifdefense.mesh import Mesh
-from ifdefense.purifier import Trace
+from ifdefense.geometry.mesh import Mesh
+from ifdefense.purifiers.purifier import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,12 +8,12 @@ import torch
 from attack_checks import CLASSES, clouds, victim
 from torch import Tensor, nn
 
-from attacks.adaptive import BPDA, EOT, Adaptive, DefenceAware, adaptive, selected
 from attacks.base import Attack, Oracle, ThreatModel
-from attacks.drop import SaliencyDrop
-from attacks.pgd import PGD
-from ifdefense.outliers import statistical_outlier_removal
-from ifdefense.purifier import Defended, Purifier
+from attacks.defence_aware.adaptive import BPDA, EOT, Adaptive, DefenceAware, adaptive, selected
+from attacks.dropping.drop import SaliencyDrop
+from attacks.gradient.pgd import PGD
+from ifdefense.purifiers.purifier import Defended, Purifier
+from ifdefense.stages.outliers import statistical_outlier_removal
 
 PLAIN = PGD("l2", epsilon=1.5, iterations=15, step=0.1, random_start=False)
 

@@ -8,12 +8,12 @@ import torch
 from attack_checks import CLASSES, clouds, victim
 from torch import Tensor
 
-from attacks import distances
-from attacks.add_cluster import AddCluster
-from attacks.add_object import AddObject
-from attacks.add_points import AddCD, AddHD
+from attacks.adding.cluster import AddCluster
+from attacks.adding.critical import critical_points, dbscan, draw_members, seed_clusters
+from attacks.adding.object import AddObject
+from attacks.adding.points import AddCD, AddHD
 from attacks.base import Attack, AttackResult, Oracle, ThreatModel
-from attacks.critical import critical_points, dbscan, draw_members, seed_clusters
+from attacks.functional import distances
 
 QUICK: dict[str, object] = {"searches": 2, "iterations": 20, "first_weight": 0.01, "rate": 0.05}
 SMALL: dict[str, Attack] = {

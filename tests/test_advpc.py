@@ -11,13 +11,13 @@ from attack_checks import check, clouds, linear_case
 from click.testing import CliRunner
 from torch import Tensor
 
-from attacks import autoencoder
-from attacks.advpc import AdvPC
-from attacks.autoencoder import AutoEncoder, Options, Run, chamfer
 from attacks.base import ThreatModel
+from attacks.optimised import autoencoder
+from attacks.optimised.advpc import AdvPC
+from attacks.optimised.autoencoder import AutoEncoder, Options, Run, chamfer
 from ifdefense.checkpoints import CheckpointError, save_safetensors
 from ifdefense.data.modelnet import load_modelnet40
-from ifdefense.points import chamfer_distance
+from ifdefense.geometry.points import chamfer_distance
 
 TINY = Options(epochs=3, batch=4, points=20)
 

@@ -7,9 +7,9 @@ import torch
 from attack_checks import check, clouds, linear_case, victim
 from torch import Tensor
 
-from attacks.aof import AOF, graph_laplacian, low_frequencies
 from attacks.base import ThreatModel
 from attacks.nearest import Nearest
+from attacks.optimised.aof import AOF, graph_laplacian, low_frequencies
 
 SMALL = AOF(epsilon=0.5, neighbours=6, frequencies=12, iterations=20, rate=0.03)
 

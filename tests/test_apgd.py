@@ -9,10 +9,10 @@ from attack_checks import check, clouds, linear_case, victim
 from test_fgm import NORMS, optimum
 from torch import Tensor, nn
 
-from attacks import losses
-from attacks.apgd import APGD, LOSSES, _Best, checkpoints
 from attacks.base import Norm, ThreatModel
-from attacks.pgd import PGD, steepest
+from attacks.functional import losses
+from attacks.gradient.apgd import APGD, LOSSES, _Best, checkpoints
+from attacks.gradient.pgd import PGD, steepest
 
 
 @pytest.mark.parametrize("targeted", [False, True])

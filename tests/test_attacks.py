@@ -17,12 +17,10 @@ from attacks import (
     Perturb,
     SaliencyDrop,
     ThreatModel,
-    distances,
-    losses,
-    projections,
     random_targets,
 )
 from attacks.base import DISTANCES, PROJECTIONS, BudgetError, Norm, Oracle
+from attacks.functional import distances, losses, projections
 
 NORMS: tuple[Norm, ...] = ("l2", "point-l2", "linf")
 ATTACKS: dict[str, tuple[Attack, bool]] = {  # by name: the attack, and whether it is aimed

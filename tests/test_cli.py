@@ -14,9 +14,10 @@ import pytest
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 
-from ifdefense import cli, purifier
+from ifdefense import cli
 from ifdefense.data.formats import read_cloud, read_clouds, read_mesh, write_cloud, write_clouds, write_mesh
-from ifdefense.mesh import Mesh
+from ifdefense.geometry.mesh import Mesh
+from ifdefense.purifiers import purifier
 
 Points = NDArray[np.float32]
 TETRAHEDRON = Mesh(
@@ -40,7 +41,7 @@ def test_methods_are_those_of_the_purifier() -> None:
 
 FAULTS = """
 import resource, sys
-from ifdefense.cli import use_huge_pages
+from ifdefense.console import use_huge_pages
 if sys.argv[1] == "huge":
     use_huge_pages()
 import torch

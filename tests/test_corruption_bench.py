@@ -10,12 +10,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from attacks.corruptions import CORRUPTIONS
 from benchmarks import tables
 from benchmarks.corruption import corrupted, corruptions, markdown_rows, means
 from classifiers.pointnet import PointNet
 from ifdefense.checkpoints import save_safetensors
-from ifdefense.frame import to_unit_sphere
+from ifdefense.corruptions.natural import CORRUPTIONS
+from ifdefense.geometry.frame import to_unit_sphere
 
 needs_modelnet40 = pytest.mark.skipif(
     "IFDEFENSE_DATA" not in os.environ, reason="IFDEFENSE_DATA is not set: no ModelNet40"

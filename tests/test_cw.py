@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Oracle
-from attacks.cw import CarliniWagner, Perturb, Problem
+from attacks.optimised.carlini_wagner import CarliniWagner, Perturb, Problem
 
 
 class Net(nn.Module):

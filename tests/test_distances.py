@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks import distances
-from ifdefense.points import chamfer_distance
+from attacks.functional import distances
+from ifdefense.geometry.points import chamfer_distance
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

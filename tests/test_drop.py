@@ -9,7 +9,8 @@ from attack_checks import clouds, victim
 from torch import Tensor
 
 from attacks.base import Attack, ThreatModel
-from attacks.drop import LocalDrop, RandomDrop, split_neighbourhood
+from attacks.dropping.drop import LocalDrop, RandomDrop
+from ifdefense.geometry.points import split_neighbourhood
 
 DROPS: list[Attack] = [RandomDrop(12), LocalDrop(12, 3), LocalDrop(11, 4)]
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ifdefense.extraction import ExtractionOptions, Field, Grid, extract_meshes, mise
+from ifdefense.stages.extraction import ExtractionOptions, Field, Grid, extract_meshes, mise
 
 Box = tuple[tuple[float, float, float], tuple[float, float, float]]
 SMALL = ExtractionOptions(resolution=16, coarse=4)

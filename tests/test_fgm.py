@@ -9,8 +9,8 @@ from attack_checks import check, clouds, linear_case, victim
 from torch import Tensor
 
 from attacks.base import PROJECTIONS, Attack, Norm, ThreatModel
-from attacks.fgm import FGM, IFGM, MIFGM
-from attacks.pgd import PGD
+from attacks.gradient.fgm import FGM, IFGM, MIFGM
+from attacks.gradient.pgd import PGD
 
 NORMS: tuple[Norm, ...] = ("l2", "point-l2", "linf")
 

@@ -25,7 +25,7 @@ from ifdefense.data.formats import (
     write_clouds,
     write_mesh,
 )
-from ifdefense.mesh import Mesh
+from ifdefense.geometry.mesh import Mesh
 
 WRITABLE = [suffix for suffix in CLOUD_SUFFIXES if suffix != ".stl"]
 CUBE = trimesh.creation.box((1, 1, 1))

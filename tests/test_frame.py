@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ifdefense.frame import Frame, to_unit_sphere
+from ifdefense.geometry.frame import Frame, to_unit_sphere
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])

@@ -9,10 +9,10 @@ import torch
 from attack_checks import CLASSES, clouds, victim
 from torch import Tensor
 
-from attacks import distances
 from attacks.base import ThreatModel
-from attacks.geoa3 import GeoA3
-from attacks.si_adv import estimated_normals
+from attacks.functional import distances
+from attacks.gradient.si_adv import estimated_normals
+from attacks.optimised.geoa3 import GeoA3
 
 QUICK = GeoA3(k=6, searches=2, iterations=20, first_weight=0.1, rate=0.05)
 ZERO = torch.zeros(2, dtype=torch.long)

@@ -8,7 +8,7 @@ from attack_checks import check, clouds, victim
 from torch import Tensor
 
 from attacks.base import ThreatModel
-from attacks.hit_adv import HiTADV, deformed, roughness
+from attacks.optimised.hit_adv import HiTADV, deformed, roughness
 
 SMALL = HiTADV(epsilon=0.4, centres=10, candidates=15, neighbours=6, searches=2, iterations=12)
 

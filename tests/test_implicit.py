@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ifdefense.checkpoints import load_into, load_state
-from ifdefense.implicit import (
+from ifdefense.implicit.occupancy import (
     ConditionalBatchNorm,
     OccupancyConfig,
     OccupancyNetwork,

@@ -6,7 +6,7 @@ from attack_checks import check, clouds, linear_case, victim
 from torch import Tensor
 
 from attacks.base import ThreatModel
-from attacks.jgba import JGBA, far_from_neighbours
+from attacks.defence_aware.jgba import JGBA, far_from_neighbours
 
 
 @pytest.mark.parametrize("targeted", [False, True])

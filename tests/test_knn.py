@@ -7,9 +7,9 @@ import torch
 from attack_checks import check, clouds, victim
 from torch import Tensor
 
-from attacks import distances
 from attacks.base import ThreatModel
-from attacks.knn import KNN, outside, outward_normals
+from attacks.functional import distances
+from attacks.optimised.knn import KNN, outside, outward_normals
 
 QUICK = KNN(kappa=1.0, epsilon=0.5, chamfer_weight=1e-3, knn_weight=1e-3, iterations=20, rate=0.02)
 NORMAL = torch.tensor([9.0, -3.0, 6.0], dtype=torch.float64)

@@ -15,7 +15,7 @@ import classifiers
 from classifiers import build, load
 from ifdefense.checkpoints import save_safetensors
 from ifdefense.data.modelnet import load_modelnet40
-from ifdefense.frame import to_unit_sphere
+from ifdefense.geometry.frame import to_unit_sphere
 
 TABLES = [
     ("pointnet", "pointnet_yanx27"),

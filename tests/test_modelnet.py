@@ -17,7 +17,7 @@ from ifdefense.data.layouts import LAYOUTS, MODELNET40_CLASSES, detect_layout, l
 from ifdefense.data.modelnet import holdout, load_modelnet40
 from ifdefense.data.packed import DataError
 from ifdefense.data.sets import training_sets
-from ifdefense.mesh import Mesh
+from ifdefense.geometry.mesh import Mesh
 
 CLASSES = ("bed", "night_stand", "sofa")
 POINTS = 32

@@ -9,7 +9,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ifdefense.data.occupancy import (
+from ifdefense.geometry.mesh import Mesh
+from ifdefense.shapes.procedural import make_shape
+from ifdefense.training.occupancies import (
     BOX,
     OFFSET,
     RESOLUTION,
@@ -23,8 +25,6 @@ from ifdefense.data.occupancy import (
     field_from_mesh,
     field_from_shape,
 )
-from ifdefense.data.procedural import make_shape
-from ifdefense.mesh import Mesh
 
 CELL = BOX / RESOLUTION
 
@@ -44,7 +44,7 @@ def box_mesh() -> Mesh:
 
 
 def box_samples(count: int) -> NDArray[np.float32]:
-    from ifdefense.resampling import sample_surface
+    from ifdefense.stages.resampling import sample_surface
 
     return sample_surface(box_mesh(), count, generator=np.random.default_rng(0))[0]
 

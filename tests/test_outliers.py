@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ifdefense.outliers import simple_random_sampling, statistical_outlier_removal
+from ifdefense.stages.outliers import simple_random_sampling, statistical_outlier_removal
 
 
 def naive_sor(cloud: torch.Tensor, k: int, alpha: float) -> torch.Tensor:

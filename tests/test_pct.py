@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from classifiers.pct import PCT, Neighbourhoods, OffsetAttention
-from ifdefense.points import farthest_point_sampling
+from ifdefense.geometry.points import farthest_point_sampling
 
 
 def clouds(*shape: int, seed: int = 3) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from classifiers.pointconv import DensityAbstraction, Network, PointConv, density
-from ifdefense.points import farthest_point_sampling
+from ifdefense.geometry.points import farthest_point_sampling
 
 
 def clouds(*shape: int, seed: int = 3) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from classifiers.pointmlp import Grouper, PointMLP, Residual, Stage
-from ifdefense.points import knn
+from ifdefense.geometry.points import knn
 
 
 def clouds(*shape: int, seed: int = 3) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from classifiers import layers
 from classifiers.layers import group_max_linear, neighbour_max, rows_of
 from classifiers.pointnet2 import MultiScaleAbstraction, PointNet2, Scale, SetAbstraction
-from ifdefense.points import farthest_point_sampling
+from ifdefense.geometry.points import farthest_point_sampling
 
 
 def randomise(module: nn.Module, seed: int = 0) -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ifdefense import points as operations
-from ifdefense.points import (
+from ifdefense.geometry import points as operations
+from ifdefense.geometry.points import (
     ball_query,
     chamfer_distance,
     farthest_point_sampling,

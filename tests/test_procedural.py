@@ -7,8 +7,8 @@ import pytest
 import torch
 from skimage.measure import label, marching_cubes
 
-from ifdefense.data.procedural import CLASSES, make_dataset, make_shape, make_shapes
-from ifdefense.mesh import Mesh
+from ifdefense.geometry.mesh import Mesh
+from ifdefense.shapes.procedural import CLASSES, make_dataset, make_shape, make_shapes
 
 SHAPES = {name: [make_shape(name, np.random.default_rng([seed, 1])) for seed in range(3)] for name in CLASSES}
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ifdefense import Defended, Purifier, SurfaceOptions, purify
-from ifdefense.data.procedural import make_shape
-from ifdefense.frame import to_unit_sphere
-from ifdefense.implicit import OccupancyConfig, OccupancyNetwork
-from ifdefense.points import knn
+from ifdefense.geometry.frame import to_unit_sphere
+from ifdefense.geometry.points import knn
+from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
+from ifdefense.shapes.procedural import make_shape
 
 
 class Ball(OccupancyNetwork):

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from ifdefense.extraction import ExtractionOptions, extract_meshes
-from ifdefense.mesh import Mesh
-from ifdefense.repair import Repair, RepairOptions, _boundary_loops, _graph, _walked, repair_mesh
-from ifdefense.resampling import sample_surface
+from ifdefense.geometry.mesh import Mesh
+from ifdefense.stages.extraction import ExtractionOptions, extract_meshes
+from ifdefense.stages.repair import Repair, RepairOptions, _boundary_loops, _graph, _walked, repair_mesh
+from ifdefense.stages.resampling import sample_surface
 
 Distance = Callable[[Tensor], Tensor]
 OPTIONS = ExtractionOptions()

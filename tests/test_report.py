@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ifdefense.mesh import Mesh
-from ifdefense.purifier import Trace
+from ifdefense.geometry.mesh import Mesh
+from ifdefense.purifiers.purifier import Trace
 from ifdefense.report import LEVELS, Case, Numbers, Reading, Table, heat, render_html, render_png
 
 Points = NDArray[np.float32]

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from test_mesh import CORNERS, CUBE_FACES
 
-from ifdefense.mesh import Mesh
-from ifdefense.resampling import (
+from ifdefense.geometry.mesh import Mesh
+from ifdefense.stages.resampling import (
     Method,
     _throw_darts,
     resample,

@@ -12,8 +12,8 @@ from attack_checks import SmallNet, clouds, victim
 from torch import Tensor, nn
 
 from attacks import PGD, Perturb, SaliencyDrop
+from attacks.black_box.transfer import Transfer
 from attacks.resume import attack_in_batches, digest
-from attacks.transfer import Transfer
 
 ATTACK = PGD("linf", delta=0.3, iterations=3)
 

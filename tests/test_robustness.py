@@ -98,7 +98,7 @@ def test_rows_are_added_replaced_and_made_from_the_cache(
     def never(*_: object) -> None:
         raise AssertionError("a cached attack is made again")
 
-    monkeypatch.setattr("attacks.fgm.FGM.run", never)
+    monkeypatch.setattr("attacks.gradient.fgm.FGM.run", never)
     fixed = ["--attack", "fgm", "--plain", "--defence", "srs"]
     assert run(tmp_path, *fixed).exit_code == 0
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]

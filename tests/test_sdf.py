@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from ifdefense.data.sdf import Extrusion, Part, Placed, Revolution, RoundedBox, Solid, Torus
+from ifdefense.shapes.sdf import Extrusion, Part, Placed, Revolution, RoundedBox, Solid, Torus
 
 L_SHAPE = [(-0.4, -0.4), (0.4, -0.4), (0.4, -0.1), (-0.1, -0.1), (-0.1, 0.4), (-0.4, 0.4)]
 CUP = [(0, -0.4), (0.3, -0.4), (0.4, 0.4), (0.3, 0.4), (0.22, -0.3), (0, -0.3)]

@@ -9,7 +9,7 @@ from attack_checks import check, linear_case
 from torch import Tensor
 
 from attacks.base import ThreatModel
-from attacks.si_adv import SIAdv, estimated_normals
+from attacks.gradient.si_adv import SIAdv, estimated_normals
 
 
 @pytest.mark.parametrize("targeted", [False, True])

@@ -10,7 +10,7 @@ from test_fgm import optimum
 from torch import Tensor
 
 from attacks.base import Norm, ThreatModel
-from attacks.square import Square
+from attacks.black_box.square import Square
 
 NORMS: tuple[Norm, ...] = ("linf", "point-l2")
 

@@ -13,7 +13,7 @@ import classifiers
 from classifiers import train
 from classifiers.pointnet import PointNet
 from classifiers.train import Clouds, Options, Run, accuracy, augment, clouds_from
-from ifdefense.data.procedural import CLASSES
+from ifdefense.shapes.procedural import CLASSES
 
 TINY = Options(schedule=((8, 2), (32, 2)), batch=8, rate=1e-3)
 

@@ -13,12 +13,12 @@ import torch
 from click.testing import CliRunner
 
 from ifdefense.checkpoints import load_into, load_state
-from ifdefense.data.occupancy import OFFSET, OccupancySet, cell_centres, field_from_shape
-from ifdefense.data.procedural import make_shape
-from ifdefense.implicit import OccupancyConfig, OccupancyNetwork
+from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
+from ifdefense.shapes.procedural import make_shape
 from ifdefense.training.collections import from_procedural, to_unit_cube
 from ifdefense.training.fit import Sampler, TrainOptions, bounding_cube, fit, schedule
 from ifdefense.training.muon import Muon, orthogonalise, split_parameters
+from ifdefense.training.occupancies import OFFSET, OccupancySet, cell_centres, field_from_shape
 from ifdefense.training.onet import train_command
 from ifdefense.training.surfaces import chamfer_l1
 

@@ -6,7 +6,7 @@ from attack_checks import SmallNet, check, clouds, victim
 from torch import Tensor
 
 from attacks import PGD, Perturb, SaliencyDrop, ThreatModel
-from attacks.transfer import Transfer
+from attacks.black_box.transfer import Transfer
 
 
 def surrogate() -> SmallNet:

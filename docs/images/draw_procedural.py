@@ -14,7 +14,7 @@ from mpl_toolkits.mplot3d.axes3d import Axes3D
 from PIL import Image
 from skimage.measure import marching_cubes
 
-from ifdefense.data.procedural import CLASSES, Shape, make_shapes
+from ifdefense.shapes.procedural import CLASSES, Shape, make_shapes
 
 EACH, COLUMNS, CELLS, SIDE = 3, 12, 110, 1.06
 

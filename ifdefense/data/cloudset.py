@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ifdefense.mesh import Mesh
+from ifdefense.geometry.mesh import Mesh
 
 
 @dataclass(frozen=True, eq=False)

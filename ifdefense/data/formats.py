@@ -16,9 +16,8 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ifdefense.mesh import Mesh
-
-from .packed import Arrays, DataError, load_npz, load_packed_meshes, unpack_points
+from ifdefense.data.packed import Arrays, DataError, load_npz, load_packed_meshes, unpack_points
+from ifdefense.geometry.mesh import Mesh
 
 __all__ = [
     "BATCH_SUFFIXES",
@@ -343,7 +342,7 @@ def _known(suffixes: Sequence[str] | dict[str, Any]) -> str:
 
 def _cloud_of(path: Path, mesh_points: int, seed: int) -> Points:
     """The points of a file that holds a cloud or a mesh."""
-    from ifdefense.resampling import sample_surface
+    from ifdefense.stages.resampling import sample_surface
 
     vertices, faces = _load_geometry(path)
     if not len(faces):

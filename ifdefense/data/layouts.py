@@ -18,12 +18,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ifdefense.mesh import Mesh
-from ifdefense.resampling import sample_surface
-
-from .cloudset import CloudSet
-from .formats import CLOUD_SUFFIXES, checked, find_clouds, optional, read_arrays, read_cloud, read_text
-from .packed import DataError, load_npz, load_packed_clouds, read_classes, require
+from ifdefense.data.cloudset import CloudSet
+from ifdefense.data.formats import (
+    CLOUD_SUFFIXES,
+    checked,
+    find_clouds,
+    optional,
+    read_arrays,
+    read_cloud,
+    read_text,
+)
+from ifdefense.data.packed import DataError, load_npz, load_packed_clouds, read_classes, require
+from ifdefense.geometry.mesh import Mesh
+from ifdefense.stages.resampling import sample_surface
 
 Part = Literal["train", "test"]
 Reader = Callable[[Path, Part, int], CloudSet]

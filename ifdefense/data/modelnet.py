@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .cloudset import CloudSet
-from .layouts import load_part
-from .packed import data_folder
+from ifdefense.data.cloudset import CloudSet
+from ifdefense.data.layouts import load_part
+from ifdefense.data.packed import data_folder
 
 Split = Literal["train", "validation", "test"]
 

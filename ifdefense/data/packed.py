@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ifdefense.mesh import Mesh
-
-from .cloudset import CloudSet, MeshSet
+from ifdefense.data.cloudset import CloudSet, MeshSet
+from ifdefense.geometry.mesh import Mesh
 
 ROOT_VARIABLE = "IFDEFENSE_DATA"
 CLOUD_STEP = 1.02 / 32767

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.modelnet import load_modelnet40
-from ifdefense.data.procedural import make_dataset
+from ifdefense.shapes.procedural import make_dataset
 
 NAMES = ("modelnet40", "procedural")
 

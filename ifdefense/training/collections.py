@@ -12,8 +12,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ifdefense.data.modelnet import Split
-from ifdefense.data.occupancy import Field, OccupancySet, field_from_cloud, field_from_mesh, field_from_shape
-from ifdefense.frame import Frame
+from ifdefense.geometry.frame import Frame
+from ifdefense.training.occupancies import (
+    Field,
+    OccupancySet,
+    field_from_cloud,
+    field_from_mesh,
+    field_from_shape,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +64,7 @@ def from_modelnet40(root: str | Path | None, split: Split) -> OccupancySet:
 def from_meshes(root: str | Path | None, seed: int = 0) -> OccupancySet:
     """Packed triangle soups, signed by winding numbers; those with an inconsistent inside are left out."""
     from ifdefense.data.packed import load_packed_meshes
-    from ifdefense.resampling import sample_surface
+    from ifdefense.stages.resampling import sample_surface
 
     meshes = load_packed_meshes(root).meshes
 
@@ -72,7 +78,7 @@ def from_meshes(root: str | Path | None, seed: int = 0) -> OccupancySet:
 
 def from_procedural(per_class: int, seed: int = 0) -> OccupancySet:
     """Procedural solids with their exact fields."""
-    from ifdefense.data.procedural import CLASSES, make_shape
+    from ifdefense.shapes.procedural import CLASSES, make_shape
 
     def pairs() -> Iterable[Pair]:
         for label, name in enumerate(CLASSES):

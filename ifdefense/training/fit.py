@@ -16,10 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ifdefense.checkpoints import load_into, load_state
-from ifdefense.data.corruption import corrupt
-from ifdefense.data.occupancy import OccupancySet, field_at
-from ifdefense.implicit import OccupancyConfig, OccupancyNetwork, occupancy_loss
+from ifdefense.corruptions.simulated import simulate_attack
+from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork, occupancy_loss
 from ifdefense.training.muon import Muon, split_parameters
+from ifdefense.training.occupancies import OccupancySet, field_at
 from ifdefense.training.runs import save_state
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Sampler:
         """What the encoder is given of ``(B, N, 3)`` clouds: noise alone where ``clean``, else corruption."""
         sound = _subset(whole, self.options.points, generator)
         sound = sound + self.options.jitter * torch.randn(sound.shape, generator=generator)
-        spoilt = corrupt(whole, self.options.points, generator)
+        spoilt = simulate_attack(whole, self.options.points, generator)
         return torch.where(clean[:, None, None], sound, spoilt)
 
     def _held(self, count: int, corrupted: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:

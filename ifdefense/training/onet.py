@@ -14,10 +14,10 @@ import click
 import torch
 
 from ifdefense.checkpoints import load_into, load_state, save_safetensors
-from ifdefense.data.occupancy import OFFSET, OccupancySet, concatenate
-from ifdefense.implicit import OccupancyConfig, OccupancyNetwork
+from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
 from ifdefense.training.collections import cached, from_meshes, from_modelnet40, from_procedural
 from ifdefense.training.fit import TrainOptions, fit
+from ifdefense.training.occupancies import OFFSET, OccupancySet, concatenate
 from ifdefense.training.surfaces import chamfer_l1
 
 SOURCES = ("modelnet40", "meshes", "procedural")

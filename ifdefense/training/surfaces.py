@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from ifdefense.data.occupancy import OFFSET, OccupancySet
-from ifdefense.extraction import ExtractionOptions, extract_meshes
-from ifdefense.implicit import OccupancyNetwork
-from ifdefense.points import chamfer_distance
-from ifdefense.resampling import resample
+from ifdefense.geometry.points import chamfer_distance
+from ifdefense.implicit.occupancy import OccupancyNetwork
+from ifdefense.stages.extraction import ExtractionOptions, extract_meshes
+from ifdefense.stages.resampling import resample
 from ifdefense.training.fit import Sampler, TrainOptions
+from ifdefense.training.occupancies import OFFSET, OccupancySet
 
 
 @torch.no_grad()

@@ -1,0 +1,119 @@
+"""Points that a classifier relies on, and groups of them: where points are added."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attacks.base import Oracle
+from attacks.functional.losses import cross_entropy
+from ifdefense.geometry.points import gather, squared_distances
+
+
+def critical_points(oracle: Oracle, points: Tensor, count: int) -> Tensor:
+    """Points with the largest gradient of the cross-entropy, largest first.
+
+    Where Xiang et al., 2019, `arXiv:1809.07016 <https://arxiv.org/abs/1809.07016>`_, start; by the squared
+    gradient as in IF-Defense's code. The cross-entropy is that of the target, or of the true class in an
+    untargeted attack. Costs one query.
+
+    Args:
+        oracle: model under attack and goal.
+        points: ``(B, N, 3)`` clouds.
+        count: how many; if more than N, the ranking starts over.
+
+    Returns:
+        ``(B, count, 3)``.
+    """
+    _, gradient = oracle.gradient(points, cross_entropy)
+    order = gradient.square().sum(2).argsort(dim=1, descending=True, stable=True)
+    return gather(points, order[:, torch.arange(count, device=order.device) % points.shape[1]])
+
+
+def dbscan(points: Tensor, radius: float, least: int) -> Tensor:
+    """Density-based clusters, of a batch at once.
+
+    Ester et al., 1996, KDD. A core point has ``least`` points, itself included, within ``radius``; core
+    points within ``radius`` of each other share a cluster, and other points belong to that of their nearest
+    core point if it is within ``radius``. (The original gives those to the cluster that is found first.)
+
+    Args:
+        points: ``(B, K, 3)`` points.
+        radius: in units of the points.
+        least: points that make a neighbourhood dense.
+
+    Returns:
+        ``(B, K)`` labels, the lowest index of a core point of the cluster, or -1 for none.
+    """
+    size = points.shape[1]
+    distance = squared_distances(points, points)
+    close = distance <= radius**2
+    core = close.sum(2) >= least
+    link = close & core.unsqueeze(1) & core.unsqueeze(2)
+    label = torch.arange(size, device=points.device).expand(len(points), -1)
+    while True:
+        lowest = torch.where(link, label.unsqueeze(1), label.unsqueeze(2)).amin(2)
+        lowest = lowest.gather(1, lowest)  # halves the way to the lowest index of a long cluster
+        if torch.equal(lowest, label):
+            break
+        label = lowest
+    gap, index = torch.where(core.unsqueeze(1), distance, torch.inf).min(2)
+    return torch.where(gap <= radius**2, label.gather(1, index), -1)
+
+
+def seed_clusters(
+    points: Tensor, num: int, size: int, radius: float, least: int, generator: torch.Generator
+) -> Tensor:
+    """Groups of points to start added clusters from: the largest clusters of `dbscan`.
+
+    Where there are fewer, the rest are the nearest points of a random one; points that belong to no cluster
+    are left out as long as there are others.
+
+    Args:
+        points: ``(B, K, 3)`` critical points.
+        num: groups.
+        size: points in a group that is not a cluster.
+        radius: of `dbscan`.
+        least: of `dbscan`.
+        generator: source of randomness, on the CPU; all examples share it.
+
+    Returns:
+        ``(B, num, K)`` members of each group; none is empty.
+
+    Raises:
+        ValueError: if there are fewer points than groups.
+    """
+    count = points.shape[1]
+    if count < num:
+        raise ValueError(f"cannot start {num} groups from {count} points")
+    labels = dbscan(points, radius, least)
+    clustered = labels >= 0
+    population = torch.zeros_like(labels).scatter_add_(1, labels.clamp_min(0), clustered.long())
+    largest = population.argsort(dim=1, descending=True, stable=True)[:, :num]
+    members = labels.unsqueeze(1) == largest.unsqueeze(2)  # (B, num, K)
+
+    allowed = clustered | ~clustered.any(1, keepdim=True)
+    draw = torch.rand(num, count, generator=generator).to(points.device)
+    middle = torch.where(allowed.unsqueeze(1), draw, -1).argmax(2)  # (B, num)
+    distance = squared_distances(gather(points, middle), points)
+    distance = torch.where(allowed.unsqueeze(1), distance, torch.inf)
+    index = distance.argsort(dim=2, stable=True)[..., :size]
+    around = torch.zeros_like(members).scatter_(2, index, True) & allowed.unsqueeze(1)
+    return torch.where(members.any(2, keepdim=True), members, around)
+
+
+def draw_members(members: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Draws from each group without replacement, all over again where it has fewer than ``size``.
+
+    Args:
+        members: ``(B, num, K)`` members of each group, none empty.
+        size: points to draw.
+        generator: source of randomness, on the CPU; all examples share it.
+
+    Returns:
+        ``(B, num, size)`` indices.
+    """
+    draw = torch.rand(members.shape[1:], generator=generator).to(members.device)
+    order = torch.where(members, draw, torch.inf).argsort(2)
+    turn = torch.arange(size, device=members.device) % members.sum(2, keepdim=True)
+    return order.gather(2, turn)

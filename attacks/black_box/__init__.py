@@ -1,0 +1,1 @@
+"""Attacks without gradients of the model: score-based and transfer."""

@@ -1,0 +1,1 @@
+"""Distances, losses and projections as plain functions."""

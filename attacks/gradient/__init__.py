@@ -1,0 +1,1 @@
+"""Attacks that take gradient steps within a budget."""

@@ -1,0 +1,1 @@
+"""Attacks that minimise a distance or a smoothness by optimisation."""

@@ -1,0 +1,1 @@
+"""Corruptions of clouds: simulated attacks for training, natural corruptions for evaluation."""

@@ -1,0 +1,1 @@
+"""Point operations, frames, normals and triangle meshes."""

@@ -1,0 +1,1 @@
+"""Implicit functions conditioned on point clouds."""

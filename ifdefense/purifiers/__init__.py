@@ -1,0 +1,1 @@
+"""Purifiers: from attacked clouds to clean ones."""

@@ -1,0 +1,1 @@
+"""Procedural solids with exact signed distances."""

@@ -1,0 +1,1 @@
+"""The stages of the defence, in the order of the pipeline: outliers, extraction, repair, resampling."""

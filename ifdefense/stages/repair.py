@@ -1,0 +1,384 @@
+"""Removal of anomalous deformation from a reconstructed surface.
+
+An attack leaves blobs, spikes, bumps and bridges on the surface that a network reconstructs. Two signs
+together tell them from legs, wings, handles and edges: they bulge out of a smooth version of the surface, and
+the density of input points on them is a robust outlier. Either sign alone is common on clean shapes: legs
+bulge as well, and where points were dropped nothing is supported.
+
+Both signs come from a random walk on the mesh, a discrete heat flow. The walk averages positions into a
+smooth surface (Taubin, 1995, https://doi.org/10.1145/218380.218473), and it spreads area and input points
+alike, so that their ratio is a density *along* the surface, undisturbed by other sheets nearby. A region
+found is cut off where it bridges two parts, and laid into a smooth patch with its surroundings fixed, the
+minimum of the bi-Laplacian energy (Botsch and Kobbelt, 2004, https://doi.org/10.1145/1015706.1015772).
+Components that float without support are removed. A watertight mesh stays watertight.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ifdefense.geometry.mesh import Doubles, Floats, Ints, Mesh, norms
+
+Mask = NDArray[np.bool_]
+Graph = Any  # scipy.sparse.csr_array, imported where it is needed
+
+
+@dataclass(frozen=True)
+class RepairOptions:
+    """What counts as an anomaly. Lengths are in the unit-cube frame.
+
+    Args:
+        radius: scale of an anomaly. The surface is smoothed over this distance to see what bulges out of it,
+            and support is averaged over half of it.
+        height: least displacement out of the smooth surface.
+        min_support: the density of input points, as a fraction of the shape's median, under which a bulge is
+            not supported; the same fraction of the expected points decides for floating components.
+        outlier: robust standard deviations (1.4826 median absolute deviations) by which the density must fall
+            below its median as well: where points lie unevenly all over the shape, little is called
+            unsupported.
+        max_share: an unsupported bulge with a larger share of the surface's area is a part that the network
+            restored where points are missing, and is left alone.
+
+    Raises:
+        ValueError: a value that is not positive, or a support of 1 or more.
+    """
+
+    radius: float = 0.12
+    height: float = 0.015
+    min_support: float = 0.3
+    outlier: float = 2.0
+    max_share: float = 0.04
+
+    def __post_init__(self) -> None:
+        for name in ("radius", "height", "outlier", "min_support", "max_share"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.min_support >= 1:
+            raise ValueError(f"min_support is a fraction below 1, got {self.min_support}")
+
+
+@dataclass(frozen=True, eq=False)
+class Repair:
+    """A repaired mesh and what was done to it.
+
+    Args:
+        mesh: the repaired mesh, in the frame of the input.
+        score: (V,) float32 anomaly of each vertex of the *input* mesh; from 1 on both signs are present.
+        mask: (V,) bool, vertices of the input mesh that were removed or moved.
+        removed_components: floating components taken away.
+        rebuilt_regions: bulges laid flat, bridges included.
+        removed_area: area of the masked part of the input mesh, in squared units of its frame.
+    """
+
+    mesh: Mesh
+    score: Floats
+    mask: Mask
+    removed_components: int
+    rebuilt_regions: int
+    removed_area: float
+
+
+def repair_mesh(mesh: Mesh, evidence: ArrayLike, options: RepairOptions = RepairOptions()) -> Repair:
+    """Remove what bulges out of a surface, or floats, without support by input points.
+
+    Args:
+        mesh: the reconstructed surface in the unit-cube frame. It is not modified.
+        evidence: (K, 3) input points in the same frame.
+        options: scales and thresholds.
+
+    Returns:
+        The repaired mesh, watertight if the input is, with a score and mask over the vertices of the input. A
+        mesh without faces comes back as it is.
+
+    Raises:
+        ValueError: evidence that is not (K, 3), empty, or not finite.
+    """
+    points = np.asarray(evidence, dtype=np.float64)
+    if points.ndim != 2 or points.shape[1] != 3 or not len(points):
+        raise ValueError(f"evidence must have shape (K, 3) with K >= 1, got {points.shape}")
+    if not np.isfinite(points).all():
+        raise ValueError("evidence holds a coordinate that is not finite")
+    if mesh.is_empty:
+        return Repair(mesh, np.zeros(0, np.float32), np.zeros(0, bool), 0, 0, 0.0)
+    surface = _Surface(mesh)
+    counts = _nearest_counts(surface, points, options)
+    support = _support(surface, counts, options)
+    bulge = _bulge(surface, options)
+    score = np.clip(np.minimum(bulge, _lack(support, options)), 0, None)
+    floating, removed = _floating(surface, counts, options)
+    score[floating] = np.maximum(score[floating], 1)
+    core = (score >= 1) & ~floating
+    grown = _grown(surface, core, bulge, support < _SOFT, options)
+    regions = _regions(surface, core, grown, options)
+    free = _dilated(surface.graph, regions >= 0, _RIM)
+    mask = floating | free
+    return Repair(
+        mesh=_rebuilt(mesh, regions, free, floating),
+        score=score.astype(np.float32),
+        mask=mask,
+        removed_components=removed,
+        rebuilt_regions=int(regions.max()) + 1,
+        removed_area=float(surface.areas[mask].sum()),
+    )
+
+
+# Support is an average, so it fades in around an anomaly; below this most of it lacks.
+_SOFT = 0.5
+# Rings of vertices around what is cut off that move with the patch: they join it smoothly to the rest.
+_RIM = 3
+
+
+class _Surface:
+    """The quantities of a mesh that the stages share."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self.positions = mesh.vertices.astype(np.float64)
+        size = len(self.positions)
+        self.areas = np.bincount(mesh.faces.T.ravel(), np.tile(mesh.face_areas() / 3, 3), size)
+        self.graph = _graph(mesh.faces, size)
+        degrees = np.maximum(self.graph.sum(axis=0), 1)
+        self.walk = self.graph.copy()  # columns sum to 1: mass goes to the neighbours in equal parts
+        self.walk.data = self.walk.data / degrees[self.walk.indices]
+        ends = self.positions[mesh.faces]
+        self.step = float(np.sqrt(((ends - ends[:, [1, 2, 0]]) ** 2).sum(axis=-1).mean()))
+
+    def spread(self, columns: Doubles, distance: float) -> Doubles:
+        """Mass (V, C) after a random walk of standard deviation ``distance`` in each tangent direction."""
+        return _walked(self.walk, columns, max(1, round(2 * (distance / self.step) ** 2)))
+
+
+def _graph(faces: Ints, size: int) -> Graph:
+    """Adjacency of the vertices, symmetric; the weight is the number of faces at the edge."""
+    from scipy.sparse import csr_array
+
+    start, stop = faces.T.ravel(), faces[:, [1, 2, 0]].T.ravel()
+    rows, columns = np.concatenate([start, stop]), np.concatenate([stop, start])
+    return csr_array((np.ones(len(rows)), (rows, columns)), shape=(size, size))
+
+
+def _walked(walk: Graph, columns: Doubles, steps: int) -> Doubles:
+    """``walk ** steps @ columns`` in about ``2.5 * sqrt(steps)`` products.
+
+    The power is expanded in Chebyshev polynomials, whose weights are binomial and soon vanish (Sachdeva and
+    Vishnoi, 2014, https://doi.org/10.1561/0400000065, chapter 3); those kept sum to 1, so mass is kept.
+    """
+    degree = min(steps, math.ceil(2.5 * math.sqrt(steps)))
+    weights = np.array([_chebyshev_weight(steps, j) for j in range(degree + 1)])
+    weights /= weights.sum()
+    before, current = columns, walk @ columns
+    total = weights[0] * before + weights[1] * current
+    for weight in weights[2:]:
+        before, current = current, 2 * (walk @ current) - before
+        total += weight * current
+    return np.asarray(total)
+
+
+def _chebyshev_weight(power: int, degree: int) -> float:
+    """Coefficient of the Chebyshev polynomial of ``degree`` in the monomial of ``power``."""
+    if (power - degree) % 2:
+        return 0.0
+    paths = math.comb(power, (power - degree) // 2) * (1 if degree == 0 else 2)
+    return float(paths / 2**power)
+
+
+def _nearest_counts(surface: _Surface, points: Doubles, options: RepairOptions) -> Doubles:
+    """Points that each vertex is the nearest one of, (V,); points beyond the radius support nothing."""
+    from scipy.spatial import cKDTree
+
+    size = len(surface.positions)
+    # Beyond the bound the index is `size`: one more bin, cut off.
+    _, index = cKDTree(surface.positions).query(points, distance_upper_bound=options.radius)
+    return np.bincount(index, minlength=size + 1)[:size].astype(np.float64)
+
+
+def _support(surface: _Surface, counts: Doubles, options: RepairOptions) -> Doubles:
+    """Density of input points along the surface around each vertex, 1 at the shape's median, (V,)."""
+    near, wide = options.radius / 8, options.radius / 2
+    density = counts.sum() / surface.areas.sum()
+    mass = surface.spread(np.stack([counts, surface.areas], axis=1), near)
+    # A cluster supports the place where it lies, not the empty surface around it.
+    mass[:, 0] = np.minimum(mass[:, 0], density * mass[:, 1])
+    mass = surface.spread(mass, math.sqrt(wide**2 - near**2))
+    ratio = mass[:, 0] / mass[:, 1]
+    median = np.median(ratio)
+    return np.asarray(ratio / median) if median > 0 else np.ones(len(ratio))  # else too few to say anything
+
+
+def _lack(support: Doubles, options: RepairOptions) -> Doubles:
+    """Missing support, 1 at the least that is both too little and an outlier of the shape, (V,)."""
+    deviation = 1.4826 * float(np.median(np.abs(support - 1)))
+    return (1 - support) / max(1 - options.min_support, options.outlier * deviation)
+
+
+def _bulge(surface: _Surface, options: RepairOptions) -> Doubles:
+    """Outward displacement of each vertex from the smooth surface, 1 at the least height, (V,)."""
+    moments = surface.areas[:, None] * np.insert(surface.positions, 0, 1, axis=1)
+    mass = surface.spread(moments, options.radius)
+    offset = surface.positions - mass[:, 1:] / mass[:, :1]
+    displacement = np.einsum("ij,ij->i", offset, surface.mesh.vertex_normals())
+    return np.asarray(displacement / options.height)
+
+
+def _floating(surface: _Surface, counts: Doubles, options: RepairOptions) -> tuple[Mask, int]:
+    """Vertices of components without support, (V,), and the number of these components."""
+    from scipy.sparse.csgraph import connected_components
+
+    number, label = connected_components(surface.graph, directed=False)
+    found = np.bincount(label, counts, number)
+    areas = np.bincount(label, surface.areas, number)
+    expected = found.sum() * areas / areas.sum()
+    # One more than expected: a speck has to show a point before it is believed.
+    unsupported = found < options.min_support * (expected + 1)
+    unsupported[np.lexsort((areas, found))[-1]] = False  # something is always left
+    return unsupported[label], int(unsupported.sum())
+
+
+def _grown(surface: _Surface, core: Mask, bulge: Doubles, soft: Mask, options: RepairOptions) -> Mask:
+    """The core grown to the foot of its anomaly, (V,).
+
+    It spreads, by the radius at most, over surface without much support, and downhill: to a neighbour that
+    bulges less. From the flank of a spike this leads into the hollow around its foot and no farther; the side
+    of a leg, level and supported, does not lead away. Small islands left inside are taken in: they are the
+    few points that an anomaly is made of.
+    """
+    graph = surface.graph
+    start, stop = np.repeat(np.arange(len(core)), np.diff(graph.indptr)), graph.indices
+    leads = soft[stop] | (bulge[stop] < bulge[start])
+    start, stop = start[leads], stop[leads]
+    region = core.copy()
+    for _ in range(math.ceil(options.radius / surface.step) if core.any() else 0):
+        region[stop[region[start]]] = True
+    islands, areas = _pieces(surface, ~region)
+    beside = np.unique(islands[_dilated(graph, region, 1) & ~region])
+    small = beside[areas[beside] < math.pi * (options.radius / 2) ** 2]
+    return region | np.isin(islands, small)
+
+
+def _regions(surface: _Surface, core: Mask, grown: Mask, options: RepairOptions) -> Ints:
+    """Label of the region each vertex belongs to, (V,), -1 for none.
+
+    Left out are regions with too large a core, and whole components: these are removed or stay.
+    """
+    pieces, areas = _pieces(surface, grown)
+    cores = np.bincount(pieces[core], surface.areas[core], len(areas))
+    kept = cores <= options.max_share * surface.areas.sum()
+    border = pieces[grown & _dilated(surface.graph, ~grown, 1)]
+    kept &= np.bincount(border, minlength=len(areas)) > 0
+    numbered = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)
+    return np.asarray(numbered[pieces])
+
+
+def _dilated(graph: Graph, mask: Mask, rings: int) -> Mask:
+    """The masked vertices and their neighbours, several times."""
+    for _ in range(rings):
+        mask = mask | (graph @ mask > 0)
+    return mask
+
+
+def _pieces(surface: _Surface, mask: Mask) -> tuple[Ints, Doubles]:
+    """Connected pieces of the masked vertices: label (V,), -1 outside, and area of each."""
+    from scipy.sparse.csgraph import connected_components
+
+    inside = np.flatnonzero(mask)
+    number, label = connected_components(surface.graph[inside][:, inside], directed=False)
+    labels = np.full(len(mask), -1, dtype=np.int64)
+    labels[inside] = label
+    return labels, np.bincount(label, surface.areas[inside], number).astype(np.float64)
+
+
+def _rebuilt(mesh: Mesh, regions: Ints, free: Mask, floating: Mask) -> Mesh:
+    """The mesh without floating components, every region cut off and closed, patch and rim smoothed."""
+    vertices, faces = mesh.vertices.astype(np.float64), mesh.faces[~floating[mesh.faces[:, 0]]]
+    if free.any():
+        step = float(np.median(norms(vertices[faces[:, 0]] - vertices[faces[:, 1]])))
+        vertices, faces = _cut_off(vertices, faces, regions, step)
+        free = np.append(free, np.ones(len(vertices) - len(free), bool))
+        vertices = _faired(vertices, faces, free)
+    used = np.zeros(len(vertices), bool)
+    used[faces] = True
+    return Mesh(vertices[used].astype(np.float32), (np.cumsum(used) - 1)[faces])
+
+
+def _cut_off(vertices: Doubles, faces: Ints, regions: Ints, step: float) -> tuple[Doubles, Ints]:
+    """Vertices and faces with the faces inside each region replaced by caps on its boundary loops."""
+    label = regions[faces]
+    within = np.where((label == label[:, :1]).all(axis=1), label[:, 0], -1)  # (F,) region a face lies in
+    for region in range(int(regions.max()) + 1):
+        loops = _boundary_loops(faces[within == region])
+        faces, within = faces[within != region], within[within != region]
+        for loop in loops:
+            added, cap = _cap(vertices[loop], loop, len(vertices), step)
+            vertices, faces = np.concatenate([vertices, added]), np.concatenate([faces, cap])
+            within = np.append(within, np.full(len(cap), -1))
+    return vertices, faces
+
+
+def _cap(corners: Doubles, loop: Ints, first: int, step: float) -> tuple[Doubles, Ints]:
+    """New vertices, numbered from ``first``, and faces that close a loop by rings about a step apart."""
+    size, centre = len(loop), corners.mean(axis=0)
+    rings = max(1, round(float(norms(corners - centre).mean()) / step))
+    shares = np.arange(1, rings)[:, None, None] / rings
+    added = np.concatenate([(corners + shares * (centre - corners)).reshape(-1, 3), centre[None]])
+    rows = np.concatenate([loop, first + np.arange((rings - 1) * size)]).reshape(rings, size)
+    turned = np.roll(rows, -1, axis=1)
+    last = np.full(size, first + len(added) - 1)
+    quads = [rows[:-1], turned[:-1], turned[1:], rows[:-1], turned[1:], rows[1:]]
+    sides = np.stack([part.ravel() for part in quads], axis=1).reshape(-1, 3)
+    return added, np.concatenate([sides, np.stack([rows[-1], turned[-1], last], axis=1)])
+
+
+def _boundary_loops(faces: Ints) -> list[Ints]:
+    """Simple closed loops of the edges with a face on one side only, each in the direction of that face."""
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    base = int(faces.max(initial=0)) + 1
+    lone = ~np.isin(edges[:, 0] * base + edges[:, 1], edges[:, 1] * base + edges[:, 0])
+    following: dict[int, list[int]] = {}
+    for start, stop in edges[lone].tolist():
+        following.setdefault(start, []).append(stop)
+    loops: list[Ints] = []
+    while following:
+        path = [next(iter(following))]
+        while path:
+            stops = following.get(path[-1])
+            if not stops:
+                break
+            stop = stops.pop()
+            if not stops:
+                del following[path[-1]]
+            if stop in path:  # closes a loop; what led to it waits for its own closing
+                first = path.index(stop)
+                loops.append(np.array(path[first:]))
+                del path[first + 1 :]
+            else:
+                path.append(stop)
+    return loops
+
+
+def _faired(vertices: Doubles, faces: Ints, free: Mask) -> Doubles:
+    """Positions with the free vertices at the minimum of the bi-Laplacian energy, the others fixed."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.sparse.linalg import splu
+
+    graph = _graph(faces, len(vertices))
+    degrees = graph.sum(axis=1)
+    # Without a fixed vertex there is nothing to lie smoothly in: what was cut off, or lies in a rim whole.
+    component = connected_components(graph, directed=False)[1]
+    free = free & (np.bincount(component, ~free) > 0)[component]
+    rows = np.flatnonzero(_dilated(graph, free, 1))
+    neighbours = graph[rows]
+    neighbours.data = neighbours.data / np.repeat(degrees[rows], np.diff(neighbours.indptr))
+    selection = csr_array((np.ones(len(rows)), (np.arange(len(rows)), rows)), shape=neighbours.shape)
+    laplacian = (selection - neighbours).tocsc()  # uniform weights: the slivers of marching cubes do no harm
+    moving = laplacian[:, np.flatnonzero(free)]
+    constant = laplacian @ np.where(free[:, None], 0.0, vertices)
+    solver = splu((moving.T @ moving).tocsc(), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True})
+    result = vertices.copy()
+    result[free] = solver.solve(-(moving.T @ constant))
+    return result
