@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
-from attacks.adaptive import adaptive
 from torch import Tensor, nn
 
-from attacks import EOT, Attack, attack_in_batches
+from attacks import EOT, Attack, adaptive, attack_in_batches
 from benchmarks import record
 from benchmarks.accuracy import DEFENCES, Bench, Settings, load_victim, predictions, victim_title
 from benchmarks.published import accuracy as published_accuracy
