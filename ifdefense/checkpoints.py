@@ -62,6 +62,30 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
+def load_metadata(path: str | Path) -> dict[str, str]:
+    """The text entries that were written beside the tensors of a ``.safetensors`` file.
+
+    Returns:
+        The entries; none for a file without any or of another format.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if the file is truncated.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if path.suffix != ".safetensors":
+        return {}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is no complete safetensors file: {error}") from None
+
+
 def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path = "the checkpoint") -> None:
     """Copies tensors into a module, all of them or none.
 

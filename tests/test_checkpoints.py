@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from ifdefense.checkpoints import CheckpointError, load_into, load_state, save_safetensors, shipped
+from ifdefense.checkpoints import (
+    CheckpointError,
+    load_into,
+    load_metadata,
+    load_state,
+    save_safetensors,
+    shipped,
+)
 
 
 def make() -> nn.Module:
@@ -107,3 +114,16 @@ def test_values_beyond_half_precision_survive(tmp_path: Path) -> None:
     save_safetensors(module, tmp_path / "w.safetensors")
     state = load_state(tmp_path / "w.safetensors")
     assert state["1.running_var"].tolist() == [1e6] * 4 and state["0.weight"].dtype == torch.float16
+
+
+def test_metadata_come_back(tmp_path: Path) -> None:
+    save_safetensors(make(), tmp_path / "w.safetensors", {"network": "onet", "calibration": '{"box": 1.2}'})
+    assert load_metadata(tmp_path / "w.safetensors") == {"network": "onet", "calibration": '{"box": 1.2}'}
+    save_safetensors(make(), tmp_path / "bare.safetensors")
+    torch.save(make().state_dict(), tmp_path / "w.pth")
+    assert load_metadata(tmp_path / "bare.safetensors") == load_metadata(tmp_path / "w.pth") == {}
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        load_metadata(tmp_path / "other.safetensors")
+    (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:20])
+    with pytest.raises(CheckpointError, match=r"w\.safetensors is no complete safetensors file"):
+        load_metadata(tmp_path / "w.safetensors")
