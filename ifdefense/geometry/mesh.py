@@ -21,18 +21,21 @@ class Mesh:
     """Triangle mesh. Both arrays are copied on construction and read-only afterwards.
 
     Args:
-        vertices: (V, 3) float32 positions, in whatever frame the maker of the mesh works in.
+        vertices: (V, 3) positions, float64 where given so, else float32, in whatever frame the maker of the
+            mesh works in.
         faces: (F, 3) int64 indices into ``vertices``, counter-clockwise seen from outside.
 
     Raises:
         ValueError: wrong shape, a coordinate that is not finite, or a face naming a missing vertex.
     """
 
-    vertices: Floats
+    vertices: Floats | Doubles
     faces: Ints
 
     def __post_init__(self) -> None:
-        vertices = np.array(self.vertices, dtype=np.float32, order="C")
+        given = np.asarray(self.vertices)
+        precision = np.float64 if given.dtype == np.float64 else np.float32
+        vertices = np.array(given, dtype=precision, order="C")
         faces = np.array(self.faces, dtype=np.int64, order="C")
         if vertices.ndim != 2 or vertices.shape[1] != 3:
             raise ValueError(f"mesh vertices must have shape (V, 3), got {vertices.shape}")
@@ -118,7 +121,7 @@ class Mesh:
         return bool((np.diff(forward) > 0).all() and np.array_equal(forward, np.sort(backward)))
 
     def transformed(self, scale: float, shift: ArrayLike) -> Mesh:
-        """The mesh with vertices ``scale * v + shift``.
+        """The mesh with vertices ``scale * v + shift``, float64: a shift may be too large for float32.
 
         Args:
             scale: factor, positive, so that outside stays outside.
@@ -130,7 +133,7 @@ class Mesh:
         if not scale > 0:
             raise ValueError(f"a mesh can only be scaled by a positive factor, got {scale}")
         moved = self.vertices.astype(np.float64) * scale + np.asarray(shift, np.float64)
-        return Mesh(moved.astype(np.float32), self.faces)
+        return Mesh(moved, self.faces)
 
     def to_trimesh(self) -> trimesh.Trimesh:
         """The same mesh as a ``trimesh.Trimesh``, vertices neither merged nor reordered."""
