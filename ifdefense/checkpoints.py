@@ -1,19 +1,20 @@
-"""Reads weights without ever running code that a file brings along; writes half-precision safetensors."""
+"""Weights: read without ever running code that a file brings along, written as half-precision safetensors."""
 
 from __future__ import annotations
 
 import os
-import pickle
+import re
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-WRAPPERS = ("model", "model_state_dict", "state_dict")
+WRAPPERS = ("model", "model_state_dict", "state_dict", "net")
 """Entries under which public checkpoints keep their tensors."""
 
 
@@ -21,33 +22,60 @@ class CheckpointError(ValueError):
     """A file of weights cannot be read, or does not fit the network."""
 
 
-def load_state(path: str | Path) -> dict[str, Tensor]:
-    """Reads the tensors of a ``.safetensors`` file, or of a ``.pth``/``.pt`` file with ``weights_only=True``.
+def _numpy_scalars() -> list[Any]:
+    """What a pickled NumPy number is made of, under the names of NumPy 1 and 2; no arrays, no objects."""
+    scalar = np.float64().__reduce__()[0]
+    dtypes = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [np.dtype, *dtypes, *((scalar, name) for name in names)]
 
-    A dict of tensors may stand bare or under one of :data:`WRAPPERS`; the prefix ``module.`` is taken off.
+
+def load_pickle(path: Path) -> Any:
+    """What `torch.save` wrote: tensors, plain Python values and NumPy numbers, on the CPU.
+
+    Raises:
+        CheckpointError: if the file is damaged, or is a pickle that names anything else, which is not run.
+    """
+    try:
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on damaged files the readers of zip and pickle fail in many ways
+        # torch's own message advises to load the file unsafely.
+        named = re.search(r"GLOBAL (\S+)|(?:function|but got) (<.*>)", str(error))
+        if named:
+            what = named[1] or named[2]
+            raise CheckpointError(
+                f"{path} is refused: it is no plain file of tensors, loading it would run {what}"
+            ) from None
+        raise CheckpointError(f"{path} {_kind(path)}") from None
+
+
+def _kind(path: Path) -> str:
+    """What a file is that is no checkpoint, as the end of a sentence."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not start:
+        return "is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the weights: fetch them with `git lfs pull`"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "is a web page, not the weights"
+    return "is truncated or no checkpoint"
+
+
+def load_state(path: str | Path) -> dict[str, Tensor]:
+    """Reads the tensors of a ``.safetensors`` file, or of one that `torch.save` wrote, such as ``.pth``.
+
+    Public checkpoints load as their authors' code writes them: the tensors bare or under one of `WRAPPERS`,
+    the optimiser, numbers and NumPy's scalars beside them, names with or without the prefix ``module.``.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if the file is truncated, holds no tensors, or is a pickle that wants to run code.
+        CheckpointError: if the file is damaged, holds no tensors, is a pickle that wants to run code, or a
+            tensor holds NaN or infinity.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} is no complete safetensors file: {error}") from None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} is refused: it is no plain file of tensors ({reason})") from None
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
-        raise CheckpointError(f"{path} is truncated or no checkpoint: {error}") from None
+    path = _existing(path)
+    state = _load_safetensors(path) if path.suffix == ".safetensors" else load_pickle(path)
     for wrapper in WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
@@ -59,7 +87,36 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} holds no dict of tensors, neither bare nor under one of {', '.join(WRAPPERS)}"
         )
+    for name, value in state.items():
+        bad = int((~value.isfinite()).sum())
+        if bad:
+            raise CheckpointError(f"{path}: {bad} of the {value.numel()} values of {name} are not finite")
     return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    return path
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    try:
+        kind = _kind(path)
+    except OSError:
+        kind = "cannot be read"
+    return CheckpointError(f"{path} {kind}: {error}")
 
 
 def load_metadata(path: str | Path) -> dict[str, str]:
@@ -70,11 +127,9 @@ def load_metadata(path: str | Path) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if the file is truncated.
+        CheckpointError: if the file is damaged.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+    path = _existing(path)
     if path.suffix != ".safetensors":
         return {}
     from safetensors import SafetensorError, safe_open
@@ -82,14 +137,12 @@ def load_metadata(path: str | Path) -> dict[str, str]:
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is no complete safetensors file: {error}") from None
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from None
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path = "the checkpoint") -> None:
-    """Copies tensors into a module, all of them or none.
-
-    Half-precision tensors are taken into the module's own dtype.
+    """Copies tensors into a module, in the module's dtype: all of them or none.
 
     Raises:
         CheckpointError: naming the tensors that are missing, unexpected or of another shape.
@@ -113,7 +166,7 @@ def _fits_half(value: Tensor) -> bool:
 
 
 def save_safetensors(module: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a module's tensors in one step, wider floats as float16: a reader never sees half a file.
+    """Writes a module's tensors atomically, floats as float16.
 
     A tensor with values beyond the range of float16, such as the running variance of a deep residual path,
     keeps its precision.
@@ -133,10 +186,10 @@ def save_safetensors(module: nn.Module, path: str | Path, metadata: Mapping[str,
 
 
 def shipped(package: str, name: str) -> Path:
-    """Path of ``name.safetensors`` among the weights that travel with a package.
+    """Path of ``name.safetensors`` among the weights that a package ships.
 
     Raises:
-        ValueError: listing the names there are.
+        ValueError: if there is none; lists those there are.
     """
     folder = Path(str(resources.files(package))) / "weights"
     path = folder / f"{name}.safetensors"
