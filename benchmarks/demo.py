@@ -19,7 +19,8 @@ from benchmarks import record
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.formats import replacing
 from ifdefense.geometry.frame import to_unit_sphere
-from ifdefense.purifiers.purifier import METHODS, Purifier, Trace
+from ifdefense.purifiers.base import Purifier, Trace
+from ifdefense.purifiers.registry import DEFAULT, METHODS
 from ifdefense.report import Case, Reading, Table, render_html, render_png
 from ifdefense.shapes.procedural import make_dataset
 
@@ -31,8 +32,8 @@ BATCH = 16
 """Clouds that are classified together."""
 
 NO_DEFENCE = "none"
-SHOWN = METHODS[0]
-DEFENCES = METHODS[::-1]
+SHOWN = DEFAULT
+DEFENCES = (*METHODS,)[::-1]
 """Columns of the tables, the baselines first."""
 
 FILES = ("report.html", "demo.png", "demo.json")
@@ -158,7 +159,7 @@ def defend(victim: nn.Module, attacked: Attacked) -> dict[str, Outcome]:
         seconds = time.perf_counter() - start
         purified = torch.from_numpy(np.stack([trace.purified for trace in traces]))
         # A new surface has a new mean; the victim has learnt from clouds whose mean is 0.
-        seen = purified if purifier.network is None else to_unit_sphere(purified)
+        seen = to_unit_sphere(purified) if purifier.normalise else purified
         outcomes[method] = Outcome(read(victim, seen), seconds, traces)
     return outcomes
 

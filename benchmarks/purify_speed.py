@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks import record
 from ifdefense.implicit.occupancy import OccupancyNetwork
-from ifdefense.purifiers.purifier import Purifier
+from ifdefense.purifiers.base import Purifier
 from ifdefense.shapes.procedural import CLASSES, make_dataset
 
 CLOUDS = 16
@@ -63,7 +63,7 @@ def decoder_seconds(network: OccupancyNetwork, clouds: Clouds, repeats: int) -> 
     owner = torch.arange(len(clouds)).repeat_interleave(QUERIES)
     with torch.no_grad():
         code = network.encoder(torch.from_numpy(clouds[:, :300]))
-        field = network.field_of(code)
+        field = network.field(code)
         return {
             "unfolded": median_seconds(lambda: network.decoder(queries, code), repeats),
             "folded": median_seconds(lambda: field(queries.flatten(0, 1), owner), repeats),
@@ -115,8 +115,9 @@ def purify_speed(method: str, repeats: int, threads: int | None, output: Path) -
         "growth": growth(purifier, clouds, repeats),
         "machine": record.machine(),
     }
-    if purifier.network is not None:
-        result["decoder"] = decoder_seconds(purifier.network, clouds[:CLOUDS], repeats)
+    networks = [part for part in purifier.modules() if isinstance(part, OccupancyNetwork)]
+    if networks:
+        result["decoder"] = decoder_seconds(networks[0], clouds[:CLOUDS], repeats)
     record.write(output, result)
     show(result)
     click.echo(f"written to {output}")

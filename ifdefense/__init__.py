@@ -11,19 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ifdefense.geometry.mesh import Mesh
-    from ifdefense.purifiers.purifier import Defended, Purifier, SurfaceOptions, Trace, purify
+    from ifdefense.purifiers.base import Purifier, Trace
+    from ifdefense.purifiers.compose import Compose
+    from ifdefense.purifiers.defended import Defended
+    from ifdefense.purifiers.function import purify
 
 __version__ = "0.1.0"
-__all__ = ["Defended", "Mesh", "Purifier", "SurfaceOptions", "Trace", "__version__", "purify"]
-
-_HOMES = {"Mesh": "ifdefense.geometry.mesh"}
+_HOMES = {
+    "Compose": "ifdefense.purifiers.compose",
+    "Defended": "ifdefense.purifiers.defended",
+    "Mesh": "ifdefense.geometry.mesh",
+    "Purifier": "ifdefense.purifiers.base",
+    "Trace": "ifdefense.purifiers.base",
+    "purify": "ifdefense.purifiers.function",
+}
+__all__ = ["Compose", "Defended", "Mesh", "Purifier", "Trace", "__version__", "purify"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports the stages when they are first asked for."""
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module 'ifdefense' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES.get(name, "ifdefense.purifiers.purifier")), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -17,14 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifdefense.console import LazyGroup, use_huge_pages
+from ifdefense.purifiers.registry import DEFAULT, METHODS
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from ifdefense.purifiers.purifier import Purifier, Trace
-
-METHODS = ("onet-mesh", "sor", "srs")
-"""As ``ifdefense.purifiers.purifier.METHODS``, which is not imported before a command needs it."""
+    from ifdefense.purifiers.base import Purifier, Trace
 
 REPORTED = 12
 """Clouds that a report shows at most: each costs about half a megabyte."""
@@ -180,7 +178,7 @@ class Run:
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="File, or folder for several."
 )
-@click.option("--method", type=click.Choice(METHODS), default=METHODS[0], show_default=True)
+@click.option("--method", type=click.Choice(list(METHODS)), default=DEFAULT, show_default=True)
 @click.option(
     "--num-points", type=click.IntRange(min=1), help="Points of each result; by default as many as came in."
 )
@@ -235,13 +233,12 @@ def load(method: str, device: str, batch_size: int) -> Purifier:
     Raises:
         click.ClickException: if its weights or the device are missing.
     """
-    from ifdefense.purifiers.purifier import Purifier
+    from ifdefense.purifiers.base import Purifier
 
     try:
         purifier = Purifier.from_pretrained(method).to(device)
     except (ValueError, RuntimeError, AssertionError) as error:
         raise click.ClickException(str(error)) from None
-    purifier.batch_size = batch_size
     return purifier
 
 

@@ -31,11 +31,12 @@ class Unpacked:
     pack: Callable[[list[Tensor]], Clouds]
 
 
-def unpack(points: Clouds) -> Unpacked:
+def unpack(points: Clouds, *, detach: bool = True) -> Unpacked:
     """Checks clouds and takes them apart.
 
     Args:
         points: clouds in the caller's frame.
+        detach: whether the tensors are cut off from the graph that they are part of.
 
     Raises:
         TypeError: if a cloud is neither a NumPy array nor a tensor, or its numbers are not real.
@@ -56,7 +57,7 @@ def unpack(points: Clouds) -> Unpacked:
     if not parts:
         raise ValueError("there are no clouds: the list or batch is empty")
     names = ["the cloud" if single else f"cloud {index}" for index in range(len(parts))]
-    clouds = [_check(part, name) for part, name in zip(parts, names, strict=True)]
+    clouds = [_check(part, name, detach) for part, name in zip(parts, names, strict=True)]
 
     def pack(result: list[Tensor]) -> Clouds:
         if isinstance(points, Tensor):
@@ -75,7 +76,7 @@ def _shape(points: Tensor | np.ndarray) -> str:
     return f"an array of shape {tuple(points.shape)}"
 
 
-def _check(cloud: object, name: str) -> Tensor:
+def _check(cloud: object, name: str, detach: bool) -> Tensor:
     """One cloud as a float tensor."""
     if isinstance(cloud, np.ndarray):
         if cloud.dtype.kind not in "fiu":
@@ -90,7 +91,8 @@ def _check(cloud: object, name: str) -> Tensor:
         raise ValueError(f"{name} must have shape (N, 3), got {tuple(cloud.shape)}")
     if not cloud.is_floating_point():
         cloud = cloud.float()
-    cloud = cloud.detach()
+    if detach:
+        cloud = cloud.detach()
     broken = ~torch.isfinite(cloud).all(1)
     if broken.any():
         first = int(broken.nonzero()[0])
@@ -99,7 +101,7 @@ def _check(cloud: object, name: str) -> Tensor:
         )
     if len(cloud) and bool((cloud == cloud[0]).all()):
         raise ValueError(f"{name} has zero extent: all its {len(cloud)} points are the same")
-    distinct = len(torch.unique(cloud, dim=0))
+    distinct = len(torch.unique(cloud.detach(), dim=0))
     if distinct < MIN_POINTS:
         raise ValueError(f"{name} has {distinct} distinct points, at least {MIN_POINTS} are needed")
     return cloud

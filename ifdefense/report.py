@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifdefense.geometry.mesh import Mesh
-from ifdefense.purifiers.purifier import Trace
+from ifdefense.purifiers.base import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from attacks.base import Attack, Oracle, ThreatModel
 from attacks.defence_aware.adaptive import BPDA, EOT, Adaptive, DefenceAware, adaptive, selected
 from attacks.dropping.drop import SaliencyDrop
 from attacks.gradient.pgd import PGD
-from ifdefense.purifiers.purifier import Defended, Purifier
+from ifdefense import Defended, Purifier
 from ifdefense.stages.outliers import statistical_outlier_removal
 
 PLAIN = PGD("l2", epsilon=1.5, iterations=15, step=0.1, random_start=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks import attack_speed, record, tables
 from benchmarks.purify_speed import make_clouds, median_seconds, peak_memory, stage_seconds
-from ifdefense.purifiers.purifier import Purifier
+from ifdefense.purifiers.base import Purifier
 
 
 def bench(*arguments: object) -> str:

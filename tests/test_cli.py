@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from ifdefense import cli
 from ifdefense.data.formats import read_cloud, read_clouds, read_mesh, write_cloud, write_clouds, write_mesh
 from ifdefense.geometry.mesh import Mesh
-from ifdefense.purifiers import purifier
 
 Points = NDArray[np.float32]
 TETRAHEDRON = Mesh(
@@ -33,10 +32,6 @@ def call(*arguments: object) -> Result:
 
 def purify(*arguments: object) -> Result:
     return call("purify", "--method", "sor", *arguments)
-
-
-def test_methods_are_those_of_the_purifier() -> None:
-    assert cli.METHODS == purifier.METHODS
 
 
 FAULTS = """

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks import demo as module
 from benchmarks.cli import main
 from ifdefense.data.cloudset import CloudSet
-from ifdefense.purifiers.purifier import Purifier
+from ifdefense.purifiers.base import Purifier
 
 
 def test_quick_demo(tmp_path: Path) -> None:

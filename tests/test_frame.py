@@ -16,9 +16,9 @@ def test_round_trip_is_exact_to_float_rounding(scale: float, shift: float) -> No
     frame = Frame.of(points)
     cube = frame.to_cube(points)
     # The centre itself is a float64 in the caller's frame, rounded to half a unit in its last place.
-    assert cube.abs().max() == pytest.approx(0.5, abs=1e-6 + shift * 2**-52 / frame.extent)
+    assert cube.abs().max() == pytest.approx(0.5, abs=1e-6 + shift * 2**-52 / float(frame.extent))
     error = (frame.from_cube(cube, torch.float64) - points).abs().max()
-    assert error <= frame.extent * 1e-7 + shift * 1e-15
+    assert error <= float(frame.extent) * 1e-7 + shift * 1e-15
 
 
 def test_an_asymmetric_cloud_stays_inside_unclamped() -> None:

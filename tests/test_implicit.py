@@ -112,9 +112,9 @@ def test_folded_decoder_equals_the_training_one(config: OccupancyConfig) -> None
     clouds, queries = torch.rand(3, 60, 3) - 0.5, torch.rand(3, 3000, 3) - 0.5
     with torch.no_grad():
         slow = network(clouds, queries)
-        fast = network.field(clouds)(queries.reshape(-1, 3), torch.arange(3).repeat_interleave(3000)).view(
-            3, -1
-        )
+        fast = network.field(network.codes(clouds))(
+            queries.reshape(-1, 3), torch.arange(3).repeat_interleave(3000)
+        ).view(3, -1)
     assert slow.std() > 0.04
     assert (fast - slow).abs().max() < 1e-5 * max(1.0, slow.abs().max())
 
@@ -124,7 +124,7 @@ def test_field_of_uneven_and_absent_clouds() -> None:
     clouds, queries = torch.rand(4, 30, 3), torch.rand(70, 3)
     cloud = torch.tensor([0] * 10 + [2] * 59 + [3])  # none for cloud 1
     with torch.no_grad():
-        field = network.field(clouds)
+        field = network.field(network.codes(clouds))
         values = field(queries, cloud)
         single = [
             network(clouds[None, index], queries[None, None, i]).item() for i, index in enumerate(cloud)

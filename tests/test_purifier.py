@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ifdefense import Defended, Purifier, SurfaceOptions, purify
+from ifdefense import Compose, Defended, Purifier, purify
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.geometry.points import knn
-from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
+from ifdefense.implicit.base import Calibration, Field, ImplicitNetwork
+from ifdefense.purifiers.registry import METHODS
+from ifdefense.purifiers.surface import SurfacePurifier
+from ifdefense.restorers.mesh import MeshRestorer
 from ifdefense.shapes.procedural import make_shape
 
 
-class Ball(OccupancyNetwork):
+class Ball:
     """An implicit function known in closed form: a ball of a given radius in the unit cube, for any cloud."""
 
-    def __init__(self, radius: float) -> None:
-        super().__init__(OccupancyConfig(4, 4, 4))
+    def __init__(self, radius: float, **calibration: Any) -> None:
         self.radius = radius
+        self.calibration = Calibration(**{"threshold": 0.5, **calibration})
 
-    def field_of(self, codes: Tensor) -> object:  # type: ignore[override]
+    def encode(self, clouds: Sequence[Tensor], seed: int = 0) -> None:
+        return None
+
+    def field(self, code: None) -> Field:
         return lambda points, cloud: 40 * (self.radius - points.norm(dim=-1))
+
+
+def pipeline(network: ImplicitNetwork, **stages: Any) -> Compose:
+    """SOR, the network and its mesh."""
+    surface = SurfacePurifier(network, MeshRestorer(**stages), name="surface")
+    return Compose([Purifier.from_pretrained("sor"), surface], "pipeline")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +52,7 @@ def chairs() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def purifier() -> Purifier:
-    return Purifier.from_pretrained("onet-mesh")
+    return Purifier.from_pretrained("onet-fill")
 
 
 def nearest(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -52,8 +66,7 @@ def nearest(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def test_points_of_a_ball_lie_on_the_ball_in_the_caller_s_frame() -> None:
     normal = np.random.default_rng(0).normal(size=(800, 3))
     cloud = 5 * normal / np.linalg.norm(normal, axis=1, keepdims=True) + [100.0, -20.0, 3.0]
-    options = SurfaceOptions(offset=0.0, repair=None, tolerance=None)
-    clean = Purifier(Ball(0.5), options=options)(cloud, num_points=333)
+    clean = pipeline(Ball(0.5), repair=None)(cloud, num_points=333)
     assert isinstance(clean, np.ndarray) and clean.shape == (333, 3) and clean.dtype == np.float64
     radius = np.linalg.norm(clean - (cloud.min(0) + cloud.max(0)) / 2, axis=1)
     np.testing.assert_allclose(radius, 5.0, rtol=0.02)
@@ -62,7 +75,7 @@ def test_points_of_a_ball_lie_on_the_ball_in_the_caller_s_frame() -> None:
 def test_offset_is_taken_back_along_the_normals() -> None:
     normal = np.random.default_rng(0).normal(size=(800, 3))
     cloud = normal / np.linalg.norm(normal, axis=1, keepdims=True)
-    purifier = Purifier(Ball(0.52), options=SurfaceOptions(offset=0.02, repair=None, tolerance=None))
+    purifier = pipeline(Ball(0.52, offset=0.02), repair=None)
     radius = np.linalg.norm(purifier(cloud) - (cloud.min(0) + cloud.max(0)) / 2, axis=1)
     np.testing.assert_allclose(radius, 1.0, rtol=0.02)
 
@@ -70,21 +83,21 @@ def test_offset_is_taken_back_along_the_normals() -> None:
 class Faint(Ball):
     """A ball whose field nowhere reaches a probability of one half, as happens to thin shapes."""
 
-    def field_of(self, codes: Tensor) -> object:  # type: ignore[override]
+    def field(self, code: None) -> Field:
         return lambda points, cloud: -0.5 - 4 * points.norm(dim=-1)
 
 
 def test_a_faint_surface_is_found_at_the_second_threshold(caplog: pytest.LogCaptureFixture) -> None:
     cloud = np.random.default_rng(0).uniform(-1, 1, size=(200, 3))
     with caplog.at_level(logging.WARNING):
-        (found,) = Purifier(Faint(0.5)).trace(cloud)
+        (found,) = pipeline(Faint(0.5, second_threshold=0.2)).trace(cloud)
         assert not caplog.records
-        (lost,) = Purifier(Faint(0.5), options=SurfaceOptions(second_threshold=None)).trace(cloud)
+        (lost,) = pipeline(Faint(0.5)).trace(cloud)
     assert found.fallback is None and found.mesh is not None
-    assert lost.fallback == "the network yields no surface" and lost.mesh is None
+    assert lost.fallback == "no surface" and lost.mesh is None
 
 
-@pytest.mark.parametrize("method", ["onet-mesh", "sor", "srs"])
+@pytest.mark.parametrize("method", METHODS)
 def test_kinds_shapes_and_counts(chairs: np.ndarray, method: str) -> None:
     before = chairs.copy()
     one = purify(chairs[0], method)
@@ -97,7 +110,7 @@ def test_kinds_shapes_and_counts(chairs: np.ndarray, method: str) -> None:
     np.testing.assert_array_equal(chairs, before)
 
 
-@pytest.mark.parametrize("method", ["onet-mesh", "sor", "srs"])
+@pytest.mark.parametrize("method", METHODS)
 def test_results_do_not_depend_on_the_batch(chairs: np.ndarray, method: str) -> None:
     together = purify(chairs, method, batch_size=3)
     apart = np.concatenate([purify(chairs[i : i + 1], method) for i in range(3)])
@@ -135,11 +148,11 @@ def test_duplicates_planes_and_few_points_work(chairs: np.ndarray) -> None:
 def test_without_a_surface_the_filtered_input_is_resampled(
     chairs: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
-    purifier = Purifier(Ball(-1.0))
+    purifier = pipeline(Ball(-1.0))
     with caplog.at_level(logging.WARNING, "ifdefense"):
         (trace,) = purifier.trace(chairs[0], num_points=700)
     assert "cloud 0: no surface" in caplog.text
-    assert trace.fallback == "the network yields no surface" and trace.mesh is None and trace.repaired is None
+    assert trace.fallback == "no surface" and trace.mesh is None and trace.repaired is None
     assert trace.purified.shape == (700, 3)
     assert {tuple(p) for p in trace.purified} == {tuple(p) for p in trace.kept}
 
@@ -205,7 +218,7 @@ def test_double_and_half_precision_come_back(chairs: np.ndarray) -> None:
 
 
 ERRORS = {
-    "method": (lambda c: purify(c, "onet"), "unknown method 'onet'; there are onet-mesh, sor, srs"),
+    "method": (lambda c: purify(c, "onet"), "unknown method 'onet'; there are onet-fill, onet-mesh"),
     "count": (lambda c: purify(c, num_points=0), "num_points must be at least 1, got 0"),
     "batch": (lambda c: purify(c, batch_size=0), "batch_size must be at least 1, got 0"),
     "cloud": (lambda c: purify([c[0], c[1] * np.nan]), "cloud 1 has 512 points with NaN"),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.stages.extraction import ExtractionOptions, extract_meshes
-from ifdefense.stages.repair import Repair, RepairOptions, _boundary_loops, _graph, _walked, repair_mesh
+from ifdefense.stages.repair import Repair, BulgeRepair, _boundary_loops, _graph, _walked, repair_mesh
 from ifdefense.stages.resampling import sample_surface
 
 Distance = Callable[[Tensor], Tensor]
@@ -326,4 +326,4 @@ def test_bad_evidence_is_named(points: NDArray[np.float64], message: str) -> Non
 )
 def test_options_are_checked(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        RepairOptions(**arguments)
+        BulgeRepair(**arguments)

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ifdefense.geometry.mesh import Mesh
-from ifdefense.purifiers.purifier import Trace
+from ifdefense.purifiers.base import Trace
 from ifdefense.report import LEVELS, Case, Numbers, Reading, Table, heat, render_html, render_png
 
 Points = NDArray[np.float32]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from test_mesh import CORNERS, CUBE_FACES
@@ -12,9 +16,8 @@ from ifdefense.geometry.mesh import Mesh
 from ifdefense.stages.resampling import (
     Method,
     _throw_darts,
+    fill,
     resample,
-    resample_with_evidence,
-    resample_with_normals,
     sample_surface,
 )
 
@@ -25,6 +28,16 @@ def box(*sides: float) -> Mesh:
     return Mesh(CORNERS * np.array(sides, np.float32), CUBE_FACES)
 
 
+def sampled(meshes: list[Mesh], *args: Any, **kwargs: Any) -> NDArray[np.float32]:
+    return resample(meshes, *args, **kwargs).points.numpy()
+
+
+def filled(
+    meshes: list[Mesh], evidence: Sequence[NDArray[Any]], *args: Any, **kwargs: Any
+) -> NDArray[np.float32]:
+    return fill(meshes, [torch.from_numpy(np.asarray(e)) for e in evidence], *args, **kwargs).numpy()
+
+
 def spacing(points: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(cKDTree(points).query(points, 2)[0])[:, 1]
 
@@ -32,7 +45,7 @@ def spacing(points: NDArray[np.float32]) -> NDArray[np.float64]:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("count", [1, 17, 256])
 def test_exactly_as_many_distinct_points_as_asked_for_on_the_surface(method: Method, count: int) -> None:
-    points = resample([box(1, 2, 3), box(1, 1, 1)], count, method=method)
+    points = sampled([box(1, 2, 3), box(1, 1, 1)], count, method=method)
     assert points.shape == (2, count, 3)
     assert points.dtype == np.float32
     for cloud, sides in zip(points, ([1, 2, 3], [1, 1, 1]), strict=True):
@@ -68,15 +81,15 @@ def test_faces_without_area_get_no_point() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_equal_seeds_give_equal_points_whatever_the_batch(method: Method) -> None:
     meshes = [box(1, 2, 3), box(1, 1, 1), box(0.1, 2, 0.5)]
-    together = resample(meshes, 100, method=method, seed=3)
+    together = sampled(meshes, 100, method=method, seed=3)
     for mesh, cloud in zip(meshes, together, strict=True):
-        assert np.array_equal(resample([mesh], 100, method=method, seed=3)[0], cloud)
-        assert not np.array_equal(resample([mesh], 100, method=method, seed=4)[0], cloud)
+        assert np.array_equal(sampled([mesh], 100, method=method, seed=3)[0], cloud)
+        assert not np.array_equal(sampled([mesh], 100, method=method, seed=4)[0], cloud)
 
 
 def test_thinning_spreads_the_points() -> None:
     uniform, farthest, poisson = (
-        spacing(resample([box(1, 1, 1)], 500, method=method)[0])
+        spacing(sampled([box(1, 1, 1)], 500, method=method)[0])
         for method in ("uniform", "farthest", "poisson")
     )
     # 500 points on area 6 as hexagons lie 0.118 apart; thinning reaches 0.6 of it, chance almost nothing.
@@ -85,13 +98,13 @@ def test_thinning_spreads_the_points() -> None:
 
 
 def test_more_candidates_spread_farther() -> None:
-    spread = [spacing(resample([box(1, 1, 1)], 300, oversample=k)[0]).min() for k in (1, 2, 8)]
+    spread = [spacing(sampled([box(1, 1, 1)], 300, oversample=k)[0]).min() for k in (1, 2, 8)]
     assert spread == sorted(spread)
     assert spread[0] < spread[2]
 
 
 def test_normals_are_those_of_the_box() -> None:
-    points, normals = resample_with_normals([box(1, 1, 1)], 200)
+    points, normals = (x.numpy() for x in vars(resample([box(1, 1, 1)], 200)).values())
     side = np.abs(points[0] - 0.5).argmax(axis=1)
     expected = np.zeros((200, 3))
     expected[np.arange(200), side] = np.sign(points[0] - 0.5)[np.arange(200), side]
@@ -111,7 +124,7 @@ def test_parallel_darts_equal_darts_thrown_one_by_one() -> None:
 
 
 def test_no_meshes_give_no_clouds() -> None:
-    assert resample([], 10).shape[0] == 0
+    assert len(resample([], 10).points) == 0
 
 
 def test_errors_name_the_mesh() -> None:
@@ -124,7 +137,7 @@ def test_errors_name_the_mesh() -> None:
         resample([flat], 10)
     with pytest.raises(ValueError, match="at least 1, got 0 and 4"):
         resample([box(1, 1, 1)], 0)
-    with pytest.raises(ValueError, match="farthest, uniform or poisson, got 'grid'"):
+    with pytest.raises(ValueError, match="farthest, uniform, poisson, got 'grid'"):
         resample([box(1, 1, 1)], 10, method="grid")  # type: ignore[arg-type]
 
 
@@ -141,7 +154,7 @@ def ball() -> Mesh:
 
 def test_confirmed_points_are_kept_contradicting_ones_are_not() -> None:
     on, off = sphere(300), 1.2 * sphere(40, seed=1)
-    points = resample_with_evidence([ball()], [np.concatenate([on, off])], 1500, tolerance=0.05)[0]
+    points = filled([ball()], [np.concatenate([on, off])], 1500, tolerance=0.05)[0]
     kept = {tuple(p) for p in points}
     assert (
         len({tuple(p) for p in on} & kept) > 200
@@ -153,7 +166,7 @@ def test_confirmed_points_are_kept_contradicting_ones_are_not() -> None:
 def test_the_surface_fills_in_where_points_are_missing() -> None:
     half = sphere(1500)
     half = half[half[:, 2] < 0]
-    points = resample_with_evidence([ball()], [half], 1000, tolerance=0.05)[0]
+    points = filled([ball()], [half], 1000, tolerance=0.05)[0]
     upper = points[points[:, 2] > 0.05]
     assert len(upper) == pytest.approx(
         490, abs=60
@@ -164,18 +177,18 @@ def test_the_surface_fills_in_where_points_are_missing() -> None:
 def test_evidence_is_batched_exactly_and_always_gives_enough_points() -> None:
     meshes = [ball(), box(1, 0.5, 0.2), ball()]
     evidence = [sphere(500), sphere(500, 1)[:30], 3 * sphere(64)]  # confirmed, partly, not at all
-    together = resample_with_evidence(meshes, evidence, 600, tolerance=0.04)
+    together = filled(meshes, evidence, 600, tolerance=0.04)
     for i, points in enumerate(together):
         assert len(np.unique(points, axis=0)) == 600
-        alone = resample_with_evidence(meshes[i : i + 1], evidence[i : i + 1], 600, tolerance=0.04)[0]
+        alone = filled(meshes[i : i + 1], evidence[i : i + 1], 600, tolerance=0.04)[0]
         np.testing.assert_array_equal(points, alone)
     with pytest.raises(ValueError, match="tolerance must be positive, got 0"):
-        resample_with_evidence(meshes, evidence, 600, tolerance=0)
+        filled(meshes, evidence, 600, tolerance=0)
 
 
 def test_a_dense_confirmed_cloud_is_only_thinned() -> None:
     dense = sphere(5000)
-    points = resample_with_evidence([ball()], [dense], 500, tolerance=0.05)[0]
+    points = filled([ball()], [dense], 500, tolerance=0.05)[0]
     assert {tuple(p) for p in points} <= {tuple(p) for p in dense}
 
 
@@ -184,7 +197,7 @@ def test_smoothing_takes_back_shifts_made_point_by_point() -> None:
     spoilt = [sphere(2000) + noise]
 
     def error(smoothing: int) -> float:
-        points = resample_with_evidence([ball()], spoilt, 800, tolerance=0.2, smoothing=smoothing)[0]
+        points = filled([ball()], spoilt, 800, tolerance=0.2, smoothing=smoothing)[0]
         return float(np.abs(np.linalg.norm(points, axis=1) - 0.5).mean())
 
     assert error(8) < error(1) / 2
@@ -194,8 +207,8 @@ def test_smoothed_points_are_the_means_of_their_neighbours() -> None:
     points = np.float32(
         [[0.5, 0, 0], [0.5, 0.01, 0], [0, 0.5, 0], [0.01, 0.5, 0], [0, 0, 0.5], [0, 0.01, 0.5]]
     )
-    kept = resample_with_evidence([ball()], [points], 400, tolerance=0.05, smoothing=2)[0]
+    kept = filled([ball()], [points], 400, tolerance=0.05, smoothing=2)[0]
     for middle in ([0.5, 0.005, 0], [0.005, 0.5, 0], [0, 0.005, 0.5]):
         assert np.abs(kept - np.float32(middle)).max(1).min() < 1e-6
     with pytest.raises(ValueError, match="smoothing must be at least 1, got 0"):
-        resample_with_evidence([ball()], [points], 400, tolerance=0.05, smoothing=0)
+        filled([ball()], [points], 400, tolerance=0.05, smoothing=0)

@@ -184,7 +184,7 @@ class Ball(OccupancyNetwork):
         super().__init__(OccupancyConfig(4, 4, 4))
         self.radius = radius
 
-    def field_of(self, codes: torch.Tensor) -> object:  # type: ignore[override]
+    def field(self, code: torch.Tensor) -> object:  # type: ignore[override]
         return lambda points, cloud: 40 * (self.radius - points.norm(dim=-1))
 
 

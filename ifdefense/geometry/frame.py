@@ -1,4 +1,4 @@
-"""The first step: from the caller's frame to the unit cube, and exactly back. Also the classifiers' frame."""
+"""Frames: the unit cube of the pipeline, with its exact inverse, and the unit sphere of classifiers."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from ifdefense.geometry.mesh import Mesh
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Frame:
-    """A similarity between the caller's frame and the unit cube, in float64.
+    """A similarity between the caller's frame and the unit cube, in float64; differentiable.
 
     Attributes:
         centre: ``(3,)`` centre of the bounding box, caller's frame.
-        extent: longest side of the bounding box, caller's units.
+        extent: ``()`` longest side of the bounding box, caller's units.
     """
 
     centre: Tensor
-    extent: float
+    extent: Tensor
 
     @classmethod
     def of(cls, points: Tensor) -> Frame:
@@ -33,19 +35,28 @@ class Frame:
         Raises:
             ValueError: if the cloud has no extent.
         """
-        low, high = points.double().amin(0), points.double().amax(0)
-        extent = float((high - low).max())
-        if extent <= 0:
+        centre, extent = bounding_cubes(points.double())
+        if not extent > 0:
             raise ValueError("the cloud has zero extent: all its points are the same")
-        return cls(low / 2 + high / 2, extent)
+        return cls(centre[0], extent[0, 0])
 
     def to_cube(self, points: Tensor) -> Tensor:
         """Points ``(N, 3)`` of the caller's frame in the unit cube, float32."""
         return ((points.double() - self.centre) / self.extent).float()
 
     def from_cube(self, points: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Points ``(N, 3)`` of the unit cube in the caller's frame."""
-        return (points.double() * self.extent + self.centre.to(points.device)).to(dtype)
+        """Points ``(N, 3)`` of the unit cube in the caller's frame, on the frame's device."""
+        return (points.to(self.centre.device).double() * self.extent + self.centre).to(dtype)
+
+    def mesh_from_cube(self, mesh: Mesh) -> Mesh:
+        """A mesh of the unit cube in the caller's frame."""
+        return mesh.transformed(float(self.extent), self.centre.detach().cpu().numpy())
+
+
+def bounding_cubes(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Centres ``(..., 1, 3)`` and longest sides ``(..., 1, 1)`` of the bounding boxes of ``(..., N, 3)``."""
+    low, high = points.amin(-2, keepdim=True), points.amax(-2, keepdim=True)
+    return low / 2 + high / 2, (high - low).amax(-1, keepdim=True)
 
 
 def to_unit_sphere(points: Tensor) -> Tensor:

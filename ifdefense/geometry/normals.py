@@ -1,4 +1,4 @@
-"""Normals of point clouds by principal components."""
+"""Normals of point clouds by principal component analysis."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ from ifdefense.geometry.points import gather, knn
 
 
 def estimated_normals(points: Tensor, k: int = 20) -> Tensor:
-    """Normals of clouds by principal components.
-
-    The direction in which a point and its neighbours spread least: the eigenvector of the smallest eigenvalue
-    of their covariance.
+    """Normals by PCA: the eigenvector of the smallest eigenvalue of a neighbourhood's covariance.
 
     Args:
         points: ``(B, N, 3)``, any frame.
-        k: points of a neighbourhood, the point itself included.
+        k: points of a neighbourhood, including the point itself.
 
     Returns:
-        ``(B, N, 3)`` of length 1; the sign is arbitrary, and so is the direction where all points of a
-        neighbourhood are on a line.
+        ``(B, N, 3)`` unit normals of arbitrary sign.
     """
     near = gather(points, knn(points, points, min(k, points.shape[1]))[1])  # (B, N, k, 3)
     offset = near - near.mean(2, keepdim=True)
@@ -30,16 +26,19 @@ def estimated_normals(points: Tensor, k: int = 20) -> Tensor:
 
 
 def outward_normals(points: Tensor) -> Tensor:
-    """Unit normals by principal components, pointing away from the cloud's mean.
-
-    Right for every solid that is star-shaped about its mean; a guess in the concave parts of others.
-
-    Args:
-        points: ``(B, N, 3)`` points.
-
-    Returns:
-        ``(B, N, 3)``.
-    """
+    """``(B, N, 3)`` normals by PCA, oriented away from the mean: correct for star-shaped solids only."""
     normals = estimated_normals(points)
     outward = ((points - points.mean(1, keepdim=True)) * normals).sum(2, keepdim=True) >= 0
     return torch.where(outward, normals, -normals)
+
+
+def given_normals(normals: Tensor, points: Tensor) -> Tensor:
+    """Normals on the device and in the precision of the points.
+
+    Raises:
+        ValueError: if there is not one normal per point.
+    """
+    if normals.shape != points.shape:
+        given, clouds = tuple(normals.shape), tuple(points.shape)
+        raise ValueError(f"normals of shape {given} do not fit clouds of shape {clouds}")
+    return normals.to(points)

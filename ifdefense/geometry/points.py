@@ -249,6 +249,30 @@ def split_neighbourhood(points: Tensor, centre: Tensor, size: int) -> tuple[Tens
     return gather(points, inside), points[outside].view(batch, num - size, 3)
 
 
+def local_mean(points: Tensor, k: int) -> Tensor:
+    """Every point replaced by the mean of its ``k`` nearest ones, itself included; differentiable.
+
+    Attenuates noise that is independent from point to point.
+
+    Args:
+        points: (B, N, D) points.
+        k: neighbours, at least 1; all points where there are fewer.
+
+    Returns:
+        (B, N, D) means, summed in float64.
+
+    Raises:
+        ValueError: ``k`` is less than 1.
+    """
+    if k < 1:
+        raise ValueError(f"smoothing must be at least 1, got {k}")
+    k = min(k, points.shape[1])
+    if k == 1:
+        return points
+    index = knn(points.detach(), points.detach(), k)[1]
+    return gather(points, index).double().mean(2).to(points.dtype)
+
+
 def chamfer_distance(a: Tensor, b: Tensor, *, squared: bool = True) -> Tensor:
     """Two-sided Chamfer distance: mean distance from ``a`` to ``b`` plus mean distance from ``b`` to ``a``.
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ifdefense.implicit.base import Calibration
 
 CHUNK = 2048
 """Queries that the folded decoder carries through all layers at once: they stay in a core's cache."""
@@ -289,6 +291,8 @@ class OccupancyNetwork(nn.Module):
 
     Args:
         config: widths of the layers.
+        calibration: how the field is to be read.
+        views: disjoint subsets of ``calibration.points`` points whose codes `encode` averages.
 
     Shapes:
         - **clouds:** ``(B, N, 3)``, unit-cube frame, any N; the published network was trained on 300 points
@@ -296,24 +300,57 @@ class OccupancyNetwork(nn.Module):
         - **logits:** ``(B, Q)``; occupancy is Bernoulli with these logits
     """
 
-    def __init__(self, config: OccupancyConfig = OccupancyConfig()) -> None:
+    def __init__(
+        self,
+        config: OccupancyConfig = OccupancyConfig(),
+        calibration: Calibration = Calibration(),
+        views: int = 3,
+    ) -> None:
         super().__init__()
         self.config = config
+        self.calibration = calibration
+        self.views = views
         self.encoder = ResnetPointnet(config.code, config.encoder, config.frequencies)
         self.decoder = ConditionalDecoder(config.code, config.decoder, config.frequencies)
+
+    @classmethod
+    def of_weights(cls, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> OccupancyNetwork:
+        """An untrained network of the size that weights have, with their calibration."""
+        return cls(OccupancyConfig.of_state(state), Calibration.of_metadata(metadata))
 
     def forward(self, clouds: Tensor, queries: Tensor) -> Tensor:
         """Logits of the occupancy at the queries."""
         logits: Tensor = self.decoder(queries, self.encoder(clouds))
         return logits
 
-    def field(self, clouds: Tensor) -> OccupancyField:
-        """Encodes clouds and returns their fields, folded for inference."""
-        return self.field_of(torch.cat([self.encoder(cloud) for cloud in clouds.split(1)]))
+    def codes(self, clouds: Tensor) -> Tensor:
+        """Codes ``(B, code)`` of clouds ``(B, N, 3)``, all points at once.
 
-    def field_of(self, codes: Tensor) -> OccupancyField:
+        Clouds are encoded one by one: rounding depends on the shape of a product, and a code must not depend
+        on its batch.
+        """
+        return torch.cat([self.encoder(cloud) for cloud in clouds.split(1)])
+
+    def encode(self, clouds: Sequence[Tensor], seed: int = 0) -> Tensor:
+        """Codes ``(B, code)`` of clouds ``(N_i, 3)``, each the mean over random disjoint subsets."""
+        device = next(self.parameters()).device
+        codes = [
+            self.encoder(self._subsets(cloud, seed).to(device)).mean(0, keepdim=True) for cloud in clouds
+        ]
+        return torch.cat(codes)
+
+    def _subsets(self, cloud: Tensor, seed: int) -> Tensor:
+        """``(V, P, 3)``, disjoint as far as the points suffice."""
+        if self.calibration.points is None:
+            return cloud[None]
+        size = self.calibration.points
+        order = torch.randperm(len(cloud), generator=torch.Generator().manual_seed(seed))
+        take = torch.arange(size * self.views) % len(order)
+        return cloud[order[take].to(cloud.device)].view(self.views, size, 3)
+
+    def field(self, code: Tensor) -> OccupancyField:
         """The fields of codes ``(B, code)``, folded for inference."""
-        return OccupancyField(self.decoder, codes)
+        return OccupancyField(self.decoder, code)
 
 
 def occupancy_loss(logits: Tensor, occupied: Tensor) -> Tensor:

@@ -1,18 +1,17 @@
 """From a field to meshes: multi-resolution iso-surface extraction (MISE) of a batch, then marching cubes.
 
 MISE (Mescheder et al., 2019, https://arxiv.org/abs/1812.03828, section 3.3) evaluates a coarse grid, then
-only the points inside cells whose corners disagree, level by level. Two things differ here. All clouds share
-each call of the field. And the surface is *followed*: where a newly evaluated point contradicts the cells
-around it that looked uniform, these are subdivided as well, until nothing changes. So a surface that changes
-the sign on one edge of the coarse grid is found whole, exactly as on the dense grid; only one that slips
-between the coarse points is missed.
+only the points inside cells whose corners disagree, level by level. As in the original, the surface is
+followed: where a newly evaluated point contradicts cells around it that looked uniform, these are subdivided
+as well, until nothing changes. A surface that changes the sign on one edge of the coarse grid is found whole;
+one that slips between the coarse points is missed. Unlike the original, clouds share each call of the field.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ifdefense.geometry.mesh import Mesh
-
-Field = Callable[[Tensor, Tensor], Tensor]
-"""Logits of occupancy (M,) at points (M, 3) in the unit-cube frame; the second argument, int64 (M,) and
-ascending, says to which cloud of the batch each point belongs. Inside is where the logit exceeds the
-level."""
+from ifdefense.implicit.base import Calibration, Field
 
 # Stands outside the grid's border, far enough below any level that a surface cut by the box closes there.
 _OUTSIDE = -1e6
@@ -164,6 +159,57 @@ def extract_meshes(
         a surface is seen.
     """
     return mise(field, num_clouds, options, device=device, dtype=dtype).meshes()
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Field to mesh at the level of a network's calibration; the default of the pipeline.
+
+    Args:
+        resolution: cells a side at the finest level, ``coarse`` times a power of two.
+        coarse: cells a side at the first level.
+
+    Raises:
+        ValueError: a value outside these ranges.
+    """
+
+    resolution: int = 64
+    coarse: int = 16
+
+    def __post_init__(self) -> None:
+        ExtractionOptions(self.resolution, self.coarse)
+
+    def __call__(
+        self,
+        field: Field,
+        num_clouds: int,
+        calibration: Calibration,
+        *,
+        device: torch.device | str | None = None,
+    ) -> list[Mesh]:
+        """Surface of each cloud; at the second threshold where the first shows none.
+
+        Args:
+            field: logits of the batch, see `Field`.
+            num_clouds: clouds in the batch.
+            calibration: threshold and box.
+            device: where the field lives.
+
+        Returns:
+            One watertight mesh per cloud in the unit-cube frame, empty where there is no surface.
+        """
+        options = ExtractionOptions(self.resolution, self.coarse, calibration.threshold, calibration.box)
+        meshes = extract_meshes(field, num_clouds, options, device=device)
+        missing = [index for index, mesh in enumerate(meshes) if mesh.is_empty]
+        if missing and calibration.second_threshold is not None:
+            lower = dataclasses.replace(options, threshold=calibration.second_threshold)
+            original = torch.tensor(missing, device=device)
+            again = extract_meshes(
+                lambda points, cloud: field(points, original[cloud]), len(missing), lower, device=device
+            )
+            for index, mesh in zip(missing, again, strict=True):
+                meshes[index] = mesh
+        return meshes
 
 
 class _Sampler:

@@ -29,8 +29,8 @@ Graph = Any  # scipy.sparse.csr_array, imported where it is needed
 
 
 @dataclass(frozen=True)
-class RepairOptions:
-    """What counts as an anomaly. Lengths are in the unit-cube frame.
+class BulgeRepair:
+    """Repair stage: settings of `repair_mesh`. Lengths are in the unit cube.
 
     Args:
         radius: scale of an anomaly. The surface is smoothed over this distance to see what bulges out of it,
@@ -61,6 +61,10 @@ class RepairOptions:
         if self.min_support >= 1:
             raise ValueError(f"min_support is a fraction below 1, got {self.min_support}")
 
+    def __call__(self, mesh: Mesh, evidence: ArrayLike) -> Repair:
+        """As `repair_mesh` with these settings."""
+        return repair_mesh(mesh, evidence, self)
+
 
 @dataclass(frozen=True, eq=False)
 class Repair:
@@ -83,7 +87,7 @@ class Repair:
     removed_area: float
 
 
-def repair_mesh(mesh: Mesh, evidence: ArrayLike, options: RepairOptions = RepairOptions()) -> Repair:
+def repair_mesh(mesh: Mesh, evidence: ArrayLike, options: BulgeRepair = BulgeRepair()) -> Repair:
     """Remove what bulges out of a surface, or floats, without support by input points.
 
     Args:
@@ -187,7 +191,7 @@ def _chebyshev_weight(power: int, degree: int) -> float:
     return float(paths / 2**power)
 
 
-def _nearest_counts(surface: _Surface, points: Doubles, options: RepairOptions) -> Doubles:
+def _nearest_counts(surface: _Surface, points: Doubles, options: BulgeRepair) -> Doubles:
     """Points that each vertex is the nearest one of, (V,); points beyond the radius support nothing."""
     from scipy.spatial import cKDTree
 
@@ -197,7 +201,7 @@ def _nearest_counts(surface: _Surface, points: Doubles, options: RepairOptions) 
     return np.bincount(index, minlength=size + 1)[:size].astype(np.float64)
 
 
-def _support(surface: _Surface, counts: Doubles, options: RepairOptions) -> Doubles:
+def _support(surface: _Surface, counts: Doubles, options: BulgeRepair) -> Doubles:
     """Density of input points along the surface around each vertex, 1 at the shape's median, (V,)."""
     near, wide = options.radius / 8, options.radius / 2
     density = counts.sum() / surface.areas.sum()
@@ -210,13 +214,13 @@ def _support(surface: _Surface, counts: Doubles, options: RepairOptions) -> Doub
     return np.asarray(ratio / median) if median > 0 else np.ones(len(ratio))  # else too few to say anything
 
 
-def _lack(support: Doubles, options: RepairOptions) -> Doubles:
+def _lack(support: Doubles, options: BulgeRepair) -> Doubles:
     """Missing support, 1 at the least that is both too little and an outlier of the shape, (V,)."""
     deviation = 1.4826 * float(np.median(np.abs(support - 1)))
     return (1 - support) / max(1 - options.min_support, options.outlier * deviation)
 
 
-def _bulge(surface: _Surface, options: RepairOptions) -> Doubles:
+def _bulge(surface: _Surface, options: BulgeRepair) -> Doubles:
     """Outward displacement of each vertex from the smooth surface, 1 at the least height, (V,)."""
     moments = surface.areas[:, None] * np.insert(surface.positions, 0, 1, axis=1)
     mass = surface.spread(moments, options.radius)
@@ -225,7 +229,7 @@ def _bulge(surface: _Surface, options: RepairOptions) -> Doubles:
     return np.asarray(displacement / options.height)
 
 
-def _floating(surface: _Surface, counts: Doubles, options: RepairOptions) -> tuple[Mask, int]:
+def _floating(surface: _Surface, counts: Doubles, options: BulgeRepair) -> tuple[Mask, int]:
     """Vertices of components without support, (V,), and the number of these components."""
     from scipy.sparse.csgraph import connected_components
 
@@ -239,7 +243,7 @@ def _floating(surface: _Surface, counts: Doubles, options: RepairOptions) -> tup
     return unsupported[label], int(unsupported.sum())
 
 
-def _grown(surface: _Surface, core: Mask, bulge: Doubles, soft: Mask, options: RepairOptions) -> Mask:
+def _grown(surface: _Surface, core: Mask, bulge: Doubles, soft: Mask, options: BulgeRepair) -> Mask:
     """The core grown to the foot of its anomaly, (V,).
 
     It spreads, by the radius at most, over surface without much support, and downhill: to a neighbour that
@@ -260,7 +264,7 @@ def _grown(surface: _Surface, core: Mask, bulge: Doubles, soft: Mask, options: R
     return region | np.isin(islands, small)
 
 
-def _regions(surface: _Surface, core: Mask, grown: Mask, options: RepairOptions) -> Ints:
+def _regions(surface: _Surface, core: Mask, grown: Mask, options: BulgeRepair) -> Ints:
     """Label of the region each vertex belongs to, (V,), -1 for none.
 
     Left out are regions with too large a core, and whole components: these are removed or stay.

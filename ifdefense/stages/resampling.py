@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ifdefense.geometry.mesh import Floats, Ints, Mesh
-from ifdefense.geometry.points import farthest_point_sampling
+from ifdefense.geometry.points import farthest_point_sampling, gather, knn, local_mean
 
 Method = Literal["farthest", "uniform", "poisson"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 def sample_surface(mesh: Mesh, count: int, *, generator: np.random.Generator) -> tuple[Floats, Ints]:
@@ -46,6 +50,19 @@ def sample_surface(mesh: Mesh, count: int, *, generator: np.random.Generator) ->
     return points.astype(np.float32), face
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Samples:
+    """Points on surfaces, in the meshes' frame.
+
+    Attributes:
+        points: ``(B, N, 3)`` float32.
+        normals: ``(B, N, 3)`` outward unit normals of the faces that the points lie on.
+    """
+
+    points: Tensor
+    normals: Tensor
+
+
 def resample(
     meshes: Sequence[Mesh],
     num_points: int,
@@ -54,45 +71,29 @@ def resample(
     method: Method = "farthest",
     oversample: int = 4,
     inset: float = 0.0,
-) -> Floats:
+    device: torch.device | str | None = None,
+) -> Samples:
     """Exactly ``num_points`` points from each mesh.
 
     Args:
         meshes: B surfaces.
-        num_points: points a mesh.
+        num_points: points per mesh.
         seed: every mesh is sampled with a generator of this seed, so its points do not depend on its batch.
         method: ``"uniform"`` draws independent points; the others thin ``oversample * num_points`` of those:
-            ``"farthest"`` by farthest-point sampling, ``"poisson"`` to a Poisson-disk set, whose points keep
-            the largest common distance found by bisection.
-        oversample: candidates a point kept, at least 1.
-        inset: candidates are moved by this against their normal, in the meshes' unit: takes back the
-            thickening of a solid whose sheets have two sides.
-
-    Returns:
-        (B, num_points, 3) float32 points in the meshes' frame.
+            ``"farthest"`` by farthest-point sampling, ``"poisson"`` to a Poisson-disk set with the largest
+            radius that bisection finds.
+        oversample: candidates per point kept, at least 1.
+        inset: candidates are moved by this against their normal, in the meshes' unit, to take back the
+            thickening of a solid.
+        device: where the points are thinned and returned.
 
     Raises:
         ValueError: a mesh is empty or without area (the message names it), or an argument is out of range.
     """
-    return resample_with_normals(
-        meshes, num_points, seed=seed, method=method, oversample=oversample, inset=inset
-    )[0]
-
-
-def resample_with_normals(
-    meshes: Sequence[Mesh],
-    num_points: int,
-    *,
-    seed: int = 0,
-    method: Method = "farthest",
-    oversample: int = 4,
-    inset: float = 0.0,
-) -> tuple[Floats, Floats]:
-    """As `resample`, with the outward unit normal of the face each point lies on, both (B, num_points, 3)."""
     if num_points < 1 or oversample < 1:
         raise ValueError(f"num_points and oversample must be at least 1, got {num_points} and {oversample}")
-    if method not in ("farthest", "uniform", "poisson"):
-        raise ValueError(f"method must be farthest, uniform or poisson, got {method!r}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     count = num_points * (1 if method == "uniform" else oversample)
     points = np.empty((len(meshes), count, 3), np.float32)
     normals = np.empty_like(points)
@@ -103,18 +104,20 @@ def resample_with_normals(
             raise ValueError(f"mesh {i} of {len(meshes)} cannot be resampled: {error}") from error
         normals[i] = mesh.face_normals()[face]
     points -= np.float32(inset) * normals
+    samples = Samples(torch.from_numpy(points).to(device), torch.from_numpy(normals).to(device))
     if method == "uniform" or not len(meshes):
-        return points, normals
+        return samples
     if method == "farthest":
-        kept = farthest_point_sampling(torch.from_numpy(points), num_points).numpy()
+        kept = farthest_point_sampling(samples.points, num_points)
     else:
-        kept = np.stack([_poisson_disk(p, num_points, m.area) for p, m in zip(points, meshes, strict=True)])
-    return np.take_along_axis(points, kept[..., None], 1), np.take_along_axis(normals, kept[..., None], 1)
+        thinned = [_poisson_disk(p, num_points, m.area) for p, m in zip(points, meshes, strict=True)]
+        kept = torch.from_numpy(np.stack(thinned)).to(device)
+    return Samples(gather(samples.points, kept), gather(samples.normals, kept))
 
 
-def resample_with_evidence(
+def fill(
     meshes: Sequence[Mesh],
-    evidence: Sequence[Floats],
+    evidence: Sequence[Tensor],
     num_points: int,
     *,
     tolerance: float,
@@ -122,72 +125,120 @@ def resample_with_evidence(
     smoothing: int = 1,
     oversample: int = 4,
     inset: float = 0.0,
-) -> Floats:
-    """Exactly ``num_points`` points a mesh: input points that it confirms, and samples where there are none.
+) -> Tensor:
+    """Exactly ``num_points`` points per mesh: input points near its surface, samples where there are none.
 
-    A network with one code for a whole cloud rebuilds its shape and loses its details. Input points within
-    ``tolerance`` of the surface carry those details and are kept; those farther away contradict the shape and
-    are left out; samples of the surface that lie farther than ``tolerance`` from every point kept restore
-    what is missing. Farthest-point sampling of the two together gives an even cloud.
-
-    What is kept is kept smoothed: neighbours on a surface agree with each other, and the shifts of an attack,
-    made point by point, do not.
+    Input points within ``tolerance`` of the surface are kept, others are dropped; samples of the surface
+    farther than ``tolerance`` from every point kept are added. Farthest-point sampling thins the union. Kept
+    points are averaged over k neighbours, which attenuates per-point noise.
 
     Args:
         meshes: B surfaces.
-        evidence: B arrays (K, 3) of input points, in the meshes' frame.
-        num_points: points a cloud.
-        tolerance: distance from the surface up to which a point is confirmed, in the meshes' unit.
+        evidence: B tensors (K, 3) of input points, in the meshes' frame.
+        num_points: points per cloud.
+        tolerance: largest distance of a kept point from the surface, in the meshes' unit.
         seed: as for `resample`.
-        smoothing: input points are moved to the mean of this many points nearest to them, themselves
-            included, before they are compared with the surface; 1 leaves them where they are.
-        oversample: samples of the surface a point kept, at least 1.
+        smoothing: input points are replaced by the mean of this many nearest ones, themselves included; 1
+            leaves them where they are.
+        oversample: samples of the surface per point, at least 1.
         inset: as for `resample`.
 
     Returns:
-        (B, num_points, 3) float32 points in the meshes' frame.
+        (B, num_points, 3) float32 points in the meshes' frame, on the device of the evidence.
 
     Raises:
         ValueError: as `resample`, or a tolerance or smoothing that is not positive.
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}")
-    if smoothing < 1:
-        raise ValueError(f"smoothing must be at least 1, got {smoothing}")
     samples = resample(meshes, oversample * num_points, seed=seed, method="uniform", inset=inset)
     unions = [
-        _union(points, _smoothed(given, smoothing), num_points, tolerance)
-        for points, given in zip(samples, evidence, strict=True)
+        _union(points.to(given.device), local_mean(given[None], smoothing)[0], num_points, tolerance)
+        for points, given in zip(samples.points, evidence, strict=True)
     ]
+    if not unions:
+        return samples.points
     size = max(len(union) for union in unions)
     # Copies of the first point are at distance 0 from what is chosen: they fill the batch, never taken.
-    padded = np.stack([np.concatenate([u, np.broadcast_to(u[:1], (size - len(u), 3))]) for u in unions])
-    kept = farthest_point_sampling(torch.from_numpy(padded), num_points).numpy()
-    return np.take_along_axis(padded, kept[..., None], 1)
+    padded = torch.stack([torch.cat([u, u[:1].expand(size - len(u), 3)]) for u in unions])
+    return gather(padded, farthest_point_sampling(padded, num_points))
 
 
-def _smoothed(points: Floats, neighbours: int) -> Floats:
-    """Each of (K, 3) points moved to the mean of its nearest, itself included."""
-    from scipy.spatial import cKDTree
-
-    if min(neighbours, len(points)) < 2:
-        return points
-    _, index = cKDTree(points).query(points, min(neighbours, len(points)))
-    means: Floats = points[index].mean(1, dtype=np.float64).astype(np.float32)
-    return means
-
-
-def _union(samples: Floats, evidence: Floats, count: int, tolerance: float) -> Floats:
-    """Confirmed evidence, and the samples that are far from it; at least ``count`` points."""
-    from scipy.spatial import cKDTree
-
-    confirmed = evidence[cKDTree(samples).query(evidence)[0] <= tolerance]
+def _union(samples: Tensor, evidence: Tensor, count: int, tolerance: float) -> Tensor:
+    """Evidence near the samples, and the samples far from that evidence; at least ``count`` points."""
+    near = _distances(evidence, samples) <= tolerance
+    confirmed = evidence[near]
     if not len(confirmed):
         return samples
-    gap = cKDTree(confirmed).query(samples)[0]
-    order = np.argsort(-gap, kind="stable")
-    take = max(int(np.count_nonzero(gap > tolerance)), count - len(confirmed))
-    return np.concatenate([confirmed.astype(np.float32), samples[order[:take]]])
+    gap = _distances(samples, confirmed)
+    order = gap.argsort(descending=True, stable=True)
+    take = max(int((gap > tolerance).sum()), count - len(confirmed))
+    return torch.cat([confirmed.float(), samples[order[:take]]])
+
+
+def _distances(query: Tensor, source: Tensor) -> Tensor:
+    """Distance of each query to its nearest source, (n,) float64."""
+    return knn(query[None].double(), source[None].double(), 1)[0][0, :, 0].sqrt()
+
+
+@dataclasses.dataclass(frozen=True)
+class SurfaceSampling:
+    """Samples of the mesh and nothing else, as the resampling stage of a pipeline; see `resample`."""
+
+    method: Method = "farthest"
+    oversample: int = 4
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS or self.oversample < 1:
+            raise ValueError(
+                f"method must be one of {', '.join(METHODS)} and oversample at least 1, "
+                f"got {self.method!r} and {self.oversample}"
+            )
+
+    def __call__(
+        self, meshes: Sequence[Mesh], evidence: Sequence[Tensor], num_points: int, seed: int, inset: float
+    ) -> Tensor:
+        """``(B, num_points, 3)`` points; the evidence only says on which device."""
+        return resample(
+            meshes,
+            num_points,
+            seed=seed,
+            method=self.method,
+            oversample=self.oversample,
+            inset=inset,
+            device=evidence[0].device,
+        ).points
+
+
+@dataclasses.dataclass(frozen=True)
+class FillSampling:
+    """Smoothed input points, and samples of the mesh where there are none; see `fill`."""
+
+    tolerance: float = 0.3
+    smoothing: int = 8
+    oversample: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance < math.inf or self.smoothing < 1 or self.oversample < 1:
+            raise ValueError(
+                "tolerance must be positive, smoothing and oversample at least 1, "
+                f"got {self.tolerance}, {self.smoothing} and {self.oversample}"
+            )
+
+    def __call__(
+        self, meshes: Sequence[Mesh], evidence: Sequence[Tensor], num_points: int, seed: int, inset: float
+    ) -> Tensor:
+        """``(B, num_points, 3)`` points."""
+        return fill(
+            meshes,
+            evidence,
+            num_points,
+            tolerance=self.tolerance,
+            smoothing=self.smoothing,
+            oversample=self.oversample,
+            seed=seed,
+            inset=inset,
+        )
 
 
 def _poisson_disk(candidates: Floats, count: int, area: float) -> Ints:

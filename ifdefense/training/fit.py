@@ -1,325 +1,260 @@
-"""Trains an Occupancy Network on an occupancy set; needs nothing but torch, NumPy and tqdm."""
+"""Trains implicit networks: any module from clouds and queries to the logits of their occupancy."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import json
-import logging
 import math
-import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ifdefense.checkpoints import load_into, load_state
-from ifdefense.corruptions.simulated import simulate_attack
-from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork, occupancy_loss
+from ifdefense.implicit.occupancy import occupancy_loss
 from ifdefense.training.muon import Muon, split_parameters
-from ifdefense.training.occupancies import OccupancySet, field_at
-from ifdefense.training.runs import save_state
+from ifdefense.training.runs import ResumableRun, Stateful, check_ranges, file_digest
 
-logger = logging.getLogger(__name__)
+Batch = tuple[Tensor, ...]
+"""Arguments of the network, such as clouds ``(B, N, 3)`` and queries ``(B, Q, 3)``, then labels ``(B, Q)``.
+
+Labels are occupancies: bool, or probabilities.
+"""
+
+
+class Examples(Protocol):
+    """Source of training batches."""
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        """One training batch, on the CPU; ``generator`` is the only source of randomness."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What determines the batches, as plain values: a run is resumed only with the same."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """Settings of a run. Lengths are in the unit-cube frame.
+    """Settings of a run.
 
     Attributes:
-        config: widths of the network.
         steps: optimiser steps.
-        batch: clouds a step.
-        points: points of a cloud that the encoder sees.
-        queries: queries a cloud; half of them uniform in the box, half near the surface.
-        near: standard deviation of the near-surface queries.
-        box: side of the cube that uniform queries are drawn from.
-        rate: learning rate of Muon, for hidden weight matrices, after the warm-up; held until the decay
-            begins.
+        muon_lr: learning rate of Muon, for hidden weight matrices, between warm-up and cool-down.
+        adam_lr: learning rate of Adam, for all other parameters, on the same schedule.
         weight_decay: of the matrices that Muon trains.
-        rest: learning rate of Adam, for all other parameters, on the same schedule.
         warmup: steps of linear warm-up.
-        decay: share of the steps at the end over which the rates fall to a hundredth along a cosine.
-        clean: share of the clouds that are given uncorrupted, but for noise of ``jitter``.
-        jitter: standard deviation of the noise on uncorrupted clouds.
-        stretch: each axis is scaled by up to this factor or its inverse.
-        turn: share of the clouds turned about the up axis by a random multiple of 90°.
-        threshold: probability above which a query counts as inside in the validation IoU.
+        cooldown: share of the steps, at the end, over which the rates fall to a hundredth along a cosine.
+        max_norm: gradients are clipped to this norm; 0 for no clipping.
+        ema: decay of a moving average of the weights, which is validated and kept; 0 for none.
+        threshold: probability above which a query is inside in the validation IoU.
         seed: seed of the weights and of every draw.
+
+    Raises:
+        ValueError: if a number is out of range.
     """
 
-    config: OccupancyConfig = OccupancyConfig(encoder=128, code=256, decoder=128, frequencies=5)
     steps: int = 6000
-    batch: int = 32
-    points: int = 300
-    queries: int = 256
-    near: float = 0.04
-    box: float = 1.2
-    rate: float = 0.02
+    muon_lr: float = 0.02
+    adam_lr: float = 1e-3
     weight_decay: float = 0.05
-    rest: float = 1e-3
     warmup: int = 100
-    decay: float = 0.4
-    clean: float = 0.4
-    jitter: float = 0.005
-    stretch: float = 1.2
-    turn: float = 0.1
+    cooldown: float = 0.4
+    max_norm: float = 0.0
+    ema: float = 0.0
     threshold: float = 0.5
     seed: int = 0
 
-
-class Sampler:
-    """Draws training batches: augmented clouds as an attacker leaves them, and queries with their occupancy.
-
-    The encoder sees a cloud in the frame of what it is given, as at inference: outliers and missing parts
-    move the bounding box, and the queries move with it.
-
-    Args:
-        data: shapes to draw from.
-        options: settings.
-        mix: weight of each source of the set; ``None`` draws every shape equally often.
-    """
-
-    def __init__(
-        self, data: OccupancySet, options: TrainOptions, mix: Mapping[str, float] | None = None
-    ) -> None:
-        self.points = torch.from_numpy(np.array(data.points))
-        self.fields = torch.from_numpy(np.array(data.fields))
-        self.options = options
-        weight = np.ones(len(data))
-        if mix is not None:
-            unknown = set(mix) - set(data.sources)
-            if unknown:
-                raise ValueError(f"unknown sources {sorted(unknown)}, the set has {list(data.sources)}")
-            for number, name in enumerate(data.sources):
-                members = np.asarray(data.source) == number
-                weight[members] = mix.get(name, 0.0) / max(members.sum(), 1)
-        self.weight = torch.from_numpy(weight / weight.sum())
-
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Clouds ``(B, N, 3)``, queries ``(B, Q, 3)`` and labels ``(B, Q)`` of one training step."""
-        options = self.options
-        index = torch.multinomial(self.weight, options.batch, replacement=True, generator=generator)
-        scale = torch.empty(options.batch, 1, 3).uniform_(
-            -math.log(options.stretch), math.log(options.stretch), generator=generator
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            steps=(1, math.inf),
+            muon_lr=(0, 10),
+            adam_lr=(0, 10),
+            weight_decay=(0, 10),
+            warmup=(0, math.inf),
+            cooldown=(0, 1),
+            max_norm=(0, math.inf),
+            ema=(0, 1),
+            threshold=(1e-6, 1 - 1e-6),
         )
-        scale = scale.exp()
-        sign = torch.randint(0, 2, (options.batch, 1, 3), generator=generator).mul_(2).sub_(1)
-        sign[..., 2] = 1  # up stays up
-        quarter = torch.randint(1, 4, (options.batch,), generator=generator)
-        turned = torch.rand(options.batch, generator=generator) < options.turn
-        points = self.points[index].float()
-        scale = scale / (scale * points.abs().amax(1, keepdim=True)).amax(-1, keepdim=True) / 2
-        turn = _quarter_turns(torch.where(turned, quarter, 0))
-        whole = (points * scale * sign) @ turn
-        clean = torch.rand(options.batch, generator=generator) < options.clean
-        given = self._given(whole, clean, generator)
-        centre, extent = bounding_cube(given)
-        near = _subset(whole, options.queries // 2, generator)
-        near = near + options.near * torch.randn(near.shape, generator=generator)
-        uniform = torch.rand(options.batch, options.queries - near.shape[1], 3, generator=generator) - 0.5
-        queries = torch.cat([near, uniform * options.box * extent + centre], dim=1)
-        labels = field_at(self.fields, index, queries @ turn.transpose(1, 2) / (scale * sign)) > 0
-        return (given - centre) / extent, (queries - centre) / extent, labels
-
-    def _given(self, whole: Tensor, clean: Tensor, generator: torch.Generator) -> Tensor:
-        """What the encoder is given of ``(B, N, 3)`` clouds: noise alone where ``clean``, else corruption."""
-        sound = _subset(whole, self.options.points, generator)
-        sound = sound + self.options.jitter * torch.randn(sound.shape, generator=generator)
-        spoilt = simulate_attack(whole, self.options.points, generator)
-        return torch.where(clean[:, None, None], sound, spoilt)
-
-    def _held(self, count: int, corrupted: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Points of the first ``count`` shapes, unaugmented, and what the encoder is given of them."""
-        whole = self.points[:count].float()
-        return whole, self._given(whole, torch.full((len(whole),), not corrupted), generator)
-
-    def surfaces(self, count: int, corrupted: bool) -> tuple[Tensor, Tensor]:
-        """What the encoder sees of the first ``count`` shapes, and all their points in the same frame."""
-        whole, given = self._held(count, corrupted, torch.Generator().manual_seed(1))
-        centre, extent = bounding_cube(given)
-        return (given - centre) / extent, (whole - centre) / extent
-
-    def validation(
-        self, count: int, corrupted: bool, device: str | torch.device = "cpu"
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Clouds, queries and labels of the first ``count`` shapes, unaugmented, the same at every call."""
-        generator = torch.Generator().manual_seed(1)
-        _, given = self._held(count, corrupted, generator)
-        index = torch.arange(len(given))
-        centre, extent = bounding_cube(given)
-        uniform = torch.rand(len(index), 2048, 3, generator=generator) - 0.5
-        queries = uniform * self.options.box * extent + centre
-        labels = field_at(self.fields, index, queries) > 0
-        clouds = (given - centre) / extent
-        return clouds.to(device), (uniform * self.options.box).to(device), labels.to(device)
-
-
-def bounding_cube(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Centre ``(B, 1, 3)`` and longest side ``(B, 1, 1)`` of the bounding boxes of ``(B, N, 3)`` clouds."""
-    low, high = points.amin(1, keepdim=True), points.amax(1, keepdim=True)
-    return (low + high) / 2, (high - low).amax(-1, keepdim=True)
-
-
-def _subset(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """A random subset of ``count`` points of each cloud."""
-    order = torch.rand(points.shape[:2], generator=generator).argsort(1)[:, :count]
-    return points.gather(1, order[..., None].expand(-1, -1, 3))
-
-
-def _quarter_turns(number: Tensor) -> Tensor:
-    """Rotations ``(B, 3, 3)`` about the up axis, for row vectors, by multiples of 90°."""
-    angle = number * (math.pi / 2)
-    cos, sin = angle.cos().round(), angle.sin().round()
-    turn = torch.zeros(len(number), 3, 3)
-    turn[:, 0, 0], turn[:, 0, 1], turn[:, 1, 0], turn[:, 1, 1], turn[:, 2, 2] = cos, sin, -sin, cos, 1.0
-    return turn
 
 
 def schedule(step: int, options: TrainOptions) -> float:
     """Factor of the learning rates at a step: linear warm-up, plateau, cosine to a hundredth."""
     rise = min(1.0, (step + 1) / max(options.warmup, 1))
-    left = (options.steps - step) / max(options.steps * options.decay, 1.0)
+    left = (options.steps - step) / max(options.steps * options.cooldown, 1.0)
     return rise if left >= 1 else rise * (0.01 + 0.99 * (1 - math.cos(math.pi * max(left, 0.0))) / 2)
 
 
 @torch.no_grad()
-def intersection_over_union(
-    network: OccupancyNetwork, probe: tuple[Tensor, Tensor, Tensor], threshold: float
-) -> float:
+def intersection_over_union(network: nn.Module, batches: Iterable[Batch], threshold: float) -> float:
     """Mean IoU of the occupancies at the queries, over clouds whose labels hold an inside.
 
     Args:
         network: the network, in evaluation mode.
-        probe: clouds ``(S, N, 3)``, queries ``(S, Q, 3)`` and labels ``(S, Q)``.
+        batches: on the network's device.
         threshold: probability above which a query is inside.
     """
-    clouds, queries, labels = probe
     logit = math.log(threshold / (1 - threshold))
     scores = []
-    for part in torch.arange(len(clouds)).split(16):
-        field = network.field(clouds[part])
-        cloud = torch.arange(len(part)).repeat_interleave(queries.shape[1])
-        inside = field(queries[part].reshape(-1, 3), cloud.to(clouds.device)).view(len(part), -1) > logit
-        union = (inside | labels[part]).sum(1)
-        scores.append(((inside & labels[part]).sum(1) / union)[union > 0])
+    for *inputs, labels in batches:
+        inside, occupied = network(*inputs) > logit, labels > 0.5
+        union = (inside | occupied).sum(1)
+        scores.append(((inside & occupied).sum(1) / union)[union > 0])
     return float(torch.cat(scores).mean())
 
 
+class ImplicitRun(ResumableRun):
+    """The run behind `fit`, in optimiser steps."""
+
+    unit: ClassVar[str] = "step"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        examples: Examples,
+        validation: Mapping[str, Sequence[Batch]],
+        folder: Path,
+        options: TrainOptions,
+        settings: Mapping[str, Any],
+        adam_layers: Iterable[nn.Module],
+        every: int,
+        metadata: Mapping[str, str],
+    ) -> None:
+        self.examples, self.options, self.every = examples, options, every
+        self.device = next(network.parameters()).device
+        self.validation = {
+            name: [tuple(part.to(self.device) for part in batch) for batch in batches]
+            for name, batches in validation.items()
+        }
+        hidden, others = split_parameters(network, adam_layers)
+        self.optimisers: dict[str, tuple[torch.optim.Optimizer, float]] = {}
+        if hidden:
+            muon = Muon(hidden, options.muon_lr, weight_decay=options.weight_decay)
+            self.optimisers["muon"] = muon, options.muon_lr
+        if others:
+            self.optimisers["adam"] = torch.optim.Adam(others, options.adam_lr), options.adam_lr
+        parts: dict[str, Stateful] = {name: part for name, (part, _) in self.optimisers.items()}
+        self.average = copy.deepcopy(network).requires_grad_(False) if options.ema else None
+        if self.average is not None:
+            parts["average"] = self.average
+        super().__init__(
+            network,
+            parts,
+            dataclasses.asdict(options) | examples.describe() | dict(settings),
+            options.steps,
+            options.seed,
+            folder,
+            may_change={"steps"},
+            metadata=metadata,
+        )
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The moving average where there is one."""
+        return self.model if self.average is None else self.average
+
+    def _train(self, stop: int, progress: bool) -> float:
+        stop = min(stop, (self.position // self.every + 1) * self.every)
+        start, total = self.position, 0.0
+        self.model.train()
+        for _ in tqdm(range(start, stop), f"to step {stop}", disable=not progress, mininterval=10):
+            for optimiser, rate in self.optimisers.values():
+                optimiser.param_groups[0]["lr"] = rate * schedule(self.position, self.options)
+            *inputs, labels = (part.to(self.device) for part in self.examples.draw(self.generator))
+            loss = occupancy_loss(self.model(*inputs), labels)
+            self.model.zero_grad(set_to_none=True)
+            loss.backward()
+            if self.options.max_norm:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_norm)
+            for optimiser, _ in self.optimisers.values():
+                optimiser.step()
+            self.position += 1
+            if self.average is not None:
+                self._update_average(self.average)
+            total += loss.item() / labels.shape[1]
+        return total / (stop - start)
+
+    @torch.no_grad()
+    def _update_average(self, average: nn.Module) -> None:
+        # A short memory at first: the initial weights are no part of a good average.
+        share = 1 - min(self.options.ema, (1 + self.position) / (10 + self.position))
+        for mean, value in zip(average.state_dict().values(), self.model.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, share)
+            else:
+                mean.copy_(value)
+
+    def _validate(self) -> dict[str, float]:
+        network = self.evaluated.eval()
+        scores = {
+            name: intersection_over_union(network, batches, self.options.threshold)
+            for name, batches in self.validation.items()
+        }
+        return scores | {"mean": sum(scores.values()) / len(scores)}
+
+
 def fit(
-    data: OccupancySet,
-    validation: OccupancySet,
+    network: nn.Module,
+    examples: Examples,
+    validation: Mapping[str, Sequence[Batch]],
     folder: str | Path,
     options: TrainOptions = TrainOptions(),
     *,
-    mix: Mapping[str, float] | None = None,
-    device: str | torch.device = "cpu",
+    settings: Mapping[str, Any] | None = None,
+    adam_layers: Iterable[nn.Module] = (),
     every: int = 250,
-    validate: int = 256,
     init: str | Path | None = None,
     stop_after: int | None = None,
-) -> OccupancyNetwork:
-    """Trains a network, or goes on with the run that ``folder`` holds.
-
-    ``folder/last.pt`` is written every ``every`` steps and resumes bit for bit on the same machine;
-    ``folder/best.pt`` holds the weights with the best mean of clean and corrupted validation IoU;
-    ``folder/log.jsonl`` the curve.
+    metadata: Mapping[str, str] | None = None,
+    progress: bool = False,
+) -> ImplicitRun:
+    """Trains an implicit network, or resumes the run in ``folder``.
 
     Args:
-        data: shapes to train on.
-        validation: shapes to validate on.
-        folder: folder of the run.
-        options: settings. A run may be resumed with other ``steps``, which moves the decay of the rate.
-        mix: weight of each source of ``data``.
-        device: where the network is trained.
+        network: maps clouds and queries to logits ``(B, Q)``; trained in place, on its device. It ends with
+            the weights of the best mean validation IoU, in evaluation mode.
+        examples: training batches.
+        validation: batches by name, such as clean and corrupted input.
+        folder: folder of the run, see `ResumableRun`.
+        options: settings. A run may be resumed with other ``steps``, which moves the cool-down.
+        settings: what else determines the result, such as the sizes of the network.
+        adam_layers: layers whose matrices Adam trains: the first and the last ones.
         every: steps between validations.
-        validate: number of validation shapes.
         init: weights that a new run starts from.
-        stop_after: stops after this many steps of this call, as an interruption would, checkpoint written.
+        stop_after: stop after so many steps of this call.
+        metadata: text entries of the weights.
+        progress: show bars.
 
     Returns:
-        The network with the best validation IoU, in evaluation mode, on ``device``.
+        The run, with its scores and `export`.
+
+    Raises:
+        RunError: if the run cannot be resumed with these settings.
+        CheckpointError: if ``init`` does not fit.
+        FloatingPointError: if the loss is NaN or infinite.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(options.seed)
-    network = OccupancyNetwork(options.config).to(device)
-    if init is not None:
-        load_into(network, load_state(init), init)
-    hidden, others = split_parameters(
-        network, (network.encoder.fc_pos, network.decoder.fc_p, network.decoder.fc_out)
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}")
+    path = Path(init) if init is not None else None
+    if path is not None:
+        load_into(network, load_state(path), path)
+    run = ImplicitRun(
+        network,
+        examples,
+        validation,
+        Path(folder),
+        options,
+        {**(settings or {}), "init": file_digest(path)},
+        adam_layers,
+        every,
+        metadata or {},
     )
-    optimisers = {
-        Muon(hidden, options.rate, weight_decay=options.weight_decay): options.rate,
-        torch.optim.Adam(others, options.rest): options.rest,
-    }
-    generator = torch.Generator().manual_seed(options.seed)
-    step, best = 0, -math.inf
-    if (folder / "last.pt").exists():
-        state = torch.load(folder / "last.pt", map_location=device, weights_only=True)
-        network.load_state_dict(state["model"])
-        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        generator.set_state(state["generator"].cpu())
-        step, best = state["step"], state["best"]
-        logger.info("resumed %s at step %d", folder, step)
-    sampler = Sampler(data, options, mix)
-    held = Sampler(validation, options)
-    probes = {name: held.validation(validate, name == "corrupted", device) for name in ("clean", "corrupted")}
-    last = options.steps if stop_after is None else min(options.steps, step + stop_after)
-    losses: list[float] = []
-    started = time.monotonic()
-    bar = tqdm(total=options.steps, initial=step, desc="onet", mininterval=10)
-    while step < last:
-        for optimiser, rate in optimisers.items():
-            optimiser.param_groups[0]["lr"] = rate * schedule(step, options)
-        clouds, queries, labels = (part.to(device) for part in sampler.draw(generator))
-        network.train()
-        loss = occupancy_loss(network(clouds, queries), labels)
-        network.zero_grad(set_to_none=True)
-        loss.backward()
-        for optimiser in optimisers:
-            optimiser.step()
-        losses.append(loss.item() / options.queries)
-        step += 1
-        bar.update()
-        if not math.isfinite(losses[-1]):
-            raise FloatingPointError(f"loss is {losses[-1]} at step {step}; resume from {folder / 'last.pt'}")
-        if step % every and step != last:
-            continue
-        network.eval()
-        scores = {
-            name: intersection_over_union(network, probe, options.threshold) for name, probe in probes.items()
-        }
-        mean = sum(scores.values()) / len(scores)
-        if mean > best:
-            best = mean
-            save_state(folder / "best.pt", {"model": network.state_dict(), "step": step, "iou": scores})
-        record = {
-            "step": step,
-            "loss": float(np.mean(losses)),
-            "seconds": time.monotonic() - started,
-            "iou": scores,
-        }
-        with (folder / "log.jsonl").open("a") as log:
-            log.write(json.dumps(record) + "\n")
-        bar.set_postfix(
-            loss=f"{record['loss']:.4f}", **{name: f"{score:.3f}" for name, score in scores.items()}
-        )
-        losses.clear()
-        save_state(
-            folder / "last.pt",
-            {
-                "model": network.state_dict(),
-                "optimisers": [optimiser.state_dict() for optimiser in optimisers],
-                "generator": generator.get_state(),
-                "step": step,
-                "best": best,
-            },
-        )
-    bar.close()
-    network.load_state_dict(torch.load(folder / "best.pt", map_location=device, weights_only=True)["model"])
-    return network.eval()
+    run.resume()
+    run(progress, stop_after)
+    run.load_best()
+    return run

@@ -1,0 +1,63 @@
+"""Chains of purifiers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ifdefense.purifiers.base import Outcome, Purifier
+from ifdefense.purifiers.specs import describe
+
+
+class Compose(Purifier):
+    """Applies purifiers one after another, each in the unit cube of what it is given.
+
+    Only the last one is held to the number of points; the others return as many as they see fit.
+
+    Args:
+        parts: purifiers in their order, at least one.
+        name: name of the chain; by default the names of its parts, joined.
+
+    Raises:
+        ValueError: if there is no part.
+    """
+
+    def __init__(self, parts: Sequence[Purifier], name: str | None = None) -> None:
+        super().__init__()
+        if not parts:
+            raise ValueError("a chain needs at least one purifier")
+        self.parts = nn.ModuleList(parts)
+        self.name = name or "+".join(part.name for part in parts)
+        self.deterministic = all(part.deterministic for part in parts)
+        self.differentiable = all(part.differentiable for part in parts)
+        self.normalise = any(part.normalise for part in parts)
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+        return {"parts": describe(list(self.parts)), "name": self.name}
+
+    def restore(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
+        """Chains the parts; choices among the input points are followed through."""
+        chain = [Outcome(cloud) for cloud in clouds]
+        for part in self.parts:
+            assert isinstance(part, Purifier)
+            wanted = counts if part is self.parts[-1] else [None] * len(clouds)
+            results = part.restore([outcome.points for outcome in chain], wanted, seed)
+            first = part is self.parts[0]
+            chain = [_joined(a, b, first) for a, b in zip(chain, results, strict=True)]
+        return chain
+
+    def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
+        """As `restore`: the parts set their frames themselves."""
+        return self.restore(clouds, counts, seed)
+
+
+def _joined(before: Outcome, after: Outcome, first: bool) -> Outcome:
+    """The outcome of two steps, in terms of the input of the first."""
+    if first:
+        return after
+    both = before.index is not None and after.index is not None
+    return dataclasses.replace(after, index=before.index[after.index] if both else None, kept=before.kept)  # type: ignore[index]

@@ -1,0 +1,122 @@
+"""Purifiers without a network: the classic outlier filters, and local smoothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ifdefense.geometry.points import local_mean
+from ifdefense.purifiers.base import Outcome, Purifier
+from ifdefense.stages.outliers import simple_random_sampling, statistical_outlier_removal
+from ifdefense.timing import stage
+
+
+class StatisticalOutlierRemoval(Purifier):
+    """SOR: drops points far from their neighbours; see `ifdefense.stages.outliers`.
+
+    Args:
+        k: neighbours.
+        alpha: standard deviations above the mean that are tolerated.
+    """
+
+    name = "sor"
+    differentiable = True
+    normalise = False
+
+    def __init__(self, k: int = 2, alpha: float = 1.1) -> None:
+        super().__init__()
+        self.k, self.alpha = k, alpha
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+        return {"k": self.k, "alpha": self.alpha}
+
+    def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
+        """The points that stay, refilled to the number that is wanted."""
+        with stage("outliers"):
+            masks = [
+                statistical_outlier_removal(cloud[None].detach(), self.k, self.alpha)[0] for cloud in clouds
+            ]
+        return [chosen(*each, seed) for each in zip(clouds, masks, counts, strict=True)]
+
+
+class SimpleRandomSampling(Purifier):
+    """SRS: drops random points, as many of ``of`` as ``drop`` says.
+
+    Args:
+        drop: points to drop of ``of``; in proportion for clouds of other sizes.
+        of: size of cloud that ``drop`` is meant for.
+    """
+
+    name = "srs"
+    differentiable = True
+    normalise = False
+
+    def __init__(self, drop: int = 500, of: int = 1024) -> None:
+        super().__init__()
+        if not 0 <= drop < of:
+            raise ValueError(f"cannot drop {drop} of {of} points")
+        self.drop, self.of = drop, of
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+        return {"drop": self.drop, "of": self.of}
+
+    def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
+        """The points that stay, refilled to the number that is wanted."""
+        with stage("outliers"):
+            masks = [
+                simple_random_sampling(cloud[None], len(cloud) * self.drop // self.of, seed=seed)[0]
+                for cloud in clouds
+            ]
+        return [chosen(*each, seed) for each in zip(clouds, masks, counts, strict=True)]
+
+
+class LocalSmoothing(Purifier):
+    """Replaces every point by the mean of its nearest ones.
+
+    Args:
+        k: points of a mean, the point itself included.
+    """
+
+    name = "smooth"
+    differentiable = True
+
+    def __init__(self, k: int = 8) -> None:
+        super().__init__()
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        self.k = k
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+        return {"k": self.k}
+
+    def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
+        """The means, refilled to the number that is wanted."""
+        with stage("smoothing"):
+            means = [local_mean(cloud[None], self.k)[0] for cloud in clouds]
+        return [
+            Outcome(mean if count is None else mean[refilled(len(mean), count, seed).to(mean.device)])
+            for mean, count in zip(means, counts, strict=True)
+        ]
+
+
+def chosen(cloud: Tensor, mask: Tensor, count: int | None, seed: int) -> Outcome:
+    """The masked points of a cloud, refilled to ``count``; all points if only one position is left."""
+    if len(torch.unique(cloud[mask].detach(), dim=0)) < 2:
+        mask = torch.ones_like(mask)
+    index = mask.nonzero().squeeze(1)
+    if count is not None:
+        index = index[refilled(len(index), count, seed).to(index.device)]
+    return Outcome.choice(cloud, index, kept=mask)
+
+
+def refilled(size: int, count: int, seed: int) -> Tensor:
+    """Exactly ``count`` indices below ``size``: a random subset, or all of them and some again."""
+    generator = torch.Generator().manual_seed(seed)
+    rounds = [torch.randperm(size, generator=generator) for _ in range(-(-count // size))]
+    return torch.cat(rounds)[:count]

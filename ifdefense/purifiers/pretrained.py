@@ -1,0 +1,29 @@
+"""The methods around the weights that travel with the package, see `ifdefense.purifiers.registry`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ifdefense.implicit.base import load_network
+from ifdefense.purifiers.compose import Compose
+from ifdefense.purifiers.filters import LocalSmoothing, StatisticalOutlierRemoval
+from ifdefense.purifiers.surface import SurfacePurifier
+from ifdefense.restorers.mesh import MeshRestorer
+from ifdefense.stages.resampling import FillSampling
+
+
+def onet_mesh(weights: str | Path = "onet") -> Compose:
+    """SOR, implicit network, mesh, repair, samples of the mesh: ONet-Mesh of IF-Defense, and the repair."""
+    surface = SurfacePurifier(load_network(weights), MeshRestorer())
+    return Compose([StatisticalOutlierRemoval(), surface], "onet-mesh")
+
+
+def onet_fill(weights: str | Path = "onet") -> Compose:
+    """SOR, mean of 8 neighbours, and samples of the repaired mesh where no input point is within 0.3."""
+    surface = SurfacePurifier(load_network(weights), MeshRestorer(resample=FillSampling()))
+    return Compose([StatisticalOutlierRemoval(), surface], "onet-fill")
+
+
+def sor_smooth() -> Compose:
+    """SOR and the mean of 8 neighbours: what needs no network."""
+    return Compose([StatisticalOutlierRemoval(), LocalSmoothing(8)], "sor-smooth")

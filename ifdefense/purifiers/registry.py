@@ -1,0 +1,76 @@
+"""The methods by name: one list for `ifdefense.purify`, the command line, the benchmarks and the docs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ifdefense.purifiers.base import Purifier
+
+DEFAULT = "onet-fill"
+"""What `ifdefense.purify` does unless told otherwise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method of purification.
+
+    Attributes:
+        summary: what it does, one line.
+        factory: ``"module:function"`` that makes the purifier, with the weights that travel with the package.
+        network: whether it has an implicit network; the others are baselines.
+    """
+
+    summary: str
+    factory: str
+    network: bool = True
+
+    def make(self) -> Purifier:
+        """A new purifier."""
+        module, _, name = self.factory.partition(":")
+        function: Callable[[], Purifier] = getattr(importlib.import_module(module), name)
+        return function().eval()
+
+
+METHODS = {
+    "onet-fill": Method(
+        "SOR, mean of 8 neighbours, and samples of an Occupancy Network's surface where points are missing",
+        "ifdefense.purifiers.pretrained:onet_fill",
+    ),
+    "onet-mesh": Method(
+        "samples of the repaired mesh of an Occupancy Network",
+        "ifdefense.purifiers.pretrained:onet_mesh",
+    ),
+    "sor-smooth": Method(
+        "statistical outlier removal, then the mean of 8 neighbours",
+        "ifdefense.purifiers.pretrained:sor_smooth",
+        network=False,
+    ),
+    "sor": Method(
+        "statistical outlier removal", "ifdefense.purifiers.filters:StatisticalOutlierRemoval", network=False
+    ),
+    "srs": Method(
+        "simple random sampling, 500 of 1,024 points dropped",
+        "ifdefense.purifiers.filters:SimpleRandomSampling",
+        network=False,
+    ),
+}
+"""All methods; the first is the default."""
+
+
+def build(name_or_path: str | Path | None = None) -> Purifier:
+    """See `ifdefense.purifiers.base.Purifier.from_pretrained`."""
+    name = DEFAULT if name_or_path is None else str(name_or_path)
+    if name in METHODS:
+        return METHODS[name].make()
+    if Path(name).is_file():
+        from ifdefense.purifiers.pretrained import onet_mesh
+
+        return onet_mesh(name)
+    raise ValueError(
+        f"unknown method {name!r}; there are {', '.join(METHODS)}, or give a file of weights that exists"
+    )

@@ -1,0 +1,93 @@
+"""Objects as plain dictionaries that can be hashed, written as JSON, and made into objects again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+
+def describe(value: Any) -> Any:
+    """A plain description of an option: numbers, text, lists and dictionaries only.
+
+    Frozen dataclasses, purifiers, restorers and anything else with a method ``spec()`` are described by their
+    class and options; a network by its source and the digest of its weights.
+
+    Raises:
+        TypeError: if the value cannot be described.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, type):
+        return f"{value.__module__}:{value.__qualname__}"
+    if isinstance(value, (list, tuple)):
+        return [describe(part) for part in value]
+    if isinstance(value, dict):
+        return {str(key): describe(part) for key, part in value.items()}
+    if hasattr(value, "spec"):
+        return value.spec()
+    if dataclasses.is_dataclass(value):
+        options = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"class": describe(type(value)), "options": options}
+    if isinstance(value, nn.Module):
+        calibration = getattr(value, "calibration", None)
+        return {
+            "class": describe(type(value)),
+            "source": getattr(value, "source", None),
+            "weights": digest_of_weights(value),
+            "calibration": describe(calibration),
+        }
+    raise TypeError(f"a {type(value).__name__} cannot be described: give it a method spec()")
+
+
+def rebuild(spec: Mapping[str, Any]) -> Any:
+    """The object that `describe` described.
+
+    It imports the classes that the description names: use descriptions you trust.
+
+    Raises:
+        ValueError: if the weights of a network are not to be found, or are other ones now.
+    """
+    cls = _imported(spec["class"])
+    if "weights" in spec:
+        from ifdefense.implicit.base import load_network
+
+        if spec["source"] is None:
+            raise ValueError(f"the weights of {cls.__name__} were not loaded from a file")
+        network: Any = load_network(spec["source"])
+        if digest_of_weights(network) != spec["weights"]:
+            raise ValueError(f"the weights in {spec['source']} are not those that are described")
+        return network
+    return cls(**{name: _undescribed(value) for name, value in spec.get("options", {}).items()})
+
+
+def hashed(spec: Mapping[str, Any]) -> str:
+    """Short digest of a description."""
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def digest_of_weights(module: nn.Module) -> str:
+    """SHA-256 of the names and values of a module's tensors, 16 hexadecimal digits."""
+    total = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        total.update(name.encode() + value.detach().cpu().numpy().tobytes())
+    return total.hexdigest()[:16]
+
+
+def _undescribed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return rebuild(value) if "class" in value else {k: _undescribed(part) for k, part in value.items()}
+    return [_undescribed(part) for part in value] if isinstance(value, list) else value
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found

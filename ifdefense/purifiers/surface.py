@@ -1,0 +1,61 @@
+"""Purification by an implicit surface: encode, field, restore."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ifdefense.implicit.base import ImplicitNetwork
+from ifdefense.purifiers.base import Outcome, Purifier
+from ifdefense.purifiers.filters import refilled
+from ifdefense.purifiers.specs import describe
+from ifdefense.restorers.base import Restored, Restorer
+from ifdefense.timing import stage
+
+
+class SurfacePurifier(Purifier):
+    """Rebuilds the surface behind a cloud as an implicit function, and restores points from it.
+
+    Put an outlier filter in front of it with `Compose`. Where the field has no surface, points of the input
+    are returned and the outcome says so.
+
+    Args:
+        network: implicit function, see `ifdefense.implicit.base`.
+        restorer: what turns its field into points, see `ifdefense.restorers`.
+        name: name of the method.
+    """
+
+    def __init__(self, network: ImplicitNetwork, restorer: Restorer, name: str = "surface") -> None:
+        super().__init__()
+        self.network = network
+        self.restorer = restorer
+        self.name = name
+        self.differentiable = restorer.differentiable
+        self.eval()
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+        return {
+            "network": describe(self.network),
+            "restorer": describe(self.restorer),
+            "name": self.name,
+        }
+
+    def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
+        """Encodes the clouds together and restores points from their fields."""
+        sizes = [len(cloud) if count is None else count for cloud, count in zip(clouds, counts, strict=True)]
+        with stage("implicit function"):
+            field = self.network.field(self.network.encode(clouds, seed))
+        restored = self.restorer(field, clouds, sizes, self.network.calibration, seed)
+        return [_outcome(*each, seed) for each in zip(restored, clouds, sizes, strict=True)]
+
+
+def _outcome(restored: Restored, cloud: Tensor, count: int, seed: int) -> Outcome:
+    """The restored points, or points of the input where there is no surface."""
+    found = {"mesh": restored.mesh, "repair": restored.repair}
+    if restored.points is None:
+        index = refilled(len(cloud), count, seed).to(cloud.device)
+        return Outcome.choice(cloud, index, fallback="no surface", **found)
+    return Outcome(restored.points, **found)

@@ -1,0 +1,75 @@
+"""Restores points through the mesh of the surface: extraction, repair, resampling."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ifdefense.geometry.mesh import Mesh
+from ifdefense.implicit.base import Calibration, Field
+from ifdefense.restorers.base import Restored
+from ifdefense.stages.extraction import Extraction
+from ifdefense.stages.repair import BulgeRepair, Repair
+from ifdefense.stages.resampling import SurfaceSampling
+from ifdefense.timing import stage
+
+Extract = Callable[..., list[Mesh]]
+"""``(field, num_clouds, calibration, device=...)`` → one mesh per cloud, empty without a surface."""
+
+RepairMesh = Callable[[Mesh, Tensor], Repair]
+"""``(mesh, points (K, 3))`` → the repaired mesh."""
+
+Resample = Callable[[Sequence[Mesh], Sequence[Tensor], int, int, float], Tensor]
+"""``(meshes, clouds, num_points, seed, inset)`` → ``(B, num_points, 3)`` points."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshRestorer:
+    """Extracts a mesh, repairs it and samples it.
+
+    Attributes:
+        extract: field to mesh.
+        repair: removal of anomalous deformation, ``None`` to leave the mesh as it is.
+        resample: mesh to points.
+    """
+
+    differentiable: ClassVar[bool] = False
+
+    extract: Extract = Extraction()
+    repair: RepairMesh | None = BulgeRepair()
+    resample: Resample = SurfaceSampling()
+
+    def __call__(
+        self,
+        field: Field,
+        clouds: Sequence[Tensor],
+        counts: Sequence[int],
+        calibration: Calibration,
+        seed: int,
+    ) -> list[Restored]:
+        """See `ifdefense.restorers.base.Restorer`."""
+        with stage("field to mesh"):
+            meshes = self.extract(field, len(clouds), calibration, device=clouds[0].device)
+        repairs: list[Repair | None] = [None] * len(clouds)
+        if self.repair is not None:
+            with stage("mesh repair"):
+                repairs = [
+                    None if mesh.is_empty else self.repair(mesh, cloud.cpu())
+                    for mesh, cloud in zip(meshes, clouds, strict=True)
+                ]
+        final = [a if b is None else b.mesh for a, b in zip(meshes, repairs, strict=True)]
+        points: list[Tensor | None] = [None] * len(clouds)
+        with stage("resampling"):
+            for count in set(counts):
+                rows = [i for i, mesh in enumerate(final) if counts[i] == count and not mesh.is_empty]
+                if rows:
+                    sampled = self.resample(
+                        [final[i] for i in rows], [clouds[i] for i in rows], count, seed, calibration.offset
+                    )
+                    for i, cloud_points in zip(rows, torch.unbind(sampled), strict=True):
+                        points[i] = cloud_points
+        return [Restored(*each) for each in zip(points, meshes, repairs, strict=True)]
