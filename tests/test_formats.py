@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from ifdefense.data.formats import (
     BATCH_SUFFIXES,
-    CLOUD_SUFFIXES,
     MESH_SUFFIXES,
+    WRITABLE_SUFFIXES,
     DataError,
     read_cloud,
     read_clouds,
@@ -27,7 +27,7 @@ from ifdefense.data.formats import (
 )
 from ifdefense.geometry.mesh import Mesh
 
-WRITABLE = [suffix for suffix in CLOUD_SUFFIXES if suffix != ".stl"]
+WRITABLE = WRITABLE_SUFFIXES
 CUBE = trimesh.creation.box((1, 1, 1))
 TRIANGLE_TO_VERTEX_9 = b"""ply
 format ascii 1.0
@@ -60,12 +60,12 @@ def test_a_cloud_comes_back_bit_for_bit(tmp_path, cloud, suffix):
     path = tmp_path / f"cloud{suffix}"
     write_cloud(path, cloud)
     found = read_cloud(path)
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, cloud)
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found.astype(np.float32), cloud)
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]  # no temporary file is left
 
 
-@pytest.mark.parametrize("suffix", WRITABLE)
+@pytest.mark.parametrize("suffix", [suffix for suffix in WRITABLE if suffix != ".glb"])
 def test_a_scan_far_from_its_origin_keeps_its_detail(tmp_path, cloud, suffix):
     far = cloud.astype(np.float64) + np.array([500_000.0, 5_000_000.0, 100.0])
     path = tmp_path / f"scan{suffix.upper()}"
@@ -73,11 +73,6 @@ def test_a_scan_far_from_its_origin_keeps_its_detail(tmp_path, cloud, suffix):
     found = read_cloud(path)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, far, rtol=0, atol=1e-8)
-
-
-def test_doubles_that_float32_can_tell_apart_become_float32(tmp_path):
-    write_cloud(tmp_path / "a.npy", np.linspace(-1, 1, 90).reshape(30, 3))
-    assert read_cloud(tmp_path / "a.npy").dtype == np.float32
 
 
 def test_a_tensor_is_written_as_an_array_is(tmp_path, cloud):
@@ -156,15 +151,22 @@ def test_clouds_in_an_npz_are_found_by_the_names_in_use(tmp_path, cloud, key):
     np.testing.assert_array_equal(read_clouds(tmp_path / "a.npz")[0], cloud)
 
 
-def test_int16_points_are_unpacked(tmp_path):
-    np.savez(tmp_path / "a.npz", points=np.int16([[[32767, 0, -32767], [0, 0, 0]]]), label=np.uint8([1]))
-    np.testing.assert_allclose(read_clouds(tmp_path / "a.npz")[0], [[1.02, 0, -1.02], [0, 0, 0]], rtol=1e-6)
+def test_only_this_projects_packed_files_are_unpacked(tmp_path):
+    steps = np.int16([[[32767, 0, -32767], [0, 0, 0]]])
+    np.savez(tmp_path / "ours.npz", points=steps, label=np.uint8([1]), name=np.array(["bed_1"]))
+    unpacked = [[1.02, 0, -1.02], [0, 0, 0]]
+    np.testing.assert_allclose(read_clouds(tmp_path / "ours.npz")[0], unpacked, rtol=1e-6)
+    # Millimetres in int16 are what they say.
+    np.savez(tmp_path / "other.npz", points=steps, label=np.uint8([1]))
+    np.save(tmp_path / "other.npy", steps[0])
+    for name in ("other.npz", "other.npy"):
+        np.testing.assert_array_equal(read_clouds(tmp_path / name)[0], steps[0])
 
 
 def test_a_file_that_is_there_stays_unless_forced(tmp_path, cloud, cube):
     (tmp_path / "a.ply").write_text("mine")
     for write, value in ((write_cloud, cloud), (write_mesh, cube)):
-        with pytest.raises(DataError, match=r"a\.ply: it exists and is not written over unless forced"):
+        with pytest.raises(DataError, match=r"a\.ply: it exists already; force replaces it"):
             write(tmp_path / "a.ply", value)
         assert (tmp_path / "a.ply").read_text() == "mine"
     write_cloud(tmp_path / "a.ply", cloud, force=True)
@@ -217,16 +219,20 @@ def test_misuse_is_refused_by_name(tmp_path, call, match):
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
-        ("a.xyz", b"", "there is no line with three numbers"),
-        ("a.xyz", b"0 1 2\n3 4\n", "not numbers in columns: .* at row 2 with 2 columns"),
-        ("a.xyz", b"0 1 2\n3 four 5\n", "not numbers in columns: could not convert string 'four'"),
+        ("a.xyz", b"", "the file is empty"),
+        ("a.xyz", b"0 1 2\n3 4\n", "line 2 has 2 columns, 3 are expected"),
+        (
+            "a.xyz",
+            b"0 1 2\n3 four 5\n",
+            "not numbers in columns: line 2, column column_1: 'four' is no number",
+        ),
         ("a.xyz", b"0 1 2\n3 nan 5\n", "point 1 is not finite"),
-        ("a.xyz", b"\xff\xfe\x00\x01", "not numbers in columns: 'utf-8' codec"),
-        ("a.ply", b"ply\nformat ascii 1.0\nelement vertex 0\nend_header\n", "not a complete .ply file"),
-        ("a.off", b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 7\n", "face index outside"),
+        ("a.xyz", b"\xff\xfe\x00\x01", "not a text file: 'utf-8' codec"),
+        ("a.ply", b"ply\nformat ascii 1.0\nelement vertex 0\nend_header\n", "no column x among "),
+        ("a.off", b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 7\n", "mesh face 0 names a vertex outside"),
         ("a.ply", TRIANGLE_TO_VERTEX_9, "mesh face 0 names a vertex outside"),
         ("a.off", b"OFF\n3 1 0\n0 0 0\n0 0 0\n0 0 0\n3 0 1 2\n", "the mesh has no area"),
-        ("a.stl", b"solid nothing\nendsolid\n", "not a complete .stl file"),
+        ("a.stl", b"solid nothing\nendsolid\n", "not a complete stl file"),
         ("a.npy", b"\x93NUMPY\x01\x00v\x00{'descr'", "not a complete npy file"),
         ("a.npz", b"PK\x03\x04 and no more", "not a complete npz file"),
         ("a.h5", b"\x89HDF\r\n\x1a\n and no more", "not a complete h5 file"),
@@ -271,7 +277,7 @@ def test_pickled_objects_are_refused_and_never_run(tmp_path, suffix):
         np.save(tmp_path / "a.npy", payload, allow_pickle=True)
     else:
         np.savez(tmp_path / "a.npz", points=payload)
-    with pytest.raises(DataError, match=f"a{suffix}: not a complete np. file without pickled objects"):
+    with pytest.raises(DataError, match=f"a{suffix}: .*it holds pickled Python objects"):
         read_clouds(tmp_path / f"a{suffix}")
     assert not (tmp_path / "ran").exists()
 
@@ -324,7 +330,7 @@ def test_every_truncation_of_a_container_is_refused(tmp_path, sound_files, suffi
             read_clouds(tmp_path / f"a{suffix}")
 
 
-@pytest.mark.parametrize(("module", "name"), [("h5py", "a.h5"), ("trimesh", "a.ply")])
+@pytest.mark.parametrize(("module", "name"), [("h5py", "a.h5")])
 def test_a_missing_package_is_named(tmp_path, monkeypatch, module, name):
     (tmp_path / name).write_bytes(b"anything")
     monkeypatch.setitem(sys.modules, module, None)

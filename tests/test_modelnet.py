@@ -12,10 +12,10 @@ import torch
 import trimesh
 
 from ifdefense.data.cloudset import CloudSet
-from ifdefense.data.formats import load_packed_meshes, write_cloud, write_mesh
+from ifdefense.data.formats import write_cloud, write_mesh
 from ifdefense.data.layouts import LAYOUTS, MODELNET40_CLASSES, detect_layout, load_part
 from ifdefense.data.modelnet import holdout, load_modelnet40
-from ifdefense.data.packed import DataError
+from ifdefense.data.packed import DataError, load_packed_meshes
 from ifdefense.data.sets import training_sets
 from ifdefense.geometry.mesh import Mesh
 
@@ -244,7 +244,7 @@ def test_damaged_packed_files_are_named(tmp_path, damage, match):
         (
             write_resampled,
             lambda r: (r / "bed" / "bed_0003.txt").write_text("1,2\n"),
-            r"bed_0003\.txt: there is no line",
+            r"bed_0003\.txt: line 1: three coordinates are needed",
         ),
         (
             write_folders,
@@ -263,7 +263,7 @@ def test_infinite_clouds_are_named(tmp_path):
     points, labels = clouds_and_labels()
     points[4, 3, 1] = np.inf
     np.savez(tmp_path / "a.npz", test_pc=points, test_label=labels)
-    with pytest.raises(DataError, match=r"a\.npz: cloud 4 is not finite"):
+    with pytest.raises(DataError, match=r"a\.npz: cloud 4, point 3 is not finite"):
         load_part(tmp_path / "a.npz", "test", POINTS)
 
 

@@ -19,16 +19,12 @@ import torch
 from numpy.typing import NDArray
 
 from ifdefense.data.cloudset import CloudSet
-from ifdefense.data.formats import (
-    CLOUD_SUFFIXES,
-    checked,
-    find_clouds,
-    optional,
-    read_arrays,
-    read_cloud,
-    read_text,
-)
-from ifdefense.data.packed import DataError, load_npz, load_packed_clouds, read_classes, require
+from ifdefense.data.errors import DataError, optional
+from ifdefense.data.formats import CLOUD_SUFFIXES, hdf5, read_cloud, text
+from ifdefense.data.formats.arrays import Arrays, clouds_of, read_npz
+from ifdefense.data.formats.files import naming, read_bytes
+from ifdefense.data.formats.table import Options, checked_points
+from ifdefense.data.packed import load_packed_clouds, read_classes, require
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.stages.resampling import sample_surface
 
@@ -99,9 +95,9 @@ def _read_packed(root: Path, part: Part, num_points: int) -> CloudSet:
 def _read_hdf5(root: Path, part: Part, num_points: int) -> CloudSet:
     points, labels, names = [], [], []
     for path in _some(sorted(root.glob(f"ply_data_{part}*.h5")), root, part):
-        arrays = read_arrays(path)
+        arrays = _read_hdf5_arrays(path)
         require(arrays, ("data", "label"), path)
-        points.append(_first(_batch(arrays, path), num_points, path))
+        points.append(_first(_batch(arrays["data"], path), num_points, path))
         labels.append(arrays["label"].reshape(-1))
         names += _names_beside(path, part, len(points[-1]))
     classes = read_classes(root / "shape_names.txt")
@@ -122,8 +118,20 @@ def _read_resampled(root: Path, part: Part, num_points: int) -> CloudSet:
     classes = read_classes(names_file)
     names = read_classes(names_file.with_name(names_file.name.replace("shape_names", part)))
     paths = [root / name.rpartition("_")[0] / f"{name}.txt" for name in names]
-    points = [_of_size(read_text(path, num_points), num_points, path) for path in paths]
+    points = [_of_size(_read_text(path, num_points), num_points, path) for path in paths]
     return _cloud_set(np.stack(points), [classes.index(path.parent.name) for path in paths], names, classes)
+
+
+def _read_hdf5_arrays(path: Path) -> Arrays:
+    with naming(path):
+        return hdf5.load(read_bytes(path, Options()), Options())
+
+
+def _read_text(path: Path, max_rows: int) -> NDArray[np.float64]:
+    """The first points of a file without a line of names."""
+    options = Options(max_rows=max_rows)
+    with naming(path):
+        return text.decode(read_bytes(path, options), options).clouds[0].points
 
 
 def _read_folders(root: Path, part: Part, num_points: int) -> CloudSet:
@@ -145,7 +153,7 @@ def _read_geometric(root: Path, part: Part, num_points: int) -> CloudSet:
             faces = data["face"][:, slices["face"][index] : slices["face"][index + 1]].numpy().T
             rng = np.random.default_rng(index)
             pos = sample_surface(Mesh(pos, faces), num_points, generator=rng)[0]
-        points.append(_of_size(checked(pos, path, f"cloud {index}, "), num_points, path))
+        points.append(_of_size(_checked(pos, index, path), num_points, path))
     labels = data["y"].reshape(-1).numpy()
     names = [f"{path.stem}_{index:05d}" for index in range(len(points))]
     return _cloud_set(np.stack(points), labels, names, _geometric_classes(root, labels))
@@ -161,7 +169,9 @@ def _load_geometric(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
     except (OSError, EOFError, RuntimeError, ValueError, TypeError, pickle.UnpicklingError) as error:
-        raise DataError(f"{path}: not what torch_geometric.datasets.ModelNet saves: {error}") from error
+        # The text of the error may advise to load the file unsafely.
+        reason = str(error).partition("\n")[0] if isinstance(error, OSError) else type(error).__name__
+        raise DataError(f"{path}: not what torch_geometric.datasets.ModelNet saves ({reason})") from None
 
 
 def _geometric_classes(root: Path, labels: NDArray[Any]) -> tuple[str, ...]:
@@ -173,9 +183,9 @@ def _geometric_classes(root: Path, labels: NDArray[Any]) -> tuple[str, ...]:
 
 
 def _read_if_defense(path: Path, part: Part, num_points: int) -> CloudSet:
-    arrays = load_npz(path)
+    arrays = read_npz(path)
     require(arrays, (f"{part}_pc", f"{part}_label"), path)
-    points = _first(_batch({"points": arrays[f"{part}_pc"]}, path), num_points, path)
+    points = _first(_batch(arrays[f"{part}_pc"], path), num_points, path)
     targets = arrays.get("target_label") if part == "test" else None
     names = [f"{path.stem}_{index:04d}" for index in range(len(points))]
     return _cloud_set(points, arrays[f"{part}_label"].reshape(-1), names, MODELNET40_CLASSES, targets)
@@ -217,16 +227,18 @@ def _some(paths: list[Path], root: Path, part: Part) -> list[Path]:
     return paths
 
 
-def _batch(arrays: dict[str, NDArray[Any]], path: Path) -> NDArray[Any]:
-    """The clouds ``(S, N, 3)`` of a file, checked."""
-    clouds = find_clouds(arrays, path)
+def _batch(clouds: NDArray[Any], path: Path) -> NDArray[np.float64]:
+    """The clouds ``(S, N, 3)`` of an array, checked."""
     if clouds.ndim != 3:
         raise DataError(f"{path}: the clouds must be (S, N, 3), got {clouds.shape}")
-    if not np.isfinite(clouds).all():
-        wrong = int(np.argmin(np.isfinite(clouds).all(axis=(1, 2))))
-        raise DataError(f"{path}: cloud {wrong} is not finite")
-    points: NDArray[Any] = clouds[..., :3]
-    return points
+    with naming(path):
+        file = clouds_of({"points": clouds}, Options(), "npz")
+        return np.stack([cloud.points for cloud in file.clouds])
+
+
+def _checked(points: NDArray[Any], index: int, path: Path) -> NDArray[np.float64]:
+    with naming(path):
+        return checked_points(points, f"cloud {index}, ")
 
 
 def _first(clouds: NDArray[Any], num_points: int, path: Path) -> NDArray[Any]:

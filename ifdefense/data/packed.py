@@ -4,38 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ifdefense.data.cloudset import CloudSet, MeshSet
+from ifdefense.data.errors import DataError
+from ifdefense.data.formats.arrays import Arrays, read_npz, unpack_points
 from ifdefense.geometry.mesh import Mesh
 
 ROOT_VARIABLE = "IFDEFENSE_DATA"
-CLOUD_STEP = 1.02 / 32767
-"""Length of one int16 step: packed clouds reach to 1.02."""
-
-Arrays = dict[str, NDArray[Any]]
-
-
-class DataError(ValueError):
-    """A file or folder that cannot be used; the message names it and says why."""
-
-
-def load_npz(path: str | Path) -> Arrays:
-    """Reads every array of an npz file, without unpickling anything.
-
-    Raises:
-        DataError: if the file is missing, truncated, no npz at all, or holds pickled objects.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file") from None
-    except Exception as error:  # the readers of zip and npy fail in many ways on a damaged file
-        raise DataError(f"{path}: not a complete npz file without pickled objects: {error}") from error
 
 
 def data_folder(root: str | Path | None, name: str) -> Path:
@@ -66,7 +43,7 @@ def load_packed_clouds(paths: list[Path]) -> CloudSet:
     Raises:
         DataError: if a file cannot be used.
     """
-    parts = [load_npz(path) for path in paths]
+    parts = [read_npz(path) for path in paths]
     for path, part in zip(paths, parts, strict=True):
         require(part, ("points", "label", "name"), path)
         if part["points"].dtype != np.int16:
@@ -77,11 +54,6 @@ def load_packed_clouds(paths: list[Path]) -> CloudSet:
         names=np.concatenate([part["name"] for part in parts]).astype(np.str_),
         classes=read_classes(paths[0].with_name("classes.txt")),
     )
-
-
-def unpack_points(steps: NDArray[np.int16]) -> NDArray[np.float32]:
-    """Turns int16 steps into lengths."""
-    return steps.astype(np.float32) * np.float32(CLOUD_STEP)
 
 
 def load_packed_meshes(root: str | Path | None = None) -> MeshSet:
@@ -102,7 +74,7 @@ def load_packed_meshes(root: str | Path | None = None) -> MeshSet:
     paths = sorted(folder.glob("meshes_*.npz"))
     if not paths:
         raise DataError(f"{folder}: there are no meshes_*.npz in it")
-    parts = [load_npz(path) for path in paths]
+    parts = [read_npz(path) for path in paths]
     return MeshSet(
         meshes=tuple(mesh for path, part in zip(paths, parts, strict=True) for mesh in _cut(part, path)),
         labels=np.concatenate([part["label"] for part in parts]).astype(np.int64),

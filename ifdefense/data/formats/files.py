@@ -1,0 +1,133 @@
+"""Whole files: read with errors that name them, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+from ifdefense.data.errors import DataError
+from ifdefense.data.formats.table import Options
+
+BYTES_ON_DISK = 256
+"""Size of a file is limited to this times the limit on its points."""
+
+PIECE = 1 << 22
+"""Bytes that are compared at a time."""
+
+
+@contextmanager
+def naming(name: str | Path) -> Iterator[None]:
+    """Puts the name of the file in front of errors.
+
+    Raises:
+        DataError: in place of whatever a reader raises on a damaged file, other than `ImportError`.
+    """
+    try:
+        yield
+    except ImportError:
+        raise
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    except MemoryError:
+        raise DataError(f"{name}: there is not enough memory to read it") from None
+    except Exception as error:  # a damaged file makes parsers fail in many ways
+        raise DataError(f"{name}: the file is damaged: {type(error).__name__}: {error}") from error
+
+
+def read_bytes(path: str | Path, options: Options) -> bytes:
+    """The contents of a file.
+
+    Raises:
+        DataError: if it is missing, no regular file, cannot be read, is too large, empty, or stands in for a
+            file of git-lfs.
+    """
+    path = Path(path)
+    try:
+        state = path.stat()
+        if stat.S_ISDIR(state.st_mode):
+            raise DataError("it is a folder")
+        if not stat.S_ISREG(state.st_mode):
+            raise DataError("it is no regular file; - reads standard input")
+        limit = BYTES_ON_DISK * options.max_points
+        if state.st_size > limit:
+            raise DataError(
+                f"it has {state.st_size} bytes, more than the limit of {limit}; "
+                "max_points (--max-points) raises it"
+            )
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError("there is no such file") from None
+    except OSError as error:
+        raise DataError(f"it cannot be read: {error.strerror or error}") from None
+    check_content(data)
+    return data
+
+
+def check_content(data: bytes) -> None:
+    """Refuses what is no file of any format.
+
+    Raises:
+        DataError: if it is empty or a pointer of git-lfs.
+    """
+    if not data:
+        raise DataError("the file is empty")
+    if data.startswith(b"version https://git-lfs"):
+        raise DataError("it is a pointer of git-lfs and not the file itself; `git lfs pull` fetches it")
+
+
+@contextmanager
+def replacing(path: str | Path, *, force: bool = False) -> Iterator[Path]:
+    """Gives a temporary file to write, which takes the place of ``path`` only when all has gone well.
+
+    Args:
+        path: the file to write.
+        force: replace an existing file.
+
+    Raises:
+        DataError: if the file exists already or its folder does not.
+    """
+    path = Path(path)
+    if path.exists() and not force:
+        raise DataError(f"{path}: it exists already; force replaces it")
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: there is no folder {path.parent}")
+    temporary = path.with_name(f".{uuid4().hex}{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, data: bytes, *, force: bool = False) -> None:
+    """Writes a file whole or not at all: it is written beside, closed, read back, compared and renamed.
+
+    Raises:
+        DataError: if the file exists already, its folder does not, or it cannot be written or is not what was
+            written, as on a full disk.
+    """
+    try:
+        with replacing(path, force=force) as temporary:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            _compare(temporary, data)
+    except OSError as error:
+        raise DataError(f"{path}: it could not be written: {error.strerror or error}") from error
+
+
+def _compare(path: Path, data: bytes) -> None:
+    """Makes sure that the file has these contents."""
+    view = memoryview(data)
+    with path.open("rb") as file:
+        for start in range(0, len(data), PIECE):
+            if file.read(PIECE) != view[start : start + PIECE]:
+                raise OSError(f"it is not what was written from byte {start} on")
+        if file.read(1):
+            raise OSError("it is longer than what was written")

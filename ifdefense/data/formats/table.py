@@ -1,0 +1,364 @@
+"""What files of points hold: points with named attributes, and how the file lays them out."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ifdefense.data.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+MAX_POINTS = 20_000_000
+"""Points that are read from a file at most, unless the caller raises it."""
+
+BYTES_PER_POINT = 32
+"""Decoded size of a file is limited to this times the limit on its points."""
+
+Columns = dict[str, NDArray[Any]]
+"""``(N,)`` or ``(N, C)`` arrays by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a file is read.
+
+    Attributes:
+        columns: names or numbers (from 0) of the columns with x, y and z; found by their names by default.
+        key: name of the array of points in an .npz or .h5 file; one of the usual names by default.
+        max_points: limit on the points of a file.
+        max_rows: rows of a text file to read; all by default.
+    """
+
+    columns: tuple[str, ...] | None = None
+    key: str | None = None
+    max_points: int = MAX_POINTS
+    max_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        columns = self.columns
+        if columns is not None:
+            names = tuple(str(name).strip() for name in columns)
+            if len(names) != 3 or len(set(names)) != 3 or not all(names):
+                raise ValueError(f"columns must be three different names or numbers, got {columns!r}")
+            object.__setattr__(self, "columns", names)
+        if self.max_points < 1:
+            raise ValueError(f"max_points must be at least 1, got {self.max_points}")
+
+    def check_points(self, count: int) -> None:
+        """Refuses more points than the limit.
+
+        Raises:
+            DataError: if there are too many.
+        """
+        if count > self.max_points:
+            raise DataError(
+                f"it declares {count} points, more than the limit of {self.max_points}; "
+                "max_points (--max-points) raises it"
+            )
+
+    def check_bytes(self, size: int) -> None:
+        """Refuses a decoded size above `BYTES_PER_POINT` per point of the limit.
+
+        Raises:
+            DataError: if it is larger.
+        """
+        if size > BYTES_PER_POINT * self.max_points:
+            raise DataError(
+                f"it declares {size} bytes, more than the limit of {BYTES_PER_POINT * self.max_points}; "
+                "max_points (--max-points) raises it"
+            )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PointTable:
+    """A cloud and the attributes of its points.
+
+    Attributes:
+        points: ``(N, 3)`` float64.
+        fields: ``(N,)`` or ``(N, C)`` attributes by the names that the file gives them.
+    """
+
+    points: NDArray[np.float64]
+    fields: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.points.ndim != 2 or self.points.shape[1] != 3:
+            raise ValueError(f"the points must be (N, 3), got {self.points.shape}")
+        for name, values in self.fields.items():
+            if values.ndim not in (1, 2) or len(values) != len(self.points):
+                raise ValueError(f"{name} must have one row per point, got {values.shape}")
+
+    def moved(self, points: NDArray[np.floating]) -> PointTable:
+        """Other points with the attributes of the nearest of these; see `transfer_attributes`."""
+        from ifdefense.attributes import transfer_attributes
+
+        return PointTable(
+            np.asarray(points, np.float64), transfer_attributes(self.points, dict(self.fields), points)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a file lays out its points, so that a result can be laid out alike.
+
+    Attributes:
+        kind: name of the format.
+        columns: names of the columns of the array, table or vertex element, coordinates included.
+        coordinates: which of them are x, y and z.
+        key: name of the array of points.
+        named: whether the names stand in the file.
+        header: what precedes the names in a text file, ``None`` for no line of names.
+        delimiter: between the cells of a text file.
+        counted: whether a text file starts with the number of points.
+        text: whether a format that is text or binary is text.
+        single: whether the coordinates are float32 or float16.
+        batched: whether the array is ``(S, N, C)``.
+    """
+
+    kind: str = ""
+    columns: tuple[str, ...] = ("x", "y", "z")
+    coordinates: tuple[str, str, str] = ("x", "y", "z")
+    key: str = "points"
+    named: bool = False
+    header: str | None = None
+    delimiter: str | None = None
+    counted: bool = False
+    text: bool = False
+    single: bool = False
+    batched: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CloudFile:
+    """What a file of clouds holds.
+
+    Attributes:
+        clouds: the clouds with the attributes of their points.
+        layout: how the file lays them out.
+        extras: arrays that belong to whole clouds or to the file, such as labels, by name.
+    """
+
+    clouds: list[PointTable]
+    layout: Layout = Layout()
+    extras: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
+
+    def moved(self, results: Sequence[NDArray[np.floating]]) -> CloudFile:
+        """The same file with other points; each takes the attributes of its nearest input point.
+
+        Args:
+            results: ``(M, 3)`` points for each cloud.
+        """
+        pairs = zip(self.clouds, results, strict=True)
+        return dataclasses.replace(self, clouds=[cloud.moved(points) for cloud, points in pairs])
+
+    def laid_out(self, kind: str) -> Layout:
+        """This file's layout if it is of that kind, else a plain one with the coordinates first."""
+        if self.layout.kind == kind:
+            return self.layout
+        layout = Layout(kind=kind, single=self.layout.single, named=self.layout.named)
+        return dataclasses.replace(layout, batched=len(self.clouds) > 1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Geometry:
+    """Vertices and triangles of a file that holds a mesh or, without triangles, a cloud.
+
+    Attributes:
+        vertices: vertices with their attributes.
+        faces: ``(F, 3)`` int64.
+        layout: how the file lays out the vertices.
+    """
+
+    vertices: PointTable
+    faces: NDArray[np.int64]
+    layout: Layout
+
+
+def find_coordinates(names: Sequence[str], wanted: Sequence[str] | None) -> tuple[int, int, int]:
+    """Which of the named columns are x, y and z.
+
+    Args:
+        names: names of the columns.
+        wanted: names or numbers that the caller gave.
+
+    Raises:
+        DataError: if there are none, or several.
+    """
+    listing = ", ".join(name or "''" for name in names)
+    found = []
+    for want in wanted or ("x", "y", "z"):
+        matches = [index for index, name in enumerate(names) if name == want]
+        matches = matches or [i for i, name in enumerate(names) if name.casefold() == want.casefold()]
+        if not matches and wanted and want.isdigit() and int(want) < len(names):
+            matches = [int(want)]
+        if len(matches) != 1:
+            raise DataError(
+                f"{'no' if not matches else 'more than one'} column {want} among {listing}; "
+                "columns (--columns) says which are x, y and z"
+            )
+        found += matches
+    return found[0], found[1], found[2]
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """The names with a number behind those that occurred before, as pandas does."""
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        count = seen.get(name, 0)
+        seen[name] = count + 1
+        result.append(f"{name}.{count}" if count else name)
+    return result
+
+
+def table_of(columns: Columns, options: Options) -> tuple[PointTable, tuple[str, str, str], bool]:
+    """A table of named columns, the names of its coordinates, and whether these are float32.
+
+    Raises:
+        DataError: if the coordinates cannot be found, are no real numbers or not finite.
+    """
+    names = list(columns)
+    chosen = [names[index] for index in find_coordinates(names, options.columns)]
+    axes = [columns[name] for name in chosen]
+    for name, axis in zip(chosen, axes, strict=True):
+        if axis.ndim != 1 or axis.dtype.kind not in "fiu":
+            raise DataError(f"column {name} must be real numbers, got {axis.dtype} {axis.shape}")
+    points = checked_points(np.stack([axis.astype(np.float64) for axis in axes], axis=1))
+    fields = {name: values for name, values in columns.items() if name not in chosen}
+    single = all(axis.dtype.kind == "f" and axis.dtype.itemsize <= 4 for axis in axes)
+    return PointTable(points, fields), (chosen[0], chosen[1], chosen[2]), single
+
+
+def checked_points(points: NDArray[Any], which: str = "") -> NDArray[np.float64]:
+    """The points ``(N, 3)`` in float64.
+
+    Args:
+        points: what a file holds.
+        which: the cloud in the file, for the message.
+
+    Raises:
+        DataError: if there is no point, or one is not finite.
+    """
+    if not len(points):
+        raise DataError(f"{which}there are no points in it")
+    finite = np.isfinite(points).all(axis=1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise DataError(f"{which}point {row} is not finite: {points[row]}")
+    return np.ascontiguousarray(points, dtype=np.float64)
+
+
+def needs_double(points: NDArray[np.floating]) -> bool:
+    """Whether float32 would blur the cloud, as it does scans far from their origin."""
+    rounding = float(np.abs(points).max(initial=0)) * float(np.finfo(np.float32).eps)
+    return rounding > 1e-4 * float(np.ptp(points, axis=0).max()) or rounding > 1e30
+
+
+def stored_coordinates(table: PointTable, layout: Layout) -> NDArray[np.floating]:
+    """The coordinates in the precision in which they are written."""
+    if layout.single and not needs_double(table.points):
+        return table.points.astype(np.float32)
+    return table.points
+
+
+SPLIT = {
+    "normal": ("nx", "ny", "nz"),
+    "normals": ("nx", "ny", "nz"),
+    "color": ("red", "green", "blue"),
+    "colors": ("red", "green", "blue"),
+}
+"""Names of the columns of fields that hold vectors."""
+
+
+def flat_columns(table: PointTable, layout: Layout, *, text: bool = False) -> Columns:
+    """Coordinates and attributes as ``(N,)`` columns in the order of the layout.
+
+    Args:
+        table: the cloud.
+        layout: the columns that come first; other fields follow.
+        text: whether columns of strings can be stored; otherwise they are left out with a warning.
+    """
+    coordinates = stored_coordinates(table, layout)
+    columns: Columns = {}
+    rest = [name for name in table.fields if name not in layout.columns]
+    for name in [*layout.columns, *rest]:
+        if name in layout.coordinates:
+            columns[name] = coordinates[:, layout.coordinates.index(name)]
+        elif name in table.fields:
+            values = table.fields[name]
+            wide = values.ndim == 2
+            parts: tuple[str, ...] = SPLIT.get(name, ()) if wide else (name,)
+            if wide and len(parts) != values.shape[1]:
+                parts = tuple(f"{name}_{index}" for index in range(values.shape[1]))
+            for part, column in zip(parts, values.T if wide else [values], strict=True):
+                unique = part
+                while unique in columns or unique in layout.coordinates:
+                    unique += "_"
+                columns[unique] = column
+    kinds = "fiub" if not text else "fiubSUO"
+    lost = [name for name, values in columns.items() if values.dtype.kind not in kinds]
+    warn_lost(lost, layout.kind)
+    return {name: values for name, values in columns.items() if name not in lost}
+
+
+def warn_lost(names: Sequence[str], kind: str) -> None:
+    """Says which fields a format cannot hold."""
+    if names:
+        logger.warning("a .%s file cannot hold the fields %s; they are left out", kind, ", ".join(names))
+
+
+def plain_strings(values: NDArray[Any]) -> NDArray[Any]:
+    """Arrays of Python strings, as HDF5 gives them, with a dtype that needs no pickling."""
+    if values.dtype.kind != "O":
+        return values
+    flat = [item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item) for item in values.flat]
+    return np.array(flat, dtype=np.str_).reshape(values.shape)
+
+
+def decoded_text(data: bytes) -> str:
+    """The text of a file.
+
+    Raises:
+        DataError: if it is not UTF-8.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"not a text file: {error}") from None
+    if "\0" in text:
+        raise DataError("not a text file: it holds zero bytes")
+    return text
+
+
+def declared(word: str, what: str) -> int:
+    """A count in the header of a file.
+
+    Raises:
+        DataError: if it is not one.
+    """
+    if not (word.isascii() and word.isdigit()):
+        raise DataError(f"the number of {what} must be a whole number, got {word[:40]!r}")
+    if len(word) > 18:
+        raise DataError(f"it declares {word[:40]} {what}, more than any file holds")
+    return int(word)
+
+
+def short(declared_count: int, found: int, what: str) -> DataError:
+    """The error for a file that has fewer (or more) of something than its header says."""
+    return DataError(f"the file is truncated or damaged: it declares {declared_count} {what}, has {found}")
+
+
+def fan(polygons: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """Triangles ``(F, 3)`` of polygons, each cut into a fan around its first corner."""
+    triangles = [
+        (corners[0], corners[index], corners[index + 1])
+        for corners in polygons
+        for index in range(1, len(corners) - 1)
+    ]
+    return np.array(triangles, dtype=np.int64).reshape(-1, 3)
