@@ -19,6 +19,7 @@ from ifdefense.geometry.points import (
     gather,
     group,
     knn,
+    spread_sampling,
     squared_distances,
 )
 
@@ -283,3 +284,28 @@ def test_pytorch3d_itself_gives_the_same_results(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(operations, "_pytorch3d", lambda: None)
     for one, other in zip(results(), theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_trees_find_what_comparing_all_pairs_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, source = torch.rand(2, 500, 3) - 0.5, torch.rand(2, 700, 3) - 0.5
+    naive = knn(query, source, 5)
+    monkeypatch.setattr(operations, "_TREE", 0)
+    distances, index = knn(query, source, 5)
+    assert torch.equal(index, naive[1]) and torch.equal(distances, naive[0])
+    assert knn(query, source, 1)[1].shape == (2, 500, 1)
+    moved = query.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(knn(moved, source, 1)[0].sum(), moved)
+    expected = 2 * (query - gather(source, naive[1][..., 0]))
+    torch.testing.assert_close(slope, expected)
+
+
+def test_spread_sampling_in_blocks_is_nearly_as_even() -> None:
+    points = torch.rand(1, 6000, 3, generator=torch.Generator().manual_seed(0))
+    points[..., 2] = 0
+    exact, blocks = farthest_point_sampling(points, 1500), spread_sampling(points, 1500, block=2000)
+    assert blocks.shape == (1, 1500) and len(blocks[0].unique()) == 1500
+    nearest = [knn(gather(points, i), gather(points, i), 2)[0][..., 1].sqrt() for i in (exact, blocks)]
+    covered = [knn(points, gather(points, i), 1)[0].max().sqrt() for i in (exact, blocks)]
+    assert nearest[1].median() > 0.9 * nearest[0].median() and covered[1] < 1.5 * covered[0]
+    assert torch.equal(spread_sampling(points, 1500, block=6000), exact)
+    assert torch.equal(spread_sampling(points, 1500, block=2000), blocks)

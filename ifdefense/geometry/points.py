@@ -11,11 +11,16 @@ import importlib
 import itertools
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # Distances `knn` holds at once: small enough for the cache of a CPU, and it bounds the memory of any batch.
 _CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
+
+
+# Pairs of points beyond which a KD-tree is faster on a CPU.
+_TREE = 1 << 24
 
 
 @functools.cache
@@ -74,12 +79,35 @@ def knn(query: Tensor, source: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if (kernels := _kernels(query)) is not None:
         found = kernels.knn_points(query, source, K=k, return_sorted=True)
         return found.dists, found.idx
+    if query.device.type == "cpu" and query.shape[2] == 3 and query.shape[1] * num_source > _TREE:
+        return _tree_neighbours(query, source, k)
     limit = _CHUNK.get(query.device.type, _CHUNK["cuda"])
     rows = max(1, limit // max(1, batch * num_source))
     parts = [_nearest(squared_distances(chunk, source), k) for chunk in torch.split(query, rows, dim=1)]
     if len(parts) == 1:
         return parts[0]
     return torch.cat([d for d, _ in parts], dim=1), torch.cat([i for _, i in parts], dim=1)
+
+
+def _tree_neighbours(query: Tensor, source: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`knn` by a KD-tree for each cloud: time and memory no longer grow with N x M."""
+    from scipy.spatial import cKDTree
+
+    found = []
+    for a, b in zip(query.detach().double().numpy(), source.detach().double().numpy(), strict=True):
+        # Unbalanced trees are built several times faster and answer as fast.
+        tree = cKDTree(b, balanced_tree=False, compact_nodes=False)
+        found.append(
+            torch.from_numpy(
+                np.asarray(tree.query(a, np.arange(1, k + 1), workers=torch.get_num_threads())[1])
+            )
+        )
+    index = torch.stack(found)
+    total = query.new_zeros(())
+    for x, y in zip(query.unbind(-1), source.unbind(-1), strict=True):
+        difference = x.unsqueeze(2) - y.gather(1, index.flatten(1)).view_as(index)
+        total = torch.addcmul(total, difference, difference)
+    return total, index
 
 
 def _nearest(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -135,6 +163,51 @@ def farthest_point_sampling(points: Tensor, num: int, *, start: int = 0) -> Tens
         torch.minimum(nearest, distance, out=nearest)
         _argmax(nearest, out=current)
     return chosen.squeeze(-1).T.contiguous()
+
+
+@torch.no_grad()
+def spread_sampling(points: Tensor, num: int, *, block: int = 4096) -> Tensor:
+    """Farthest-point sampling in linear time: exact for small clouds, block by block for large ones.
+
+    Clouds of more than ``block`` points are cut at medians into compact blocks of half that size or less, each
+    thinned by itself: as evenly spread, but where blocks meet.
+
+    Args:
+        points: (B, N, 3) points.
+        num: points to choose, 1 <= num <= N.
+        block: points up to which the sampling is exact.
+
+    Returns:
+        (B, num) int64 indices.
+
+    Raises:
+        ValueError: as `farthest_point_sampling`.
+    """
+    _check_cloud(points)
+    size = points.shape[1]
+    if size <= block or num > size:
+        return farthest_point_sampling(points, num)
+    return torch.stack([_in_blocks(cloud, num, block) for cloud in points])
+
+
+def _in_blocks(cloud: Tensor, num: int, block: int) -> Tensor:
+    """`spread_sampling` of one cloud (N, 3)."""
+    parts = [torch.arange(len(cloud), device=cloud.device)]
+    while len(parts[0]) > block // 2:
+        halves = []
+        for part in parts:
+            inside = cloud[part]
+            axis = int((inside.amax(0) - inside.amin(0)).argmax())
+            order = part[inside[:, axis].argsort(stable=True)]
+            halves += [order[: len(order) // 2], order[len(order) // 2 :]]
+        parts = halves
+    longest = max(map(len, parts))
+    # The shares of the blocks add up to num; copies of the first point fill a block, and are taken last.
+    ends = [round(num * (i + 1) / len(parts)) for i in range(len(parts))]
+    shares = [end - start for start, end in itertools.pairwise([0, *ends])]
+    padded = torch.stack([torch.cat([part, part[:1].expand(longest - len(part))]) for part in parts])
+    chosen = farthest_point_sampling(cloud[padded], max(1, *shares))
+    return torch.cat([row[found[:share]] for row, found, share in zip(padded, chosen, shares, strict=True)])
 
 
 def _argmax(values: Tensor, *, out: Tensor) -> None:

@@ -37,10 +37,30 @@ class StatisticalOutlierRemoval(Purifier):
     def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
         """The points that stay, refilled to the number that is wanted."""
         with stage("outliers"):
-            masks = [
-                statistical_outlier_removal(cloud[None].detach(), self.k, self.alpha)[0] for cloud in clouds
-            ]
+            masks = [self._mask(cloud.detach()) for cloud in clouds]
         return [chosen(*each, seed) for each in zip(clouds, masks, counts, strict=True)]
+
+    def _mask(self, cloud: Tensor) -> Tensor:
+        """SOR, again while it takes away more than a quarter of the longest side.
+
+        One point far away hides others from the threshold, which grows with the variance.
+        """
+        kept = torch.arange(len(cloud), device=cloud.device)
+        while True:
+            before = _longest_side(cloud[kept])
+            left = kept[statistical_outlier_removal(cloud[kept][None], self.k, self.alpha)[0]]
+            if len(torch.unique(cloud[left], dim=0)) < 2:
+                break
+            kept = left
+            if _longest_side(cloud[kept]) > 0.75 * before:
+                break
+        mask = torch.zeros(len(cloud), dtype=torch.bool, device=cloud.device)
+        mask[kept] = True
+        return mask
+
+
+def _longest_side(points: Tensor) -> Tensor:
+    return (points.amax(0) - points.amin(0)).max()
 
 
 class SimpleRandomSampling(Purifier):
@@ -106,9 +126,7 @@ class LocalSmoothing(Purifier):
 
 
 def chosen(cloud: Tensor, mask: Tensor, count: int | None, seed: int) -> Outcome:
-    """The masked points of a cloud, refilled to ``count``; all points if only one position is left."""
-    if len(torch.unique(cloud[mask].detach(), dim=0)) < 2:
-        mask = torch.ones_like(mask)
+    """The masked points of a cloud, refilled to ``count``."""
     index = mask.nonzero().squeeze(1)
     if count is not None:
         index = index[refilled(len(index), count, seed).to(index.device)]

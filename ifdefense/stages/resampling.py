@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ifdefense.geometry.frame import first_occurrences
 from ifdefense.geometry.mesh import Floats, Ints, Mesh
-from ifdefense.geometry.points import farthest_point_sampling, gather, knn, local_mean
+from ifdefense.geometry.points import gather, knn, local_mean, spread_sampling
 
 Method = Literal["farthest", "uniform", "poisson"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -108,7 +109,7 @@ def resample(
     if method == "uniform" or not len(meshes):
         return samples
     if method == "farthest":
-        kept = farthest_point_sampling(samples.points, num_points)
+        kept = spread_sampling(samples.points, num_points)
     else:
         thinned = [_poisson_disk(p, num_points, m.area) for p, m in zip(points, meshes, strict=True)]
         kept = torch.from_numpy(np.stack(thinned)).to(device)
@@ -161,13 +162,14 @@ def fill(
     size = max(len(union) for union in unions)
     # Copies of the first point are at distance 0 from what is chosen: they fill the batch, never taken.
     padded = torch.stack([torch.cat([u, u[:1].expand(size - len(u), 3)]) for u in unions])
-    return gather(padded, farthest_point_sampling(padded, num_points))
+    return gather(padded, spread_sampling(padded, num_points))
 
 
 def _union(samples: Tensor, evidence: Tensor, count: int, tolerance: float) -> Tensor:
     """Evidence near the samples, and the samples far from that evidence; at least ``count`` points."""
-    near = _distances(evidence, samples) <= tolerance
-    confirmed = evidence[near]
+    # Points with the same neighbours have the same mean: each position counts once.
+    evidence = evidence[first_occurrences(evidence)]
+    confirmed = evidence[_distances(evidence, samples) <= tolerance]
     if not len(confirmed):
         return samples
     gap = _distances(samples, confirmed)
