@@ -1,11 +1,10 @@
 """Trains the classifiers: ``python -m classifiers.train --help``.
 
-The published recipe (yanx27, IF-Defense: Adam 1e-3, 200 epochs of 1,024 points) takes a day without a GPU. A
-maximum over points makes a random part of a cloud nearly as good a training example as the whole, so most
-epochs see few points a cloud and only the last ones see all: the schedule ``256x18,512x4,1024x1`` is 18
-epochs of 256 random points, and so on. Networks with neighbourhoods look at fewer neighbours (and centres) in
-proportion, so that the neighbourhoods keep their extent. ``1024x0.3`` is an epoch of three tenths of the
-clouds.
+The published recipe (yanx27, IF-Defense: Adam 1e-3, 200 epochs of 1,024 points) takes a day without a GPU.
+With max-pooling over points, a random subset of a cloud is nearly as good a training example as all of it, so
+most epochs see few points per cloud and only the last ones all: the schedule ``256x18,512x4,1024x1`` is 18
+epochs of 256 random points, and so on; ``1024x0.3`` is an epoch of three tenths of the clouds. Networks with
+neighbourhoods use proportionally fewer neighbours and centres, so that a neighbourhood keeps its extent.
 """
 
 from __future__ import annotations
@@ -15,12 +14,11 @@ import json
 import logging
 import math
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,57 +27,70 @@ from tqdm import tqdm
 from classifiers import NETWORKS, build
 from classifiers.layers import Sized
 from classifiers.pointnet import PointNet, orthogonality_penalty
-from ifdefense.checkpoints import load_into, load_state, save_safetensors
+from ifdefense.checkpoints import load_into, load_state
 from ifdefense.console import use_huge_pages
-from ifdefense.data.sets import training_sets
-from ifdefense.geometry.frame import to_unit_sphere
-from ifdefense.training.runs import EpochRun, write_card
+from ifdefense.training.clouds import TrainingClouds, load_training_clouds
+from ifdefense.training.commands import check_output, check_writable, reported
+from ifdefense.training.runs import ResumableRun, check_ranges, file_digest
 
-logger = logging.getLogger(__name__)
+Schedule = tuple[tuple[int, float], ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ClassifierOptions:
     """Settings of a run. Lengths are in the unit-sphere frame.
 
     Attributes:
-        schedule: ``((points, epochs), ...)``, random points a cloud and for how many epochs; a fraction is an
-            epoch of a part of the clouds.
-        batch: clouds a step.
-        rate: largest learning rate of AdamW, reached after a tenth of the steps, then cosine to nearly zero.
-        decay: weight decay.
-        smoothing: label smoothing.
-        penalty: weight of the feature alignment's distance from orthogonality.
-        scale: each axis is scaled by a factor between the inverse of this and this.
-        shift: largest shift along each axis.
+        schedule: ``((points, epochs), ...)``, random points per cloud and for how many epochs; a fraction is
+            an epoch of a part of the clouds.
+        batch_size: clouds per step.
+        lr: largest learning rate of AdamW, reached after the warm-up, then a cosine to nearly zero.
+        weight_decay: weight decay of AdamW.
+        label_smoothing: label smoothing.
+        alignment_penalty: weight of the distance of PointNet's feature alignment from orthogonality.
+        max_scale: each axis is scaled by a factor between the inverse of this and this.
+        max_shift: largest shift along each axis.
         jitter: standard deviation of the noise on each coordinate, clipped at five times it.
-        turn: largest rotation about the up axis z, in degrees.
-        seed: seed of the initial weights, the order and the augmentation.
-        half_search: look for the largest points in bfloat16, see `classifiers.pointnet.max_pooled_linear`.
+        max_rotation: largest rotation about the up axis z, in degrees.
         mix: probability that a batch is mixed by `cut_mix`.
-        warmup: part of the steps in which the rate rises to its largest; after it a half cosine.
+        warmup: share of the steps in which the rate rises.
+        half_search: search the largest points in bfloat16, see `classifiers.pointnet.max_pooled_linear`.
+        seed: seed of the initial weights, the order and the augmentation.
+
+    Raises:
+        ValueError: if a number is out of range.
     """
 
-    schedule: tuple[tuple[int, float], ...] = ((256, 18), (512, 4), (1024, 1))
-    batch: int = 32
-    rate: float = 2e-3
-    decay: float = 1e-4
-    smoothing: float = 0.1
-    penalty: float = 1e-3
-    scale: float = 1.25
-    shift: float = 0.1
+    schedule: Schedule = ((256, 18), (512, 4), (1024, 1))
+    batch_size: int = 32
+    lr: float = 2e-3
+    weight_decay: float = 1e-4
+    label_smoothing: float = 0.1
+    alignment_penalty: float = 1e-3
+    max_scale: float = 1.25
+    max_shift: float = 0.1
     jitter: float = 0.01
-    turn: float = 0.0
-    seed: int = 0
+    max_rotation: float = 0.0
+    mix: float = 0.0
+    warmup: float = 0.1
     half_search: bool = True
-    mix: float = dataclasses.field(default=0.0, repr=False)
-    warmup: float = dataclasses.field(default=0.1, repr=False)
+    seed: int = 0
 
-    def describe(self) -> str:
-        """The settings as text; those that came later only where they are not the default."""
-        later = [field for field in dataclasses.fields(self) if not field.repr]
-        changed = {f.name: getattr(self, f.name) for f in later if getattr(self, f.name) != f.default}
-        return repr(self) + (f" + {changed}" if changed else "")
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            batch_size=(1, math.inf),
+            lr=(1e-12, 10),
+            weight_decay=(0, 10),
+            label_smoothing=(0, 1),
+            alignment_penalty=(0, math.inf),
+            max_scale=(1, 10),
+            max_shift=(0, 10),
+            jitter=(0, 1),
+            max_rotation=(0, 180),
+            mix=(0, 1),
+            warmup=(0, 1),
+        )
 
     @property
     def epochs(self) -> int:
@@ -87,7 +98,7 @@ class Options:
         return len(self._epochs())
 
     def _epochs(self) -> list[tuple[int, float]]:
-        """Points a cloud, and the part of the clouds, in every epoch."""
+        """Points per cloud, and the share of the clouds, in every epoch."""
         every = []
         for points, epochs in self.schedule:
             whole = math.floor(epochs)
@@ -97,47 +108,23 @@ class Options:
         return every
 
     def points_at(self, epoch: int) -> int:
-        """Points a cloud in an epoch, counted from 0."""
+        """Points per cloud in an epoch, counted from 0."""
         if epoch >= self.epochs:
             raise ValueError(f"epoch {epoch} lies after the schedule")
         return self._epochs()[epoch][0]
 
     def batches_at(self, epoch: int, clouds: int) -> int:
-        """Steps in an epoch of a set of so many clouds."""
-        return max(1, round(clouds // self.batch * self._epochs()[epoch][1]))
+        """Steps of an epoch."""
+        return max(1, round(clouds // self.batch_size * self._epochs()[epoch][1]))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Clouds:
-    """Clouds to train or validate on: ``(S, N, 3)`` points in the unit sphere, and ``(S,)`` labels."""
-
-    points: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.points)
-
-
-def clouds_from(points: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Clouds:
-    """Normalised clouds from arrays in any frame."""
-    return Clouds(
-        to_unit_sphere(torch.from_numpy(np.asarray(points, np.float32))),
-        torch.from_numpy(np.asarray(labels, np.int64)),
-    )
-
-
-def joined(first: Clouds, second: Clouds) -> Clouds:
-    """Both sets, one after the other."""
-    return Clouds(torch.cat([first.points, second.points]), torch.cat([first.labels, second.labels]))
-
-
-def augment(points: Tensor, count: int, options: Options, generator: torch.Generator) -> Tensor:
-    """Random ``count`` points of each cloud, turned, stretched, shifted and jittered.
+def augment(points: Tensor, count: int, options: ClassifierOptions, generator: torch.Generator) -> Tensor:
+    """Random subsets of the points, rotated, scaled, shifted and jittered.
 
     Args:
         points: ``(B, N, 3)``.
-        count: points to keep, the same number for every cloud.
-        options: sizes of the changes.
+        count: points of each subset.
+        options: strength of the augmentation.
         generator: source of randomness.
 
     Returns:
@@ -150,33 +137,33 @@ def augment(points: Tensor, count: int, options: Options, generator: torch.Gener
     batch = len(points)
     order = torch.rand(points.shape[:2], generator=generator).argsort(1)[:, :count]
     points = points.gather(1, order.unsqueeze(2).expand(-1, -1, 3))
-    if options.turn:
-        angle = uniform(batch) * math.radians(options.turn)
+    if options.max_rotation:
+        angle = uniform(batch) * math.radians(options.max_rotation)
         cos, sin, zero = angle.cos(), angle.sin(), torch.zeros(batch)
         rows = [torch.stack(row, 1) for row in ((cos, -sin, zero), (sin, cos, zero), (zero, zero, zero + 1))]
         points = points @ torch.stack(rows, 1)
     points = (
-        points * torch.exp(uniform(batch, 1, 3) * math.log(options.scale))
-        + uniform(batch, 1, 3) * options.shift
+        points * torch.exp(uniform(batch, 1, 3) * math.log(options.max_scale))
+        + uniform(batch, 1, 3) * options.max_shift
     )
     noise = torch.randn(points.shape, generator=generator) * options.jitter
     return points + noise.clamp(-5 * options.jitter, 5 * options.jitter)
 
 
 def cut_mix(points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
-    """Gives every cloud of a batch some random points of another one.
+    """Replaces a random share of the points of every cloud by points of another cloud of the batch.
 
-    PointCutMix-R (Zhang et al., 2021, https://arxiv.org/abs/2101.01461), with beta = 1. There the points that
-    are replaced and those that replace them are matched; here both are drawn independently, which has the
-    same marginals and needs no assignment.
+    PointCutMix-R (Zhang et al., 2021, https://arxiv.org/abs/2101.01461), with beta = 1. The paper matches the
+    points that are exchanged; here both are drawn independently, which has the same marginals and needs no
+    assignment.
 
     Args:
         points: ``(B, N, 3)``.
         generator: source of randomness.
 
     Returns:
-        ``(B, N, 3)`` mixed clouds, the ``(B,)`` places of the clouds that the new points come from, and the
-        part of the points that stayed, the same for every cloud.
+        ``(B, N, 3)`` mixed clouds, the ``(B,)`` indices of the clouds that the new points come from, and the
+        share of the points that stayed, the same for every cloud.
     """
     batch, size, _ = points.shape
     other = torch.randperm(batch, generator=generator)
@@ -189,15 +176,15 @@ def cut_mix(points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor,
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, clouds: Clouds, batch: int = 64) -> float:
-    """Share of clouds that are classified rightly, with the model in evaluation mode."""
+def accuracy(model: nn.Module, clouds: TrainingClouds, batch_size: int = 64) -> float:
+    """Share of clouds that are classified correctly, with the model in evaluation mode."""
     model.eval()
-    parts = zip(torch.split(clouds.points, batch), torch.split(clouds.labels, batch), strict=True)
+    parts = zip(clouds.points.split(batch_size), clouds.labels.split(batch_size), strict=True)
     return sum(int((model(points).argmax(1) == labels).sum()) for points, labels in parts) / len(clouds)
 
 
-class Run(EpochRun):
-    """A training run that can be stopped after any epoch and goes on as if it had not been.
+class ClassifierRun(ResumableRun):
+    """Trains a classifier, in epochs.
 
     Args:
         model: network to train, changed in place; any from ``(B, N, 3)`` points to logits.
@@ -205,24 +192,39 @@ class Run(EpochRun):
         validation: clouds that choose the epoch whose weights are kept, by name; the mean of their accuracies
             counts.
         options: settings.
-        folder: where ``last.pt``, ``best.safetensors`` and ``log.jsonl`` go.
+        folder: folder of the run, see `ResumableRun`.
+        settings: what else determines the result, such as the name of the network.
     """
 
     def __init__(
-        self, model: nn.Module, train: Clouds, validation: dict[str, Clouds], options: Options, folder: Path
+        self,
+        model: nn.Module,
+        train: TrainingClouds,
+        validation: Mapping[str, TrainingClouds],
+        options: ClassifierOptions,
+        folder: Path,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
-        self.train, self.validation = train, validation
-        self.options = options
-        optimiser = torch.optim.AdamW(model.parameters(), lr=options.rate, weight_decay=options.decay)
-        steps = sum(options.batches_at(epoch, len(train)) for epoch in range(options.epochs))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, options.rate, steps, pct_start=options.warmup
+        self.train, self.validation, self.options = train, validation, options
+        self.optimiser = torch.optim.AdamW(
+            model.parameters(), lr=options.lr, weight_decay=options.weight_decay
         )
-        super().__init__(model, optimiser, schedule, options.describe(), options.seed, folder)
-        self.best = {"mean": -1.0}
+        steps = sum(options.batches_at(epoch, len(train)) for epoch in range(options.epochs))
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser, options.lr, steps, pct_start=options.warmup
+        )
+        data = {"train": train.digest(), **{name: part.digest() for name, part in validation.items()}}
+        super().__init__(
+            model,
+            {"optimiser": self.optimiser, "schedule": self.schedule},
+            {**dataclasses.asdict(options), "data": data, **(settings or {})},
+            options.epochs,
+            options.seed,
+            folder,
+        )
 
     def _loss(self, points: Tensor, labels: Tensor) -> Tensor:
-        """Loss on augmented clouds, for PointNet with the penalty on its feature alignment."""
+        """Loss of augmented clouds, for PointNet with the penalty on its feature alignment."""
         other, part = None, 1.0
         if self.options.mix and float(torch.rand((), generator=self.generator)) < self.options.mix:
             points, other, part = cut_mix(points, self.generator)
@@ -231,27 +233,28 @@ class Run(EpochRun):
             logits, alignment = self.model.with_alignment(points)
         else:
             logits = self.model(points)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.options.smoothing)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.options.label_smoothing)
         if other is not None:
-            second = F.cross_entropy(logits, labels[other], label_smoothing=self.options.smoothing)
+            second = F.cross_entropy(logits, labels[other], label_smoothing=self.options.label_smoothing)
             loss = part * loss + (1 - part) * second
         if alignment is not None:
-            loss = loss + self.options.penalty * orthogonality_penalty(alignment)
+            loss = loss + self.options.alignment_penalty * orthogonality_penalty(alignment)
         return loss
 
-    def _train_epoch(self, progress: bool) -> float:
-        """One pass over the training clouds; returns the mean loss."""
+    def _train(self, stop: int, progress: bool) -> float:
+        """One epoch."""
+        epoch = self.position
         self.model.train()
         if isinstance(self.model, PointNet):
             self.model.search_in(torch.bfloat16 if self.options.half_search else None)
-        count = self.options.points_at(self.epoch)
+        count = self.options.points_at(epoch)
         if isinstance(self.model, Sized):
             self.model.sized_for(count)
-        steps = self.options.batches_at(self.epoch, len(self.train))
+        steps = self.options.batches_at(epoch, len(self.train))
         order = torch.randperm(len(self.train), generator=self.generator)
-        batches = torch.split(order[: steps * self.options.batch], self.options.batch)
+        batches = torch.split(order[: steps * self.options.batch_size], self.options.batch_size)
         total = 0.0
-        for chosen in tqdm(batches, f"epoch {self.epoch}", disable=not progress, mininterval=10):
+        for chosen in tqdm(batches, f"epoch {epoch + 1}", disable=not progress, mininterval=10):
             points = augment(self.train.points[chosen], count, self.options, self.generator)
             loss = self._loss(points, self.train.labels[chosen])
             self.optimiser.zero_grad(set_to_none=True)
@@ -263,102 +266,49 @@ class Run(EpochRun):
             self.model.search_in(None)
         if isinstance(self.model, Sized):
             self.model.sized_for(1024)
+        self.position += 1
         return total / len(batches)
 
-    def _validated(self) -> dict[str, float]:
-        """Validation accuracies and their mean.
-
-        None in the epochs of few points, whose batch statistics are not those of whole clouds.
-        """
-        if 2 * self.options.points_at(self.epoch) < max(points for points, _ in self.options.schedule):
+    def _validate(self) -> dict[str, float]:
+        """None in epochs of few points, whose batch statistics are not those of whole clouds."""
+        points = self.options.points_at(self.position - 1)
+        if 2 * points < max(points for points, _ in self.options.schedule):
             return {}
         scores = {name: accuracy(self.model, clouds) for name, clouds in self.validation.items()}
         return scores | {"mean": sum(scores.values()) / len(scores)}
 
-    def __call__(self, progress: bool = False) -> dict[str, float]:
-        """Trains to the end of the schedule; returns the validation accuracies of the kept weights."""
-        while self.epoch < self.options.epochs:
-            started = time.perf_counter()
-            loss = self._train_epoch(progress)
-            scores = self._validated()
-            entry = {
-                "epoch": self.epoch,
-                "points": self.options.points_at(self.epoch),
-                "loss": round(loss, 4),
-            }
-            entry |= {name: round(score, 4) for name, score in scores.items()}
-            entry["seconds"] = round(time.perf_counter() - started, 1)
-            with (self.folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps(entry) + "\n")
-            logger.info("%s", entry)
-            self.epoch += 1
-            if scores and scores["mean"] >= self.best["mean"]:
-                self.best = scores | {"epoch": float(entry["epoch"])}
-                save_safetensors(self.model, self.folder / "best.safetensors")
-            self.keep()
-        return self.best
-
 
 def load_data(
     data: str, hybrid: Path | None, hybrid_validation: Path | None
-) -> tuple[Clouds, dict[str, Clouds], int]:
+) -> tuple[TrainingClouds, dict[str, TrainingClouds], int]:
     """Training clouds, validation clouds by name, and the number of classes.
 
     Args:
         data: ``"modelnet40"`` (root from ``IFDEFENSE_DATA``) or ``"procedural"``.
-        hybrid: npz of purified copies of the training clouds: ``points`` ``(S, N, 3)`` in any frame,
-            ``label`` ``(S,)``.
+        hybrid: npz of purified copies of the training clouds, see `TrainingClouds.of_file`.
         hybrid_validation: the same for the validation clouds.
+
+    Raises:
+        DataError: if the data is missing or cannot be used.
     """
-    sets = training_sets(data)
-    train, validation = (clouds_from(part.points, part.labels) for part in sets)
+    train, validation, num_classes = load_training_clouds(data)
     named = {"validation": validation}
     if hybrid is not None:
-        train = joined(train, _purified(hybrid))
+        train = train.joined(TrainingClouds.of_file(hybrid))
     if hybrid_validation is not None:
-        named["purified"] = _purified(hybrid_validation)
-    return train, named, len(sets[0].classes)
+        named["purified"] = TrainingClouds.of_file(hybrid_validation)
+    return train, named, num_classes
 
 
-def _purified(path: Path) -> Clouds:
-    with np.load(path) as arrays:
-        return clouds_from(arrays["points"], arrays["label"])
-
-
-def _parse_schedule(text: str) -> tuple[tuple[int, float], ...]:
+def _parse_schedule(text: str) -> Schedule:
     try:
         parts = [part.split("x") for part in text.split(",")]
-        schedule = tuple((int(points), _number(epochs)) for points, epochs in parts)
+        schedule = tuple((int(points), float(epochs)) for points, epochs in parts)
     except ValueError:
         raise click.BadParameter(f"{text!r} is no schedule such as 256x18,512x4,1024x0.5") from None
-    if any(points < 1 or epochs <= 0 for points, epochs in schedule):
+    if not all(points >= 1 and 0 < epochs < math.inf for points, epochs in schedule):
         raise click.BadParameter(f"{text!r} has an entry without points or epochs")
     return schedule
-
-
-def _number(text: str) -> float:
-    """A number of epochs; whole ones as int, which keeps the description of older runs."""
-    return int(text) if text.isdecimal() else float(text)
-
-
-def _write_card(path: Path, run: Run, data: str, test: float | None) -> None:
-    """A model card beside the exported weights."""
-    lines = [f"epoch kept by validation: {int(run.best['epoch'])}"]
-    lines += [
-        f"{name} accuracy: {run.best[name]:.2%} of {len(clouds)}" for name, clouds in run.validation.items()
-    ]
-    if test is not None:
-        lines.append(f"test accuracy, measured once: {test:.2%}")
-    size = sum(p.numel() for p in run.model.parameters())
-    write_card(
-        path,
-        "classifiers.train",
-        f"{type(run.model).__name__} of {size:,} parameters, (B, N, 3) mean-centred clouds of largest norm "
-        "1, z up, to logits.",
-        run.options.describe(),
-        f"{data}, {len(run.train)} training clouds",
-        lines,
-    )
 
 
 @click.command()
@@ -367,34 +317,57 @@ def _write_card(path: Path, run: Run, data: str, test: float | None) -> None:
 )
 @click.option("--model", "network", type=click.Choice(list(NETWORKS)), default="pointnet", show_default=True)
 @click.option(
-    "--out",
+    "--run",
+    "folder",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder of the run; an unfinished one goes on.",
+    help="Folder of the run; an interrupted one is resumed.",
 )
 @click.option(
-    "--export",
-    type=click.Path(path_type=Path),
-    help="Where the kept weights go (.safetensors), with a model card.",
+    "--out", type=click.Path(path_type=Path), help="Where the weights go (.safetensors), with a model card."
 )
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option(
     "--schedule", default="256x18,512x4,1024x1", show_default=True, help="Points x epochs, comma-separated."
 )
-@click.option("--rate", default=Options.rate, show_default=True)
+@click.option("--batch-size", default=ClassifierOptions.batch_size, show_default=True)
+@click.option("--lr", default=ClassifierOptions.lr, show_default=True, help="Largest learning rate.")
+@click.option("--weight-decay", default=ClassifierOptions.weight_decay, show_default=True)
+@click.option("--label-smoothing", default=ClassifierOptions.label_smoothing, show_default=True)
 @click.option(
-    "--turn", default=Options.turn, show_default=True, help="Largest rotation about the up axis, degrees."
+    "--max-rotation",
+    default=ClassifierOptions.max_rotation,
+    show_default=True,
+    help="Largest rotation about the up axis, degrees.",
 )
-@click.option("--scale", default=Options.scale, show_default=True, help="Largest factor along each axis.")
-@click.option("--shift", default=Options.shift, show_default=True, help="Largest shift along each axis.")
-@click.option("--jitter", default=Options.jitter, show_default=True, help="Standard deviation of the noise.")
 @click.option(
-    "--mix", default=0.0, show_default=True, help="Probability that a batch is mixed (PointCutMix)."
+    "--max-scale",
+    default=ClassifierOptions.max_scale,
+    show_default=True,
+    help="Largest factor along each axis.",
 )
-@click.option("--smoothing", default=Options.smoothing, show_default=True, help="Label smoothing.")
-@click.option("--decay", default=Options.decay, show_default=True, help="Weight decay.")
-@click.option("--warmup", default=0.1, show_default=True, help="Part of the steps before the cosine.")
-@click.option("--batch", default=Options.batch, show_default=True)
-@click.option("--seed", default=Options.seed, show_default=True)
+@click.option(
+    "--max-shift",
+    default=ClassifierOptions.max_shift,
+    show_default=True,
+    help="Largest shift along each axis.",
+)
+@click.option(
+    "--jitter", default=ClassifierOptions.jitter, show_default=True, help="Standard deviation of the noise."
+)
+@click.option(
+    "--mix",
+    default=ClassifierOptions.mix,
+    show_default=True,
+    help="Probability that a batch is mixed (PointCutMix).",
+)
+@click.option(
+    "--warmup",
+    default=ClassifierOptions.warmup,
+    show_default=True,
+    help="Share of the steps before the cosine.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=ClassifierOptions.seed, show_default=True)
 @click.option(
     "--feature-transform/--no-feature-transform", default=True, show_default=True, help="PointNet's."
 )
@@ -409,69 +382,59 @@ def _write_card(path: Path, run: Run, data: str, test: float | None) -> None:
     "--test/--no-test", default=False, help="Measure the test accuracy of the kept weights (ModelNet40)."
 )
 @click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal.")
+@reported()
 def main(
     data: str,
     network: str,
-    out: Path,
-    export: Path | None,
+    folder: Path,
+    out: Path | None,
+    force: bool,
     schedule: str,
-    rate: float,
-    turn: float,
-    scale: float,
-    shift: float,
-    jitter: float,
-    mix: float,
-    smoothing: float,
-    decay: float,
-    warmup: float,
-    batch: int,
-    seed: int,
     feature_transform: bool,
     init: Path | None,
     hybrid: Path | None,
     hybrid_validation: Path | None,
     test: bool,
     progress: bool | None,
+    **settings: Any,
 ) -> None:
     """Trains a classifier and keeps the weights that validate best."""
     use_huge_pages()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    options = Options(
-        _parse_schedule(schedule),
-        batch,
-        rate,
-        decay,
-        smoothing,
-        scale=scale,
-        shift=shift,
-        jitter=jitter,
-        turn=turn,
-        seed=seed,
-        mix=mix,
-        warmup=warmup,
-    )
-    train, validation, classes = load_data(data, hybrid, hybrid_validation)
-    torch.manual_seed(seed)
-    model = build(
-        network, classes, **({"feature_transform": feature_transform} if network == "pointnet" else {})
-    )
+    if test and data != "modelnet40":
+        raise click.UsageError(f"--test measures on ModelNet40, not on {data}")
+    options = ClassifierOptions(_parse_schedule(schedule), **settings)
+    if out is not None:
+        check_output(out, force)
+    check_writable(folder)
+    train, validation, num_classes = load_data(data, hybrid, hybrid_validation)
+    torch.manual_seed(options.seed)
+    extra = {"feature_transform": feature_transform} if network == "pointnet" else {}
+    model = build(network, num_classes, **extra)
     if init is not None:
         load_into(model, load_state(init), init)
-    run = Run(model, train, validation, options, out)
-    if run.resume():
-        logger.info("going on after epoch %d", run.epoch - 1)
+    run = ClassifierRun(
+        model, train, validation, options, folder, {"model": network, **extra, "init": file_digest(init)}
+    )
+    run.resume()
     best = run(sys.stderr.isatty() if progress is None else progress)
-    load_into(model, load_state(out / "best.safetensors"))
-    score = None
-    if test and data == "modelnet40":
+    run.load_best()
+    lines = [f"data: {data}, {len(train)} training clouds"]
+    lines += [f"{name} accuracy: {best[name]:.2%} of {len(clouds)}" for name, clouds in validation.items()]
+    if test:
         from ifdefense.data.modelnet import load_modelnet40
 
         part = load_modelnet40(split="test")
-        score = accuracy(model, clouds_from(part.points, part.labels))
-    if export is not None:
-        save_safetensors(model, export)
-        _write_card(export, run, data, score)
-    click.echo(json.dumps(best | ({} if score is None else {"test": score})))
+        best["test"] = accuracy(model, TrainingClouds.of_arrays(part.points, part.labels))
+        lines.append(f"test accuracy, measured once: {best['test']:.2%} of {len(part.points)}")
+    if out is not None:
+        size = sum(parameter.numel() for parameter in model.parameters())
+        about = (
+            f"{type(model).__name__} of {size:,} parameters, from (B, N, 3) mean-centred clouds of largest "
+            "norm 1, z up, to logits."
+        )
+        run.export(out, "python -m classifiers.train", about, lines)
+    click.echo(json.dumps(best))
 
 
 if __name__ == "__main__":

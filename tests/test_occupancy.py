@@ -20,10 +20,10 @@ from ifdefense.training.occupancies import (
     cell_centres,
     concatenate,
     distance_to_points,
-    field_at,
-    field_from_cloud,
-    field_from_mesh,
-    field_from_shape,
+    grid_from_cloud,
+    grid_from_mesh,
+    grid_from_shape,
+    interpolate,
 )
 
 CELL = BOX / RESOLUTION
@@ -57,7 +57,7 @@ def test_distance_equals_the_naive_one_up_to_the_limit() -> None:
 
 
 def test_a_closed_cloud_becomes_a_solid() -> None:
-    field = field_from_cloud(sphere(1024, 0.45))
+    field = grid_from_cloud(sphere(1024, 0.45))
     radius = np.linalg.norm(cell_centres(), axis=1)
     inside = field.ravel() > 0
     # Rays slip through the holes of a random sampling: some cells of the inside are missed.
@@ -68,7 +68,7 @@ def test_a_closed_cloud_becomes_a_solid() -> None:
 def test_an_open_sheet_stays_a_sheet() -> None:
     rng = np.random.default_rng(0)
     plate = np.stack([rng.uniform(-0.5, 0.5, 1024), rng.uniform(-0.5, 0.5, 1024), np.zeros(1024)], axis=1)
-    field = field_from_cloud(plate).ravel()
+    field = grid_from_cloud(plate).ravel()
     x, y, z = np.abs(cell_centres()).T
     assert (field[(z < OFFSET - STEP) & (x < 0.45) & (y < 0.45)] > 0).mean() > 0.97
     assert not (field[z > OFFSET + CELL] > 0).any()
@@ -80,7 +80,7 @@ def test_space_between_legs_is_outside() -> None:
     legs = [np.c_[rng.normal(0, 0.01, (150, 2)) + foot, rng.uniform(-0.5, 0.4, 150)] for foot in feet]
     top = np.c_[rng.uniform(-0.5, 0.5, (424, 2)), np.full(424, 0.4)]
     cloud = np.concatenate([top, *legs])
-    field = field_from_cloud(cloud).ravel()
+    field = grid_from_cloud(cloud).ravel()
     x, y, z = cell_centres().T
     assert not (field[(np.abs(x) < 0.3) & (np.abs(y) < 0.3) & (z < 0.3)] > 0).any()
 
@@ -89,14 +89,14 @@ def test_shape_field_is_exact_near_the_surface() -> None:
     shape = make_shape("mug", np.random.default_rng(0))
     sdf = np.asarray(shape.sdf(cell_centres()))
     near = np.abs(sdf) < 0.1
-    stored = field_from_shape(shape).ravel() * STEP
+    stored = grid_from_shape(shape).ravel() * STEP
     np.testing.assert_allclose(stored[near], OFFSET - sdf[near], atol=0.51 * STEP)
 
 
 def test_mesh_field_of_a_box_and_of_a_box_turned_inside_out() -> None:
     pytest.importorskip("point_cloud_utils", reason="winding numbers come with the extra `train`")
     points = box_samples(30_000)
-    field = field_from_mesh(box_mesh(), points)
+    field = grid_from_mesh(box_mesh(), points)
     assert field is not None
     outside = np.maximum(np.abs(cell_centres()) - [0.5, 0.3, 0.2], 0)
     distance = np.linalg.norm(outside, axis=1)
@@ -105,7 +105,7 @@ def test_mesh_field_of_a_box_and_of_a_box_turned_inside_out() -> None:
     mesh = box_mesh()
     faces = mesh.faces.copy()
     faces[:6] = faces[:6, ::-1]  # half of the triangles face inwards
-    assert field_from_mesh(Mesh(mesh.vertices, faces), points) is None
+    assert grid_from_mesh(Mesh(mesh.vertices, faces), points) is None
 
 
 def test_interpolation_is_exact_for_a_linear_field() -> None:
@@ -113,11 +113,11 @@ def test_interpolation_is_exact_for_a_linear_field() -> None:
     linear = np.rint((centres @ np.array([40.0, -20.0, 60.0])) / 1.0)
     fields = torch.from_numpy(np.stack([np.zeros_like(linear), linear]).astype(np.int8))
     queries = torch.from_numpy(cell_centres()[::997]).view(1, -1, 3)
-    values = field_at(fields, torch.tensor([1]), queries)
+    values = interpolate(fields, torch.tensor([1]), queries)
     torch.testing.assert_close(values[0], torch.from_numpy(linear.ravel()[::997]).float(), rtol=0, atol=0.2)
     midway = (queries[:, :1] + queries[:, 1:2]) / 2
-    assert field_at(fields, torch.tensor([0]), midway).abs().max() < 1e-3
-    far = field_at(fields, torch.tensor([1]), torch.full((1, 1, 3), 0.9))
+    assert interpolate(fields, torch.tensor([0]), midway).abs().max() < 1e-3
+    far = interpolate(fields, torch.tensor([1]), torch.full((1, 1, 3), 0.9))
     assert far.item() == -127
 
 
@@ -136,5 +136,5 @@ def test_sets_join_and_survive_the_disk(tmp_path: Path) -> None:
     whole.save(tmp_path / "set")
     back = OccupancySet.load(tmp_path / "set")
     assert back.sources == whole.sources and len(back) == 5
-    np.testing.assert_array_equal(back.fields, whole.fields)
+    np.testing.assert_array_equal(back.grids, whole.grids)
     np.testing.assert_array_equal(back.points, whole.points)

@@ -1,28 +1,54 @@
-"""Training: labels follow the augmentation, the rate its schedule, and runs resume bit for bit."""
+"""Training of implicit networks: labels follow the augmentation, the rate its schedule, runs resume."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
-from ifdefense.checkpoints import load_into, load_state
+from ifdefense.checkpoints import load_into, load_metadata, load_state
+from ifdefense.geometry.frame import bounding_cubes
+from ifdefense.implicit.base import Calibration, load_network
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
 from ifdefense.shapes.procedural import make_shape
-from ifdefense.training.collections import from_procedural, to_unit_cube
-from ifdefense.training.fit import Sampler, TrainOptions, bounding_cube, fit, schedule
+from ifdefense.training.collections import cached, from_procedural, to_unit_cube
+from ifdefense.training.fit import Batch, ImplicitRun, TrainOptions, fit, schedule
 from ifdefense.training.muon import Muon, orthogonalise, split_parameters
-from ifdefense.training.occupancies import OFFSET, OccupancySet, cell_centres, field_from_shape
+from ifdefense.training.occupancies import OFFSET, OccupancySet, cell_centres, grid_from_shape
 from ifdefense.training.onet import train_command
+from ifdefense.training.runs import RunError
+from ifdefense.training.sampling import OccupancySampler, SamplingOptions
 from ifdefense.training.surfaces import chamfer_l1
 
-TINY = TrainOptions(OccupancyConfig(16, 16, 16), steps=8, batch=4, points=40, queries=64, warmup=2)
+TINY = TrainOptions(steps=8, warmup=2)
+SAMPLING = SamplingOptions(batch_size=4, points=40, queries=64)
+
+
+def train(
+    shapes: OccupancySet,
+    folder: Path,
+    options: TrainOptions = TINY,
+    sampling: SamplingOptions = SAMPLING,
+    mix: dict[str, float] | None = None,
+    **arguments: Any,
+) -> ImplicitRun:
+    torch.manual_seed(options.seed)
+    network = OccupancyNetwork(OccupancyConfig(16, 16, 16))
+    examples = OccupancySampler(shapes, sampling, mix)
+    arguments = {"every": 4, **arguments}
+    return fit(network, examples, examples.validation(4), folder, options, **arguments)
+
+
+def curve(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +59,16 @@ def shapes() -> OccupancySet:
 def test_labels_follow_the_shape_through_every_augmentation(shapes: OccupancySet) -> None:
     """With clean input the encoder's points must lie on the labelled surface."""
     options = dataclasses.replace(
-        TINY, batch=64, clean=1.0, jitter=0.0, turn=0.5, stretch=1.3, near=0.0, queries=200
+        SAMPLING,
+        batch_size=64,
+        clean=1.0,
+        jitter=0.0,
+        rotated=0.5,
+        max_scale=1.3,
+        near_sigma=0.0,
+        queries=200,
     )
-    clouds, queries, labels = Sampler(shapes, options).draw(torch.Generator().manual_seed(0))
+    clouds, queries, labels = OccupancySampler(shapes, options).draw(torch.Generator().manual_seed(0))
     on_surface = labels[:, :100].float().mean(1)  # the solid is thickened: its own surface is inside
     assert on_surface.min() > 0.9
     low, high = clouds.amin(1), clouds.amax(1)
@@ -53,8 +86,8 @@ def test_labels_of_a_ball_are_those_of_its_ellipsoid() -> None:
     normal = np.random.default_rng(0).normal(size=(1, 1024, 3))
     surface = (0.4 * normal / np.linalg.norm(normal, axis=-1, keepdims=True)).astype(np.float16)
     data = OccupancySet(surface, field, np.zeros(1, dtype=np.int64), ("ball",))
-    options = dataclasses.replace(TINY, batch=8, points=1000, clean=1.0, jitter=0.0, queries=512)
-    clouds, queries, labels = Sampler(data, options).draw(torch.Generator().manual_seed(1))
+    options = dataclasses.replace(SAMPLING, batch_size=8, points=1000, clean=1.0, jitter=0.0, queries=512)
+    clouds, queries, labels = OccupancySampler(data, options).draw(torch.Generator().manual_seed(1))
     half = clouds.abs().amax(1, keepdim=True)  # semi-axes of the stretched ball in the encoder's frame
     level = (queries / half).norm(dim=-1)
     grown = 1 + OFFSET / 0.4
@@ -63,10 +96,10 @@ def test_labels_of_a_ball_are_those_of_its_ellipsoid() -> None:
 
 
 def test_corrupted_input_moves_the_frame_but_not_the_label(shapes: OccupancySet) -> None:
-    options = dataclasses.replace(TINY, batch=32, clean=0.0, queries=100)
-    sampler = Sampler(shapes, options)
+    options = dataclasses.replace(SAMPLING, batch_size=32, clean=0.0, queries=100)
+    sampler = OccupancySampler(shapes, options)
     clouds, _, _ = sampler.draw(torch.Generator().manual_seed(0))
-    centre, extent = bounding_cube(clouds)
+    centre, extent = bounding_cubes(clouds)
     torch.testing.assert_close(centre, torch.zeros_like(centre), atol=1e-5, rtol=0)
     torch.testing.assert_close(extent, torch.ones_like(extent))
 
@@ -74,15 +107,15 @@ def test_corrupted_input_moves_the_frame_but_not_the_label(shapes: OccupancySet)
 def test_mix_weighs_the_sources(shapes: OccupancySet) -> None:
     half = np.arange(len(shapes)) % 4 == 0
     data = dataclasses.replace(shapes, source=half.astype(np.int64), sources=("rest", "quarter"))
-    weight = Sampler(data, TINY, {"quarter": 3.0, "rest": 1.0}).weight
+    weight = OccupancySampler(data, SAMPLING, {"quarter": 3.0, "rest": 1.0}).weight
     assert weight[torch.from_numpy(half)].sum() == pytest.approx(0.75)
-    assert Sampler(data, TINY, {"quarter": 1.0}).weight[~torch.from_numpy(half)].sum() == 0
+    assert OccupancySampler(data, SAMPLING, {"quarter": 1.0}).weight[~torch.from_numpy(half)].sum() == 0
     with pytest.raises(ValueError, match="unknown sources"):
-        Sampler(data, TINY, {"shapenet": 1.0})
+        OccupancySampler(data, SAMPLING, {"shapenet": 1.0})
 
 
 def test_rate_warms_up_holds_and_decays() -> None:
-    options = TrainOptions(steps=1000, warmup=100, decay=0.4)
+    options = TrainOptions(steps=1000, warmup=100, cooldown=0.4)
     rates = [schedule(step, options) for step in range(1000)]
     assert rates[0] == pytest.approx(0.01)
     assert rates[99:600] == [1.0] * 501
@@ -90,51 +123,214 @@ def test_rate_warms_up_holds_and_decays() -> None:
     assert rates[-1] == pytest.approx(0.01, rel=0.1)
 
 
-def test_an_interrupted_run_resumes_bit_for_bit(shapes: OccupancySet, tmp_path: Path) -> None:
-    whole = fit(shapes, shapes, tmp_path / "whole", TINY, every=4, validate=4)
-    fit(shapes, shapes, tmp_path / "cut", TINY, every=4, validate=4, stop_after=4)
-    assert torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["step"] == 4
-    resumed = fit(shapes, shapes, tmp_path / "cut", TINY, every=4, validate=4)
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
-    curve = [json.loads(line)["loss"] for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
-    again = [json.loads(line)["loss"] for line in (tmp_path / "cut" / "log.jsonl").read_text().splitlines()]
-    assert curve == again and len(curve) == 2
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_an_interrupted_run_resumes_bit_for_bit(shapes: OccupancySet, tmp_path: Path, ema: float) -> None:
+    options = dataclasses.replace(TINY, ema=ema, max_norm=1.0)
+    whole = train(shapes, tmp_path / "whole", options)
+    train(shapes, tmp_path / "cut", options, stop_after=4)
+    assert torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["position"] == 4
+    resumed = train(shapes, tmp_path / "cut", options)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    assert curve(tmp_path / "whole") == curve(tmp_path / "cut") and len(curve(tmp_path / "cut")) == 2
+    assert resumed.best == whole.best and not resumed.changes
+
+
+def test_the_average_is_that_of_the_weights(shapes: OccupancySet, tmp_path: Path) -> None:
+    """The decay at step n is (1 + n) / (10 + n) at most, which weighs the weights of step 1 with 9 / 11."""
+    options = dataclasses.replace(TINY, steps=1, ema=0.9)
+    torch.manual_seed(0)
+    start = OccupancyNetwork(OccupancyConfig(16, 16, 16)).decoder.fc_out.weight.detach()
+    run = train(shapes, tmp_path / "average", options)
+    after = train(shapes, tmp_path / "plain", dataclasses.replace(options, ema=0.0)).model
+    expected = (2 * start + 9 * after.decoder.fc_out.weight) / 11  # type: ignore[operator,union-attr]
+    torch.testing.assert_close(run.model.decoder.fc_out.weight, expected, rtol=2e-3, atol=1e-5)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"options": dataclasses.replace(TINY, muon_lr=0.01)}, "muon_lr was 0.02, not 0.01"),
+        ({"options": dataclasses.replace(TINY, seed=1)}, "seed was 0, not 1"),
+        ({"sampling": dataclasses.replace(SAMPLING, batch_size=5)}, "batch_size was 4, not 5"),
+        ({"mix": {"procedural": 1.0}}, r"mix was None, not \{'procedural': 1.0\}"),
+        ({"settings": {"network": "large"}}, "network was None, not large"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_settings(
+    shapes: OccupancySet, tmp_path: Path, changed: dict[str, Any], named: str
+) -> None:
+    train(shapes, tmp_path, stop_after=4)
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(RunError, match=named):
+        train(shapes, tmp_path, **changed)
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_a_run_is_not_resumed_with_other_shapes(shapes: OccupancySet, tmp_path: Path) -> None:
+    train(shapes, tmp_path, stop_after=4)
+    with pytest.raises(RunError, match="shapes was"):
+        train(from_procedural(1, seed=1), tmp_path)
+
+
+def test_more_steps_are_allowed_and_remembered(shapes: OccupancySet, tmp_path: Path) -> None:
+    train(shapes, tmp_path)
+    run = train(shapes, tmp_path, dataclasses.replace(TINY, steps=12))
+    assert run.position == 12 and run.changes == ["from step 8 on, steps was 8, not 12"]
+    with pytest.raises(RunError, match="is from step 12, beyond the 10 asked for"):
+        train(shapes, tmp_path, dataclasses.replace(TINY, steps=10))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"truncated"])
+def test_a_damaged_state_says_what_to_delete(shapes: OccupancySet, tmp_path: Path, content: bytes) -> None:
+    train(shapes, tmp_path, stop_after=4)
+    whole = (tmp_path / "last.pt").read_bytes()
+    (tmp_path / "last.pt").write_bytes(whole[: len(whole) // 2] if content == b"truncated" else content)
+    with pytest.raises(RunError, match=r"last\.pt is .*; delete .* to start over"):
+        train(shapes, tmp_path)
+
+
+def test_a_run_of_another_version_is_refused(shapes: OccupancySet, tmp_path: Path) -> None:
+    torch.save({"model": {}, "step": 3}, tmp_path / "last.pt")
+    with pytest.raises(RunError, match="is not of this version; delete"):
+        train(shapes, tmp_path)
+
+
+def test_training_stops_where_the_loss_is_not_finite(shapes: OccupancySet, tmp_path: Path) -> None:
+    train(shapes, tmp_path, stop_after=4)
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    state["parts"]["model"]["decoder.fc_out.bias"].fill_(math.nan)
+    torch.save(state, tmp_path / "last.pt")
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(FloatingPointError, match="the loss is nan before step 8"):
+        train(shapes, tmp_path)
+    assert (tmp_path / "last.pt").read_bytes() == before
 
 
 def test_training_learns(shapes: OccupancySet, tmp_path: Path) -> None:
-    options = dataclasses.replace(TINY, steps=120, batch=16, queries=128, warmup=10)
-    fit(shapes, shapes, tmp_path, options, every=40, validate=16)
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert losses[-1] < 0.93 * losses[0]
+    options = dataclasses.replace(TINY, steps=120, warmup=10)
+    train(shapes, tmp_path, options, dataclasses.replace(SAMPLING, batch_size=16, queries=128), every=40)
+    assert curve(tmp_path)[-1] < 0.93 * curve(tmp_path)[0]
 
 
-def test_command_writes_weights_and_card(tmp_path: Path) -> None:
-    arguments = [
-        "--steps",
-        "4",
-        "--batch",
-        "4",
-        "--queries",
-        "32",
-        "--widths",
-        "16",
-        "16",
-        "16",
-        "--per-class",
-        "1",
-    ]
-    arguments += ["--cache", str(tmp_path / "cache"), "--run", str(tmp_path / "run"), "--every", "2"]
+class Balls:
+    """Balls of random radius, with soft labels: another source of examples for the same trainer."""
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        radius = 0.2 + 0.3 * torch.rand(16, 1, 1, generator=generator)
+        normals = torch.nn.functional.normalize(torch.randn(16, 24, 3, generator=generator), dim=-1)
+        queries = torch.rand(16, 64, 3, generator=generator) - 0.5
+        return radius * normals, queries, ((radius[..., 0] - queries.norm(dim=-1)) / 0.02).sigmoid()
+
+    def describe(self) -> dict[str, Any]:
+        return {"shapes": "balls"}
+
+
+class RadiusNetwork(torch.nn.Module):
+    """Another network: the logit is linear in the norms of the cloud and of the query."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 1)
+
+    def encode(self, clouds: torch.Tensor) -> torch.Tensor:
+        return clouds.norm(dim=-1).mean(1)
+
+    def forward(self, clouds: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        norms = queries.norm(dim=-1)
+        code = self.encode(clouds)[:, None].expand_as(norms)
+        return self.linear(torch.stack([code, norms], -1)).squeeze(-1) * 30
+
+
+def test_another_network_is_trained_by_the_same_loop_on_its_own_examples(tmp_path: Path) -> None:
+    balls = Balls()
+    probes = {"balls": [balls.draw(torch.Generator().manual_seed(9))]}
+    options = TrainOptions(steps=200, adam_lr=0.02, warmup=5)
+    network = RadiusNetwork()
+    run = fit(network, balls, probes, tmp_path, options, adam_layers=[network], every=50)
+    assert run.best["balls"] == run.best["mean"] > 0.9
+    weight = network.linear.weight.detach()[0]
+    assert weight[0] > 0 > weight[1] and weight.sum().abs() < 0.2 * weight[0]
+
+
+def command(tmp_path: Path, *arguments: str) -> tuple[int, str]:
+    options = "--steps 4 --batch-size 4 --queries 32 --widths 16 16 16 --per-class 1 --every 2"
+    tiny = options.split()
+    tiny += ["--cache", str(tmp_path / "cache"), "--run", str(tmp_path / "run")]
+    result = CliRunner().invoke(train_command, [*tiny, *arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def test_the_command_writes_weights_with_their_calibration_and_a_card(tmp_path: Path) -> None:
     out = tmp_path / "weights" / "onet.safetensors"
-    result = CliRunner().invoke(train_command, [*arguments, "--out", str(out)], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    state = load_state(out)
-    network = OccupancyNetwork(OccupancyConfig.of_state(state))
-    load_into(network, state, out)
+    code, output = command(tmp_path, "--out", str(out))
+    assert code == 0, output
+    metadata = load_metadata(out)
+    assert metadata.keys() == {"network", "config", "calibration"}
+    assert json.loads(metadata["config"]) == dataclasses.asdict(OccupancyConfig(16, 16, 16, 5))
+    network = load_network(out)
+    assert isinstance(network, OccupancyNetwork) and network.config == OccupancyConfig(16, 16, 16, 5)
+    assert network.calibration == Calibration(1.2, 0.5, 0.2, OFFSET, 300)
+    load_into(network, load_state(out), out)
     card = out.with_suffix(".md").read_text()
-    assert "validation IoU" in card and "procedural (weight 1)" in card and "seed: 0" in card
-    bad = CliRunner().invoke(train_command, ["--mix", "shapenet=1"])
-    assert bad.exit_code == 2 and "none of modelnet40, meshes, procedural" in bad.output
+    assert "validation IoU" in card and "procedural (weight 1)" in card and '"seed": 0' in card
+
+    assert command(tmp_path, "--out", str(out)) == (1, f"Error: {out} exists already; --force replaces it\n")
+    code, output = command(tmp_path, "--out", str(out), "--force", "--steps", "6")
+    assert code == 0, output
+    card = out.with_suffix(".md").read_text()
+    assert "* resumed: from step 4 on, steps was 4, not 6" in card and '"steps": 6' in card
+    code, output = command(tmp_path, "--muon-lr", "0.3")
+    assert code == 1 and "muon_lr was 0.02, not 0.3" in output
+    (tmp_path / "run" / "last.pt").write_bytes(b"PK")
+    code, output = command(tmp_path)
+    assert code == 1 and f"delete {tmp_path / 'run'} to start over" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--mix shapenet=1", "'shapenet' is none of modelnet40, meshes, procedural"),
+        ("--mix procedural=-1", "the weight of procedural must be positive"),
+        ("--mix procedural=nan", "the weight of procedural must be positive"),
+        ("--mix procedural --mix procedural=2", "procedural is given twice"),
+        ("--steps 0", "steps must be at least 1, got 0"),
+        ("--batch-size 0", "batch_size must be at least 1, got 0"),
+        ("--muon-lr nan", "muon_lr must be from 0 to 10, got nan"),
+        ("--cooldown 2", "cooldown must be from 0 to 1, got 2"),
+        ("--widths 0 4 4", "encoder of the network must be positive, got 0"),
+        ("--device warp", "Invalid value for '--device': 'warp'"),
+        ("--out weights.pth", "weights are written as .safetensors"),
+        ("--out /dev/null/w.safetensors", "/dev/null cannot be written"),
+        ("--mix modelnet40", "IFDEFENSE_DATA"),
+        ("--mix modelnet40 --data nowhere", "nowhere: there is no such folder"),
+    ],
+)
+def test_the_command_refuses_bad_options_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("IFDEFENSE_DATA", raising=False)
+    monkeypatch.setattr("ifdefense.training.onet.from_procedural", lambda *_: pytest.fail("shapes were made"))
+    code, output = command(tmp_path, *arguments.split())
+    assert code in (1, 2) and message in output
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_a_cache_is_built_again_when_its_settings_change(shapes: OccupancySet, tmp_path: Path) -> None:
+    built = []
+
+    def build() -> OccupancySet:
+        built.append(1)
+        return shapes
+
+    for seed in (0, 0, 1):
+        assert len(cached(tmp_path / "set", build, {"seed": seed})) == len(shapes)
+    assert len(built) == 2
+    (tmp_path / "set" / "settings.json").unlink()  # as if the save had been interrupted
+    cached(tmp_path / "set", build, {"seed": 1})
+    assert len(built) == 3
 
 
 def test_unit_cube() -> None:
@@ -142,9 +338,9 @@ def test_unit_cube() -> None:
     assert np.abs(cloud).max() == pytest.approx(0.5) and np.ptp(cloud, axis=0).max() == pytest.approx(1)
 
 
-def test_procedural_fields_agree_with_their_shapes(shapes: OccupancySet) -> None:
+def test_procedural_grids_agree_with_their_shapes(shapes: OccupancySet) -> None:
     shape = make_shape("airplane", np.random.default_rng([0, 0, 0]))
-    np.testing.assert_array_equal(shapes.fields[0], field_from_shape(shape))
+    np.testing.assert_array_equal(shapes.grids[0], grid_from_shape(shape))
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (6, 20), (20, 6)])
@@ -181,7 +377,7 @@ class Ball(OccupancyNetwork):
     """A ball of a given radius, whatever it is given."""
 
     def __init__(self, radius: float) -> None:
-        super().__init__(OccupancyConfig(4, 4, 4))
+        super().__init__(OccupancyConfig(4, 4, 4), Calibration(1.2, 0.5, 0.2, OFFSET, 64))
         self.radius = radius
 
     def field(self, code: torch.Tensor) -> object:  # type: ignore[override]
@@ -191,14 +387,14 @@ class Ball(OccupancyNetwork):
 def test_chamfer_l1_of_surfaces_known_in_closed_form() -> None:
     normal = np.random.default_rng(0).normal(size=(3, 1024, 3))
     points = (0.5 * normal / np.linalg.norm(normal, axis=2, keepdims=True)).astype(np.float16)
-    held = OccupancySet(points, np.zeros((3, 2, 2, 2), np.int8), np.zeros(3, np.int64), ("balls",))
-    options = TrainOptions(points=64)
-    exact = chamfer_l1(Ball(0.5 + OFFSET), held, options)["clean"]
-    larger = chamfer_l1(Ball(0.6 + OFFSET), held, options)
+    data = OccupancySet(points, np.zeros((3, 2, 2, 2), np.int8), np.zeros(3, np.int64), ("balls",))
+    sampler = OccupancySampler(data, SamplingOptions(points=64))
+    exact = chamfer_l1(Ball(0.5 + OFFSET), sampler)["clean"]
+    larger = chamfer_l1(Ball(0.6 + OFFSET), sampler)
     # Between two random samplings of a sphere of area pi the mean distance is about half the spacing.
     assert exact == pytest.approx(10 * 0.5 * (np.pi / 1024) ** 0.5, rel=0.15)
     assert larger["clean"] == pytest.approx(1.0, rel=0.1) and larger["missing"] == 0
-    assert chamfer_l1(Ball(-1.0), held, options)["missing"] == 1
+    assert chamfer_l1(Ball(-1.0), sampler)["missing"] == 1
 
 
 def test_only_hidden_matrices_are_muon_s() -> None:

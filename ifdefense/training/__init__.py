@@ -1,1 +1,1 @@
-"""Training of the implicit function: shapes to occupancies to weights."""
+"""Training of the networks: data, resumable runs and what they write."""

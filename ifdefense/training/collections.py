@@ -1,10 +1,12 @@
-"""Builds occupancy sets from ModelNet40's clouds, from triangle soups and from the procedural solids."""
+"""Occupancy sets of ModelNet40's clouds, of triangle soups and of procedural solids."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +16,14 @@ from tqdm import tqdm
 from ifdefense.data.modelnet import Split
 from ifdefense.geometry.frame import Frame
 from ifdefense.training.occupancies import (
-    Field,
+    BOX,
+    OFFSET,
+    STEP,
+    OccupancyGrid,
     OccupancySet,
-    field_from_cloud,
-    field_from_mesh,
-    field_from_shape,
+    grid_from_cloud,
+    grid_from_mesh,
+    grid_from_shape,
 )
 
 logger = logging.getLogger(__name__)
@@ -26,7 +31,7 @@ logger = logging.getLogger(__name__)
 POINTS = 1024
 DENSE = 30_000  # samples that resolve the surface of a soup on the grid
 
-Pair = tuple[NDArray[np.floating], Field | None]
+Pair = tuple[NDArray[np.floating], OccupancyGrid | None]
 
 
 def to_unit_cube(points: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -39,30 +44,30 @@ def _gather(pairs: Iterable[Pair], total: int, name: str) -> OccupancySet:
     kept = [pair for pair in tqdm(pairs, total=total, desc=name, mininterval=5) if pair[1] is not None]
     if len(kept) < total:
         logger.warning(
-            "%s: %d of %d shapes thrown out, their inside is inconsistent", name, total - len(kept), total
+            "%s: %d of %d shapes left out, their inside is inconsistent", name, total - len(kept), total
         )
     if not kept:
         raise ValueError(f"{name}: no shape with a usable inside among {total}")
     return OccupancySet(
         points=np.stack([points for points, _ in kept]).astype(np.float16),
-        fields=np.stack([field for _, field in kept if field is not None]),
+        grids=np.stack([grid for _, grid in kept if grid is not None]),
         source=np.zeros(len(kept), dtype=np.int64),
         sources=(name,),
     )
 
 
 def from_modelnet40(root: str | Path | None, split: Split) -> OccupancySet:
-    """ModelNet40 clouds of a split with the solids guessed behind them."""
+    """ModelNet40 clouds of a split, with the solids estimated behind them."""
     from ifdefense.data.modelnet import load_modelnet40
 
     clouds = [to_unit_cube(points) for points in load_modelnet40(root, split).points]
     return _gather(
-        ((points, field_from_cloud(points)) for points in clouds), len(clouds), f"modelnet40-{split}"
+        ((points, grid_from_cloud(points)) for points in clouds), len(clouds), f"modelnet40-{split}"
     )
 
 
 def from_meshes(root: str | Path | None, seed: int = 0) -> OccupancySet:
-    """Packed triangle soups, signed by winding numbers; those with an inconsistent inside are left out."""
+    """Packed triangle soups, signed by winding numbers, without those whose inside is inconsistent."""
     from ifdefense.data.packed import load_packed_meshes
     from ifdefense.stages.resampling import sample_surface
 
@@ -71,13 +76,13 @@ def from_meshes(root: str | Path | None, seed: int = 0) -> OccupancySet:
     def pairs() -> Iterable[Pair]:
         for index, mesh in enumerate(meshes):
             points, _ = sample_surface(mesh, DENSE, generator=np.random.default_rng([seed, index]))
-            yield points[:POINTS], field_from_mesh(mesh, points)
+            yield points[:POINTS], grid_from_mesh(mesh, points)
 
     return _gather(pairs(), len(meshes), "meshes")
 
 
 def from_procedural(per_class: int, seed: int = 0) -> OccupancySet:
-    """Procedural solids with their exact fields."""
+    """Procedural solids with their exact grids."""
     from ifdefense.shapes.procedural import CLASSES, make_shape
 
     def pairs() -> Iterable[Pair]:
@@ -85,13 +90,20 @@ def from_procedural(per_class: int, seed: int = 0) -> OccupancySet:
             for index in range(per_class):
                 rng = np.random.default_rng([seed, label, index])
                 shape = make_shape(name, rng)
-                yield shape.sample_surface(POINTS, rng)[0], field_from_shape(shape)
+                yield shape.sample_surface(POINTS, rng)[0], grid_from_shape(shape)
 
     return _gather(pairs(), per_class * len(CLASSES), "procedural")
 
 
-def cached(folder: Path, build: Callable[[], OccupancySet]) -> OccupancySet:
-    """Loads the set from ``folder``, building and saving it first when it is not there."""
-    if not (folder / "sources.txt").exists():
-        build().save(folder)
+def cached(
+    folder: Path, build: Callable[[], OccupancySet], settings: Mapping[str, Any] | None = None
+) -> OccupancySet:
+    """Loads the set from ``folder``; builds and saves it first if it is not there with these settings."""
+    wanted = {"box": BOX, "offset": OFFSET, "step": STEP, **(settings or {})}
+    stamp = folder / "settings.json"
+    if not stamp.is_file() or json.loads(stamp.read_text()) != wanted:
+        data = build()
+        stamp.unlink(missing_ok=True)
+        data.save(folder)
+        stamp.write_text(json.dumps(wanted))  # last, so that an interrupted save is not taken for a set
     return OccupancySet.load(folder)

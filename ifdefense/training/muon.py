@@ -1,9 +1,8 @@
-"""Muon: orthogonalised momentum, by which every direction of a layer learns at the same pace.
+"""Muon: momentum SGD with orthogonalised updates.
 
 Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024
-(https://kellerjordan.github.io/posts/muon/). ``torch.optim.Muon`` takes two-dimensional parameters only; the
-published names of an Occupancy Network have convolutions of width 1, ``(out, in, 1)``, which are matrices as
-well.
+(https://kellerjordan.github.io/posts/muon/). ``torch.optim.Muon`` takes two-dimensional parameters only; an
+Occupancy Network under its published names has convolutions of width 1 as well, ``(out, in, 1)``.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration, as published: singular values land in about [0.7, 1.2] after five steps."""
+"""Of the quintic iteration, as published: five steps bring singular values into about [0.7, 1.2]."""
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """``U Vᵀ`` of ``(m, n)``, approximately: the nearest matrix with all singular values one.
+    """Approximates the nearest matrix with all singular values one, ``U Vᵀ``, of ``(m, n)``.
 
     Newton–Schulz iteration ``X ← a X + (b A + c A²) X`` with ``A = X Xᵀ``.
     """
@@ -41,7 +40,7 @@ class Muon(torch.optim.Optimizer):
         params: weights ``(out, in, …)``; further dimensions count as inputs.
         lr: length of a step; the update of a square matrix has spectral norm of about this.
         momentum: of the gradients.
-        weight_decay: share of itself, times ``lr``, that a weight loses at each step. In front of a batch
+        weight_decay: decoupled; each step scales a weight by ``1 - lr * weight_decay``. In front of a batch
             norm nothing else bounds the weights, and the larger they are, the less a step turns them.
     """
 
@@ -71,11 +70,11 @@ class Muon(torch.optim.Optimizer):
 def split_parameters(
     network: nn.Module, outermost: Iterable[nn.Module]
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Hidden weight matrices, which Muon is made for, and all other parameters.
+    """Hidden weight matrices, for Muon, and all other parameters.
 
     Args:
         network: the network.
-        outermost: its first and last layers, whose matrices belong with the others.
+        outermost: its first and last layers, whose matrices count as others.
     """
     edge = {id(parameter) for module in outermost for parameter in module.parameters()}
     hidden = [p for p in network.parameters() if p.ndim >= 2 and id(p) not in edge]

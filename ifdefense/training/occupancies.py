@@ -1,12 +1,11 @@
-"""Ground truth for implicit functions: signed fields of clouds, triangle soups and solids on a regular grid.
+"""Ground truth of implicit networks: signed grids of clouds, triangle soups and procedural solids.
 
-The label that a network learns is *inside the solid thickened by* ``offset``: sheets without an inside
-(curtains, table tops modelled as one layer) keep a surface of their own, and the resampler takes the offset
-back along the normals.
+A network learns the label *inside the solid thickened by* `OFFSET`. Thickened, sheets without an inside
+(curtains, table tops modelled as one layer) have a surface of their own; resampling moves its samples back by
+the offset.
 
-Fields are in the unit-cube frame (longest side 1, centred), on the cell centres of a cube of side
-:data:`BOX`, and positive inside. They are stored as int8 steps of :data:`STEP` and are exact only near the
-surface: far from it only their sign counts.
+A grid holds the cell centres of a cube of side `BOX` in the unit-cube frame. It is positive inside, in int8
+steps of `STEP`, and exact only near the surface; far from it only the sign counts.
 """
 
 from __future__ import annotations
@@ -28,25 +27,31 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BOX = 1.1
+"""Side of a grid, unit cube."""
 RESOLUTION = 48
+"""Cells per side of a grid."""
 STEP = 0.001
+"""Length of one step of a grid, unit cube."""
 OFFSET = 0.015
+"""Thickening of the solid in the labels, unit cube."""
 
-Field = NDArray[np.int8]  # (R, R, R), x first
+OccupancyGrid = NDArray[np.int8]
+"""``(R, R, R)``, x first."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SolidOptions:
-    """How the solid behind a bare cloud is found; lengths in units of the sampling distance.
+    """How the solid behind a bare cloud is estimated; lengths in units of the sampling distance.
 
     The sampling distance is twice the mean distance to the nearest neighbour: for random samples of a
     surface, the side of the square that holds one sample.
 
     Attributes:
         offset: thickening of the solid, in the unit-cube frame.
-        neighbours: samples that a sheet is fitted to.
-        reach: a cell farther than this from the centroid of its nearest samples is beyond the sheet's border.
-        seal: a ray is stopped by samples this near.
+        neighbours: samples that a plane is fitted to.
+        reach: a cell farther than this from the centroid of its nearest samples lies beyond the sheet's
+            border.
+        seal: distance within which samples stop a ray.
         limits: bounds of the sampling distance, in the unit-cube frame.
     """
 
@@ -66,15 +71,14 @@ def cell_centres(resolution: int = RESOLUTION) -> NDArray[np.float32]:
 def distance_to_points(
     points: NDArray[np.floating], limit: float, resolution: int = RESOLUTION
 ) -> NDArray[np.float32]:
-    """Distance of every cell centre to the nearest point, exact up to ``limit`` and cut off there.
+    """Distance of every cell centre to the nearest point, clipped to ``limit``.
 
-    Each point is compared with the cells of the window around it and with no others, so the cost is linear in
-    the number of points.
+    A point is compared only with the cells of a window around it, so the cost is linear in the points.
 
     Args:
         points: ``(N, 3)``, unit-cube frame.
         limit: largest distance of interest.
-        resolution: cells a side.
+        resolution: cells per side.
 
     Returns:
         ``(R, R, R)`` distances.
@@ -100,19 +104,19 @@ def distance_to_points(
 
 
 def _outside(free: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The free cells that are connected with the border of the grid."""
+    """The free cells connected to the border of the grid."""
     from scipy import ndimage
 
     labels, _ = ndimage.label(np.pad(free, 1, constant_values=True))
     return np.asarray(labels == labels[0, 0, 0])[1:-1, 1:-1, 1:-1]
 
 
-def _quantise(signed: NDArray[np.floating]) -> Field:
+def _quantise(signed: NDArray[np.floating]) -> OccupancyGrid:
     return np.asarray(np.clip(np.rint(signed / STEP), -127, 127), dtype=np.int8)
 
 
 def _sheet(points: NDArray[np.floating], spacing: float, options: SolidOptions) -> NDArray[np.float64]:
-    """Signed field of the sheet through the points: thickness minus distance to the locally fitted planes."""
+    """Signed grid of the sheet through the points: thickness minus distance to locally fitted planes."""
     from scipy.spatial import cKDTree
 
     tree = cKDTree(points)
@@ -135,7 +139,7 @@ def _sheet(points: NDArray[np.floating], spacing: float, options: SolidOptions) 
 
 
 def _enclosed(stops: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Cells whose rays along all six axes are stopped; holes in the sampling are voted away by neighbours."""
+    """Cells whose rays along all six axes are stopped; a vote of neighbours closes gaps in the sampling."""
     from scipy import ndimage
 
     votes = np.zeros(stops.shape, dtype=np.float32)
@@ -145,20 +149,16 @@ def _enclosed(stops: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(ndimage.uniform_filter(votes, 3) > 5.5)
 
 
-def field_from_cloud(points: NDArray[np.floating], options: SolidOptions = SolidOptions()) -> Field:
+def grid_from_cloud(points: NDArray[np.floating], options: SolidOptions = SolidOptions()) -> OccupancyGrid:
     """The solid behind a cloud without a mesh: a thickened sheet through the points, and what it encloses.
 
-    A cell is enclosed when rays along all six axes meet the cloud. A flood fill of the closed voxel shell was
-    tried
-    first: with 1,024 random samples a closing wide enough to keep the outside out also fills the gaps between
-        parts.
+    A cell is enclosed if rays along all six axes meet the cloud. A flood fill of the closed voxel shell does
+    worse: with 1,024 random samples, a closing wide enough to seal the shell also fills the gaps between
+    parts.
 
     Args:
         points: ``(N, 3)`` samples of the surface, unit-cube frame.
         options: scales.
-
-    Returns:
-        Signed field, positive inside.
     """
     from scipy import ndimage
     from scipy.spatial import cKDTree
@@ -178,20 +178,19 @@ def field_from_cloud(points: NDArray[np.floating], options: SolidOptions = Solid
     return _quantise(signed)
 
 
-def field_from_shape(shape: Shape, offset: float = OFFSET) -> Field:
-    """The exact field of a procedural solid."""
+def grid_from_shape(shape: Shape, offset: float = OFFSET) -> OccupancyGrid:
+    """The exact grid of a procedural solid."""
     sdf = np.asarray(shape.sdf(cell_centres()), dtype=np.float32)
     return _quantise(offset - sdf.reshape(RESOLUTION, RESOLUTION, RESOLUTION))
 
 
-def field_from_mesh(
+def grid_from_mesh(
     mesh: Mesh, points: NDArray[np.floating], offset: float = OFFSET, max_disagreement: float = 0.1
-) -> Field | None:
-    """The field of a triangle soup by winding numbers, or ``None`` where its inside is nonsense.
+) -> OccupancyGrid | None:
+    """The grid of a triangle soup by winding numbers.
 
-    The winding number is trusted only where it agrees with a flood fill of the voxelised surface, which does
-    not know
-    orientations: soups whose triangles are not consistently oriented differ by whole regions.
+    Winding numbers are trusted only where they agree with a flood fill of the voxelised surface, which does
+    not depend on orientations: for soups with inconsistent orientations whole regions differ.
 
     Args:
         mesh: triangles in the unit-cube frame.
@@ -200,7 +199,7 @@ def field_from_mesh(
         max_disagreement: share of the occupied cells on which the two may differ.
 
     Returns:
-        Signed field, or ``None`` when the check fails.
+        The grid, or ``None`` if the two differ by more.
     """
     import point_cloud_utils as pcu
 
@@ -211,7 +210,7 @@ def field_from_mesh(
     inside = np.asarray(winding).reshape(shape) > 0.5
     cell = BOX / RESOLUTION
     distance = distance_to_points(points, 2 * cell)
-    band = distance < 1.5 * cell  # the surface itself, of no use to either test
+    band = distance < 1.5 * cell  # the surface itself, where the two cannot be compared
     filled = ~_outside(~band)
     occupied = inside | filled
     disagreement = ((inside != filled) & ~band).sum() / max(occupied.sum(), 1)
@@ -225,17 +224,17 @@ def field_from_mesh(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OccupancySet:
-    """Clouds with the field of the solid they were sampled from.
+    """Clouds with the grids of the solids they were sampled from.
 
     Attributes:
         points: ``(S, N, 3)`` float16 surface points, unit-cube frame.
-        fields: ``(S, R, R, R)`` int8 signed fields, positive inside.
+        grids: ``(S, R, R, R)`` int8 signed grids, positive inside.
         source: ``(S,)`` index into ``sources``.
         sources: names of the collections.
     """
 
     points: NDArray[np.float16]
-    fields: NDArray[np.int8]
+    grids: OccupancyGrid
     source: NDArray[np.int64]
     sources: tuple[str, ...]
 
@@ -243,19 +242,19 @@ class OccupancySet:
         return len(self.points)
 
     def save(self, folder: str | Path) -> None:
-        """Writes the set as a folder of ``.npy`` files, which load memory-mapped."""
+        """Writes a folder of ``.npy`` files, which load memory-mapped."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("points", "fields", "source"):
+        for name in ("points", "grids", "source"):
             np.save(folder / f"{name}.npy", getattr(self, name))
         (folder / "sources.txt").write_text("\n".join(self.sources))
 
     @classmethod
     def load(cls, folder: str | Path) -> OccupancySet:
-        """Reads a folder written by :meth:`save`."""
+        """Reads a folder written by `save`."""
         folder = Path(folder)
         arrays = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("points", "fields", "source")
+            name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("points", "grids", "source")
         }
         return cls(sources=tuple((folder / "sources.txt").read_text().split("\n")), **arrays)
 
@@ -266,31 +265,30 @@ def concatenate(sets: list[OccupancySet]) -> OccupancySet:
     starts = np.cumsum([0, *(len(part.sources) for part in sets)])
     return OccupancySet(
         points=np.concatenate([part.points for part in sets]),
-        fields=np.concatenate([part.fields for part in sets]),
+        grids=np.concatenate([part.grids for part in sets]),
         source=np.concatenate([part.source + start for part, start in zip(sets, starts, strict=False)]),
         sources=sources,
     )
 
 
-def field_at(fields: Tensor, index: Tensor, queries: Tensor) -> Tensor:
-    """Trilinear interpolation of stored fields.
+def interpolate(grids: Tensor, index: Tensor, queries: Tensor) -> Tensor:
+    """Trilinear interpolation.
 
     Args:
-        fields: ``(S, R, R, R)`` int8 fields.
-        index: ``(B,)`` int64, the field of each cloud.
-        queries: ``(B, Q, 3)``, unit-cube frame of the field; outside of its box the value is that of a cell
-            far outside.
+        grids: ``(S, R, R, R)`` int8.
+        index: ``(B,)`` int64, the grid of each cloud.
+        queries: ``(B, Q, 3)``, unit-cube frame of the grid. Cells outside the grid count as far outside.
 
     Returns:
-        ``(B, Q)`` float32 in steps of :data:`STEP`, positive inside.
+        ``(B, Q)`` float32 in steps of `STEP`, positive inside.
     """
-    resolution = fields.shape[-1]
+    resolution = grids.shape[-1]
     grid = (queries / BOX + 0.5) * resolution - 0.5
     low = grid.floor()
     fraction = grid - low
     corner = low.long()
     base = index[:, None] * resolution**3
-    flat = fields.reshape(-1)
+    flat = grids.reshape(-1)
     value = torch.zeros(queries.shape[:2])
     for offset in ((x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)):
         cell = corner + torch.tensor(offset)

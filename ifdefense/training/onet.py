@@ -1,11 +1,11 @@
-"""``ifdefense train onet``: shapes → occupancies → Occupancy Network → safetensors with a model card."""
+"""``ifdefense train onet``: from shapes to an Occupancy Network with its model card."""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,35 +13,72 @@ from typing import Any
 import click
 import torch
 
-from ifdefense.checkpoints import load_into, load_state, save_safetensors
+from ifdefense.data.packed import data_folder
+from ifdefense.implicit.base import Calibration
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
 from ifdefense.training.collections import cached, from_meshes, from_modelnet40, from_procedural
+from ifdefense.training.commands import check_output, check_writable, reported
 from ifdefense.training.fit import TrainOptions, fit
 from ifdefense.training.occupancies import OFFSET, OccupancySet, concatenate
+from ifdefense.training.sampling import OccupancySampler, SamplingOptions
 from ifdefense.training.surfaces import chamfer_l1
 
 SOURCES = ("modelnet40", "meshes", "procedural")
+SECOND_THRESHOLD = 0.2
+"""Thin shapes may show no surface at 0.5; the published networks are read at 0.2."""
 
 
 def _mix(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
-    mix = {}
+    mix: dict[str, float] = {}
     for value in values:
         name, _, weight = value.partition("=")
         if name not in SOURCES:
             raise click.BadParameter(f"{name!r} is none of {', '.join(SOURCES)}")
+        if name in mix:
+            raise click.BadParameter(f"{name} is given twice")
         try:
             mix[name] = float(weight or 1)
         except ValueError:
             raise click.BadParameter(f"{weight!r} is no number") from None
-    return mix
+        if not 0 < mix[name] < math.inf:
+            raise click.BadParameter(f"the weight of {name} must be positive, got {weight}")
+    return mix or {"procedural": 1.0}
+
+
+def _device(context: click.Context, parameter: click.Parameter, value: str) -> torch.device:
+    try:
+        return torch.zeros(1, device=value).device
+    except (RuntimeError, AssertionError) as error:  # an unknown name, or a torch built without it
+        raise click.BadParameter(f"{value!r}: {str(error).splitlines()[0]}") from None
 
 
 def _collect(name: str, root: str | None, cache: Path, per_class: int, seed: int) -> OccupancySet:
+    """The training shapes of a source."""
+    if name == "procedural":
+        settings: dict[str, Any] = {"per_class": per_class, "seed": seed + 1}
+        return cached(cache / name, lambda: from_procedural(per_class, seed + 1), settings)
+    folder = str(data_folder(root, name).resolve())
     if name == "modelnet40":
-        return cached(cache / "modelnet40-train", lambda: from_modelnet40(root, "train"))
-    if name == "meshes":
-        return cached(cache / "meshes", lambda: from_meshes(root, seed))
-    return cached(cache / "procedural", lambda: from_procedural(per_class, seed + 1))
+        return cached(cache / "modelnet40-train", lambda: from_modelnet40(root, "train"), {"folder": folder})
+    return cached(cache / name, lambda: from_meshes(root, seed), {"folder": folder, "seed": seed})
+
+
+def _validation(mix: dict[str, float], root: str | None, cache: Path, seed: int) -> OccupancySet:
+    """Shapes that no training sees."""
+    if "modelnet40" in mix:
+        folder = str(data_folder(root, "modelnet40").resolve())
+        return cached(
+            cache / "modelnet40-validation", lambda: from_modelnet40(root, "validation"), {"folder": folder}
+        )
+    return cached(cache / "procedural-validation", lambda: from_procedural(4, seed + 2), {"seed": seed + 2})
+
+
+def _create(config: OccupancyConfig, calibration: Calibration, seed: int) -> OccupancyNetwork:
+    for name, width in dataclasses.asdict(config).items():
+        if width < (0 if name == "frequencies" else 1):
+            raise ValueError(f"{name} of the network must be positive, got {width}")
+    torch.manual_seed(seed)
+    return OccupancyNetwork(config, calibration)
 
 
 @click.command("onet")
@@ -50,19 +87,30 @@ def _collect(name: str, root: str | None, cache: Path, per_class: int, seed: int
 )
 @click.option("--data", "root", type=click.Path(), help="Data folder; IFDEFENSE_DATA by default.")
 @click.option("--cache", type=click.Path(path_type=Path), default=Path("cache/occupancy"), show_default=True)
-@click.option("--run", type=click.Path(path_type=Path), default=Path("runs/onet"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Where to write the weights (.safetensors).")
+@click.option(
+    "--run",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=Path("runs/onet"),
+    show_default=True,
+    help="Folder of the run; an interrupted one is resumed.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Where the weights go (.safetensors).")
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--init", type=click.Path(exists=True, path_type=Path), help="Weights to start from.")
 @click.option("--steps", default=TrainOptions.steps, show_default=True)
-@click.option("--batch", default=TrainOptions.batch, show_default=True)
-@click.option("--queries", default=TrainOptions.queries, show_default=True)
-@click.option("--rate", default=TrainOptions.rate, show_default=True, help="Learning rate of Muon.")
+@click.option("--batch-size", default=SamplingOptions.batch_size, show_default=True)
+@click.option("--queries", default=SamplingOptions.queries, show_default=True, help="Queries per cloud.")
+@click.option("--muon-lr", default=TrainOptions.muon_lr, show_default=True, help="Learning rate of Muon.")
+@click.option("--adam-lr", default=TrainOptions.adam_lr, show_default=True, help="Learning rate of Adam.")
 @click.option(
     "--weight-decay", default=TrainOptions.weight_decay, show_default=True, help="Of Muon's matrices."
 )
-@click.option("--rest", default=TrainOptions.rest, show_default=True, help="Learning rate of Adam.")
 @click.option(
-    "--decay", default=TrainOptions.decay, show_default=True, help="Share of the steps with a falling rate."
+    "--cooldown",
+    default=TrainOptions.cooldown,
+    show_default=True,
+    help="Share of the steps with a falling rate.",
 )
 @click.option(
     "--widths", nargs=3, type=int, default=(128, 256, 128), show_default=True, help="Encoder, code, decoder."
@@ -70,87 +118,93 @@ def _collect(name: str, root: str | None, cache: Path, per_class: int, seed: int
 @click.option(
     "--frequencies", default=5, show_default=True, help="Octaves of the positional encoding, 0 for none."
 )
-@click.option("--per-class", default=100, show_default=True, help="Procedural shapes a class.")
-@click.option("--every", default=250, show_default=True, help="Steps between validations.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--per-class",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Procedural shapes per class.",
+)
+@click.option(
+    "--every", type=click.IntRange(min=1), default=250, show_default=True, help="Steps between validations."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--device", default="cpu", callback=_device, show_default=True)
+@click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal.")
+@reported()
 def train_command(
     mix: dict[str, float],
     root: str | None,
     cache: Path,
-    run: Path,
+    folder: Path,
     out: Path | None,
+    force: bool,
     init: Path | None,
+    batch_size: int,
+    queries: int,
     widths: tuple[int, int, int],
     frequencies: int,
     per_class: int,
     every: int,
-    device: str,
+    device: torch.device,
+    progress: bool | None,
     **settings: Any,
 ) -> None:
-    """Trains an Occupancy Network; an interrupted run goes on where it stopped.
+    """Trains an Occupancy Network.
 
     Validation shapes are ModelNet40 clouds held out of its train shards, or procedural shapes where the mix
-    has no ModelNet40.
+    has no ModelNet40. A run is resumed only with the options it was started with, but for more steps.
     """
-    logging.basicConfig(level=logging.INFO)
-    mix = mix or {"procedural": 1.0}
-    options = TrainOptions(config=OccupancyConfig(*widths, frequencies), **settings)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if out is not None:
+        check_output(out, force)
+    check_writable(folder)
+    options = TrainOptions(**settings)
+    sampling = SamplingOptions(batch_size=batch_size, queries=queries)
+    calibration = Calibration(sampling.box, options.threshold, SECOND_THRESHOLD, OFFSET, sampling.points)
+    config = OccupancyConfig(*widths, frequencies)
+    network = _create(config, calibration, options.seed).to(device)
     parts = {name: _collect(name, root, cache, per_class, options.seed) for name in mix}
     data = concatenate([dataclasses.replace(part, sources=(name,)) for name, part in parts.items()])
-    if "modelnet40" in mix:
-        held = cached(cache / "modelnet40-validation", lambda: from_modelnet40(root, "validation"))
-    else:
-        held = cached(cache / "procedural-validation", lambda: from_procedural(4, options.seed + 2))
-    network = fit(data, held, run, options, mix=mix, device=device, every=every, init=init)
-    distance = chamfer_l1(network, held, options)
-    with (run / "log.jsonl").open("a") as log:
-        log.write(json.dumps({"step": options.steps, "chamfer_l1": distance}) + "\n")
+    examples = OccupancySampler(data, sampling, mix)
+    validation = OccupancySampler(_validation(mix, root, cache, options.seed), sampling)
+    metadata = {
+        "network": "occupancy",
+        "config": json.dumps(dataclasses.asdict(config)),
+        **calibration.metadata(),
+    }
+    run = fit(
+        network,
+        examples,
+        validation.validation(256),
+        folder,
+        options,
+        settings={"network": dataclasses.asdict(config), "validation": validation.digest},
+        adam_layers=(network.encoder.fc_pos, network.decoder.fc_p, network.decoder.fc_out),
+        every=every,
+        init=init,
+        metadata=metadata,
+        progress=sys.stderr.isatty() if progress is None else progress,
+    )
+    distance = chamfer_l1(network, validation, device=device)
     click.echo(
         f"validation Chamfer-L1: {distance['clean']:.3f} (clean), {distance['corrupted']:.3f} (corrupted)"
     )
-    if out is not None:
-        save_safetensors(
-            network, out, {"offset": str(OFFSET), "options": json.dumps(dataclasses.asdict(options))}
-        )
-        _write_card(out, run, mix, options, len(data), distance)
-
-
-def _write_card(
-    out: Path,
-    run: Path,
-    mix: dict[str, float],
-    options: TrainOptions,
-    shapes: int,
-    distance: dict[str, float],
-) -> None:
-    best = torch.load(run / "best.pt", weights_only=True)
-    network = OccupancyNetwork(options.config)
-    load_into(network, load_state(out), out)
-    count = sum(parameter.numel() for parameter in network.parameters())
-    config = options.config
-    words = sys.argv[1:] if sys.argv[1:3] == ["train", "onet"] else ["train", "onet", *sys.argv[1:]]
+    if out is None:
+        return
     sources = ", ".join(f"{name} (weight {weight:g})" for name, weight in mix.items())
-    scores = ", ".join(f"{score:.3f} ({name} input)" for name, score in best["iou"].items())
     lines = [
-        f"# {out.stem}",
-        "",
-        "Occupancy Network conditioned on point clouds (Mescheder et al., CVPR 2019), trained here.",
-        "",
-        f"- command: `ifdefense {' '.join(words)}`",
-        f"- data: {sources}; {shapes} shapes",
-        f"- widths: encoder {config.encoder}, code {config.code}, decoder {config.decoder};"
-        f" {config.frequencies} octaves; {count:,} parameters, float16",
-        f"- steps: {best['step']} of {options.steps}; batch {options.batch} × {options.queries} queries",
-        f"- seed: {options.seed}; date: {datetime.date.today()}; torch {torch.__version__}",
-        f"- validation IoU: {scores}",
-        f"- validation Chamfer-L1, tenths of the longest side: {distance['clean']:.3f} (clean input), "
+        f"data: {sources}; {len(data)} shapes",
+        f"validation IoU: {run.best['clean']:.3f} (clean input), "
+        f"{run.best['corrupted']:.3f} (corrupted input)",
+        f"validation Chamfer-L1, tenths of the longest side: {distance['clean']:.3f} (clean input), "
         f"{distance['corrupted']:.3f} (corrupted input); no surface for {distance['missing']:.0%}",
-        f"- frame: unit cube; label: inside the solid thickened by {OFFSET}; threshold {options.threshold}",
-        "",
+        f"frame: unit cube; label: inside the solid thickened by {calibration.offset}; "
+        f"threshold {calibration.threshold}",
     ]
-    out.with_suffix(".md").write_text("\n".join(lines))
-
-
-if __name__ == "__main__":
-    train_command()
+    size = sum(parameter.numel() for parameter in network.parameters())
+    about = (
+        "Occupancy Network conditioned on point clouds (Mescheder et al., CVPR 2019), "
+        f"{size:,} parameters, trained here."
+    )
+    run.export(out, "ifdefense", about, lines)

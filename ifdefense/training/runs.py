@@ -1,110 +1,267 @@
-"""What training runs keep: checkpoints that a stopped one goes on from, and a card of what was made."""
+"""What every training shares: a run that resumes bit for bit, its best weights, and their model card."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import math
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 
+from ifdefense.checkpoints import CheckpointError, load_into, load_pickle, load_state, save_safetensors
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes a checkpoint in one step: whoever stops the run finds the old one or the new one."""
-    partial = path.with_suffix(".partial")
-    torch.save(dict(state), partial)
-    os.replace(partial, path)
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Of ``last.pt``; a run that an incompatible version started is refused."""
 
 
-class EpochRun:
-    """A run in epochs that can be stopped after any of them and goes on as if it had not been.
+class RunError(ValueError):
+    """A run cannot start or be resumed; the message says what to do."""
 
-    A subclass trains, and calls `keep` after every epoch.
+
+class Stateful(Protocol):
+    """Part of a run, such as the model, an optimiser or a schedule."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue."""
+        ...
+
+    def load_state_dict(self, state_dict: Any, /) -> Any:
+        """Restores what `state_dict` returned."""
+        ...
+
+
+class ResumableRun(ABC):
+    """A training run that can be killed at any time and resumes bit for bit, on the same machine.
+
+    After each validation ``last.pt`` holds the state, ``best.safetensors`` the weights that validated best,
+    and ``log.jsonl`` one more line. A subclass defines a round of training (`_train`) and validation.
 
     Args:
         model: network to train, changed in place.
-        optimiser: of its parameters.
-        schedule: of the learning rate.
-        settings: the options as text; a folder is only gone on from with the same ones.
-        seed: of the generator.
-        folder: where ``last.pt`` goes; made where it is missing.
+        parts: what else has a state, by name: optimisers, schedules.
+        settings: everything that determines the result, as plain values; a run is resumed only with equal
+            ones.
+        length: units (`unit`) of the whole run.
+        seed: of `generator`.
+        folder: folder of the run, created if missing.
+        may_change: settings with which a run may be resumed though they differ.
+        metadata: text entries of the exported weights.
     """
+
+    unit: ClassVar[str] = "epoch"
+    criterion: ClassVar[str] = "mean"
+    """The validation score that chooses the best weights."""
+    minimise: ClassVar[bool] = False
 
     def __init__(
         self,
         model: nn.Module,
-        optimiser: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
-        settings: str,
+        parts: Mapping[str, Stateful],
+        settings: Mapping[str, Any],
+        length: int,
         seed: int,
         folder: Path,
+        may_change: Collection[str] = (),
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
-        self.model, self.optimiser, self.schedule = model, optimiser, schedule
-        self.settings, self.folder = settings, folder
+        self.model = model
+        self.parts: dict[str, Stateful] = {"model": model, **parts}
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self.length = length
         self.generator = torch.Generator().manual_seed(seed)
-        self.epoch = 0
+        self.folder = folder
+        self.may_change = may_change
+        self.metadata = dict(metadata or {})
+        self.position = 0
         self.best: dict[str, float] = {}
-        folder.mkdir(parents=True, exist_ok=True)
+        self.changes: list[str] = []
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated and exported."""
+        return self.model
+
+    @abstractmethod
+    def _train(self, stop: int, progress: bool) -> float:
+        """Trains to the next validation, at ``stop`` the latest; moves `position`, returns the mean loss."""
+
+    @abstractmethod
+    def _validate(self) -> dict[str, float]:
+        """Validation scores by name, among them `criterion`; empty where this round is not validated."""
 
     def resume(self) -> bool:
-        """Goes back to the last finished epoch in the folder; returns whether there was one.
+        """Restores the last state of the folder; returns whether there was one.
 
         Raises:
-            ValueError: if the folder holds a run with other settings.
+            RunError: if the state is damaged, or belongs to a run with other settings.
         """
         path = self.folder / "last.pt"
         if not path.is_file():
             return False
-        state = torch.load(path, weights_only=True)
-        if state["options"] != self.settings:
-            raise ValueError(f"{path} belongs to a run with other options: {state['options']}")
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.schedule.load_state_dict(state["schedule"])
+        state = self._read(path)
+        before = state["settings"]
+        changed = [
+            name
+            for name in sorted(before.keys() | self.settings.keys())
+            if before.get(name) != self.settings.get(name)
+        ]
+        words = [f"{name} was {before.get(name)}, not {self.settings.get(name)}" for name in changed]
+        if not set(changed) <= set(self.may_change):
+            raise RunError(
+                f"{path} belongs to a run with other settings: {'; '.join(words)}. "
+                "Resume it with those, or train in another folder"
+            )
+        if state["position"] > self.length:
+            raise RunError(
+                f"{path} is from {self.unit} {state['position']}, beyond the {self.length} asked for"
+            )
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
         self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["dropout"])
-        self.epoch, self.best = state["epoch"], state["best"]
+        torch.set_rng_state(state["rng"])
+        self.position, self.best = state["position"], state["best"]
+        self.changes = state["changes"] + [f"from {self.unit} {self.position} on, {word}" for word in words]
+        logger.info("resumed %s after %s %d", self.folder, self.unit, self.position)
         return True
 
-    def keep(self) -> None:
-        """Writes ``last.pt``."""
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            state = load_pickle(path)
+        except CheckpointError as error:
+            raise RunError(f"{error}; delete {self.folder} to start over") from None
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise RunError(f"{path} is not of this version; delete {self.folder} to start over")
+        return state
+
+    def save(self) -> None:
+        """Writes ``last.pt`` atomically."""
         state = {
-            "options": self.settings,
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "format": FORMAT,
+            "settings": self.settings,
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "generator": self.generator.get_state(),
-            "dropout": torch.get_rng_state(),
-            "epoch": self.epoch,
+            "rng": torch.get_rng_state(),
+            "position": self.position,
             "best": self.best,
+            "changes": self.changes,
         }
-        save_state(self.folder / "last.pt", state)
+        partial = self.folder / "last.partial"
+        torch.save(state, partial)
+        os.replace(partial, self.folder / "last.pt")
+
+    def __call__(self, progress: bool = False, stop_after: int | None = None) -> dict[str, float]:
+        """Trains to the end.
+
+        Args:
+            progress: show bars.
+            stop_after: stop after so many units of this call, with the state written.
+
+        Returns:
+            Validation scores of the best weights, and the `unit` after which they were taken.
+
+        Raises:
+            FloatingPointError: if the loss is NaN or infinite; ``last.pt`` is from before.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stop = self.length if stop_after is None else min(self.length, self.position + stop_after)
+        while self.position < stop:
+            started = time.perf_counter()
+            loss = self._train(stop, progress)
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss} before {self.unit} {self.position}")
+            scores = self._validate()
+            if scores and self._is_best(scores[self.criterion]):
+                self.best = scores | {self.unit: self.position}
+                save_safetensors(self.evaluated, self.folder / "best.safetensors", self.metadata)
+            self.save()
+            entry = {self.unit: self.position, "loss": float(f"{loss:.5g}")}
+            entry |= {name: round(score, 6) for name, score in scores.items()}
+            self._log(entry | {"seconds": round(time.perf_counter() - started, 1)})
+        return self.best
+
+    def _is_best(self, score: float) -> bool:
+        if self.criterion not in self.best:
+            return True
+        best = self.best[self.criterion]
+        return score <= best if self.minimise else score >= best
+
+    def _log(self, entry: Mapping[str, Any]) -> None:
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(entry) + "\n")
+        logger.info("%s", entry)
+
+    def load_best(self) -> None:
+        """Loads the best weights into the model, which is then in evaluation mode.
+
+        Raises:
+            RunError: if there are none yet.
+        """
+        path = self.folder / "best.safetensors"
+        if not path.is_file():
+            raise RunError(f"{self.folder} has no validated weights yet")
+        load_into(self.model, load_state(path), path)
+        self.model.eval()
+
+    def export(self, path: Path, program: str, about: str, lines: Sequence[str]) -> None:
+        """Writes the best weights with a model card beside them, ``.md``.
+
+        Args:
+            path: file of the weights, ``.safetensors``.
+            program: how the command line starts, such as ``python -m classifiers.train``.
+            about: what the network is.
+            lines: what was measured, and on what.
+        """
+        self.load_best()
+        save_safetensors(self.model, path, self.metadata)
+        items = [
+            f"command: `{program} {shlex.join(sys.argv[1:])}`",
+            f"settings: `{json.dumps(self.settings)}`",
+            *(f"resumed: {change}" for change in self.changes),
+            f"weights: those after {self.unit} {self.best[self.unit]} of {self.length}, chosen by validation",
+            *lines,
+            f"trained: {datetime.now(UTC):%Y-%m-%d}, torch {torch.__version__}",
+        ]
+        text = "\n".join([f"# {path.stem}", "", about, "", *(f"* {item}" for item in items)])
+        path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
 
 
-def write_card(
-    weights: Path, module: str, about: str, settings: str, data: str, lines: Sequence[str]
-) -> None:
-    """Writes a model card beside exported weights, with the command line of this process.
+def digest(*arrays: ArrayLike) -> str:
+    """The first 16 digits of the SHA-256 of arrays, their shapes and types; identifies data in settings."""
+    result = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        result.update(f"{array.dtype.str}{array.shape}".encode())
+        result.update(np.ascontiguousarray(array).data)
+    return result.hexdigest()[:16]
 
-    Args:
-        weights: the file of weights; the card has its name and the ending ``.md``.
-        module: module that was run with ``python -m``.
-        about: what the network is, and from what to what.
-        settings: the options as text.
-        data: the data set and how much of it.
-        lines: what was measured.
+
+def file_digest(path: Path | None) -> str | None:
+    """The first 16 digits of the SHA-256 of a file, or ``None`` without one."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path is not None else None
+
+
+def check_ranges(options: object, **limits: tuple[float, float]) -> None:
+    """Checks fields of a dataclass against inclusive limits, which NaN never meets.
+
+    Raises:
+        ValueError: naming the field.
     """
-    items = [
-        f"data: {data}",
-        f"command: `python -m {module} {shlex.join(sys.argv[1:])}`",
-        f"settings: `{settings}`",
-        f"trained: {datetime.now(UTC):%Y-%m-%d}, torch {torch.__version__}",
-        *lines,
-    ]
-    text = "\n".join([f"# {weights.stem}", "", about, "", *(f"* {item}" for item in items)])
-    weights.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    for name, (low, high) in limits.items():
+        value = getattr(options, name)
+        if not low <= value <= high:
+            bound = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise ValueError(f"{name} must be {bound}, got {value}")

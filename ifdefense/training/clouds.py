@@ -1,0 +1,86 @@
+"""Clouds that classifiers and auto-encoders are trained on, in the unit sphere."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ifdefense.data.errors import DataError
+from ifdefense.data.formats.arrays import read_npz
+from ifdefense.data.packed import require
+from ifdefense.data.sets import training_sets
+from ifdefense.geometry.frame import to_unit_sphere
+from ifdefense.training.runs import digest
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingClouds:
+    """Labelled clouds: ``(S, N, 3)`` float32 points in the unit sphere, and ``(S,)`` int64 labels."""
+
+    points: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    @classmethod
+    def of_arrays(cls, points: NDArray[Any], labels: NDArray[Any]) -> TrainingClouds:
+        """Normalises clouds of any frame."""
+        cloud = to_unit_sphere(torch.from_numpy(np.asarray(points, np.float32)))
+        return cls(cloud, torch.from_numpy(np.asarray(labels, np.int64)))
+
+    @classmethod
+    def of_file(cls, path: Path) -> TrainingClouds:
+        """Reads an npz with ``points`` ``(S, N, 3)`` in any frame and ``label`` ``(S,)``.
+
+        Raises:
+            DataError: if it holds no such arrays.
+        """
+        arrays = read_npz(path)
+        require(arrays, ("points", "label"), path)
+        points, labels = arrays["points"], arrays["label"]
+        if points.ndim != 3 or points.shape[2] != 3 or labels.shape != points.shape[:1]:
+            raise DataError(
+                f"{path}: points must be (S, N, 3) and label (S,), got {points.shape}, {labels.shape}"
+            )
+        return cls.of_arrays(points, labels)
+
+    def joined(self, other: TrainingClouds) -> TrainingClouds:
+        """Both sets, this one first.
+
+        Raises:
+            DataError: if their clouds have different numbers of points.
+        """
+        if self.points.shape[1] != other.points.shape[1]:
+            raise DataError(
+                f"clouds of {self.points.shape[1]} and of {other.points.shape[1]} points cannot be joined"
+            )
+        return TrainingClouds(torch.cat([self.points, other.points]), torch.cat([self.labels, other.labels]))
+
+    def digest(self) -> str:
+        """Identifies the clouds in the settings of a run."""
+        return digest(self.points.numpy(), self.labels.numpy())
+
+
+def load_training_clouds(name: str) -> tuple[TrainingClouds, TrainingClouds, int]:
+    """Training clouds, validation clouds and the number of classes.
+
+    Args:
+        name: of the data set, as for `ifdefense.data.sets.training_sets`.
+
+    Raises:
+        DataError: if the data is missing or cannot be used.
+        ValueError: if there is no such data set.
+    """
+    train, validation = training_sets(name)
+    return (
+        TrainingClouds.of_arrays(train.points, train.labels),
+        TrainingClouds.of_arrays(validation.points, validation.labels),
+        len(train.classes),
+    )

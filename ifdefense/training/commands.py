@@ -1,0 +1,58 @@
+"""Shared by the commands that train: errors as one line, and checks of what will be written."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from ifdefense.training.runs import RunError
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Turns errors that a user can mend into one line and exit code 1: bad values, files, data, NaN losses.
+
+    Decorates the function of a command. The traceback is logged at level DEBUG.
+    """
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        logger.debug("traceback of the error", exc_info=True)
+        raise click.ClickException(str(error)) from None
+
+
+def check_output(path: Path, force: bool = False) -> None:
+    """Checks that weights can be written; before a training, not after it.
+
+    Raises:
+        RunError: if the suffix is another than ``.safetensors``, the file exists and ``force`` is not given,
+            or its folder cannot be written.
+    """
+    if path.suffix != ".safetensors":
+        raise RunError(f"{path}: weights are written as .safetensors")
+    if path.is_dir():
+        raise RunError(f"{path} is a folder")
+    if path.exists() and not force:
+        raise RunError(f"{path} exists already; --force replaces it")
+    check_writable(path.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Creates a folder, and checks that files can be written in it.
+
+    Raises:
+        RunError: if they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written: {error.strerror}") from None
