@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ifdefense.arguments import MAX_SEED, count_of, integer
 from ifdefense.clouds import Clouds, unpack
-from ifdefense.geometry.frame import Frame
+from ifdefense.geometry.frame import Frame, first_occurrences, within_reach
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.purifiers.specs import describe
 from ifdefense.stages.repair import Repair
@@ -129,6 +130,18 @@ class Purifier(nn.Module, ABC):
 
         return build(name_or_path)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves the weights to another device, but leaves them float32, as the clouds of `run` are.
+
+        A purifier works behind a classifier of any precision: ``defended.half()`` does not touch it.
+        """
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        return super()._apply(moved, recurse)
+
     def spec(self) -> dict[str, Any]:
         """Everything that the result depends on, as a plain dictionary that `json` can write.
 
@@ -155,7 +168,8 @@ class Purifier(nn.Module, ABC):
 
         Args:
             points: one cloud ``(N, 3)``, a batch ``(B, N, 3)``, or a list of clouds, NumPy or torch, in any
-                frame and unit.
+                frame and unit. Further columns are attributes: a kept point keeps them, a new one takes those
+                of the nearest input point. PyTorch Geometric's ``Data`` and ``Batch`` are taken as well.
             num_points: points of each result; by default as many as came in.
             seed: seed of every draw; the result for a cloud does not depend on its batch.
             batch_size: clouds that are processed together. Memory grows with it, results do not change.
@@ -169,8 +183,8 @@ class Purifier(nn.Module, ABC):
             ValueError: if a cloud cannot be used (the message names it), or an argument is out of range.
         """
         unpacked = unpack(points, detach=not self.differentiable)
-        parts = self._batches(unpacked.clouds, num_points, seed, batch_size, progress)
-        return unpacked.pack([outcome.points for outcomes, _ in parts for outcome in outcomes])
+        outcomes = self.outcomes(unpacked.clouds, num_points, seed, batch_size, progress)
+        return unpacked.pack([each.points for each in outcomes], [each.index for each in outcomes])
 
     @final
     def trace(
@@ -185,13 +199,24 @@ class Purifier(nn.Module, ABC):
             traces += [_trace(next(rest), outcome, share) for outcome in outcomes]
         return traces
 
+    def outcomes(
+        self,
+        clouds: list[Tensor],
+        num_points: int | None = None,
+        seed: int = 0,
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> list[Outcome]:
+        """As `forward`, for clouds ``(N_i, 3)`` that `ifdefense.clouds.unpack` has checked."""
+        parts = self._batches(clouds, num_points, seed, batch_size, progress)
+        return [outcome for part, _ in parts for outcome in part]
+
     def _batches(
         self, clouds: list[Tensor], num_points: int | None, seed: int, batch_size: int, progress: bool
     ) -> Iterator[tuple[list[Outcome], dict[str, float]]]:
         """Outcomes in the caller's frame, batch by batch, with the time of each stage."""
-        for name, value in (("num_points", num_points), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        num_points, batch_size = count_of(num_points), integer("batch_size", batch_size, 1)
+        seed = integer("seed", seed, 0, MAX_SEED)
         gradients = self.differentiable and torch.is_grad_enabled()
         with tqdm(total=len(clouds), desc="purify", unit="cloud", disable=not progress) as bar:
             for start in range(0, len(clouds), batch_size):
@@ -213,27 +238,43 @@ class Purifier(nn.Module, ABC):
                 bar.update(len(part))
 
     def restore(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
-        """Frame, `run`, and back: outcomes in the frame of the clouds."""
-        frames = [Frame.of(cloud) for cloud in clouds]
-        cubes = [frame.to_cube(cloud) for frame, cloud in zip(frames, clouds, strict=True)]
+        """Frame, `run`, and back: outcomes in the frame of the clouds.
+
+        Exact copies of a point, such as padding, and points absurdly far away are left out before, see
+        `ifdefense.geometry.frame.within_reach`: a few blind points do not set the frame.
+        """
+        used = [usable(cloud) for cloud in clouds]
+        parts = [cloud[index] for cloud, index in zip(clouds, used, strict=True)]
+        frames = [Frame.of(part) for part in parts]
+        cubes = [frame.to_cube(part) for frame, part in zip(frames, parts, strict=True)]
         outcomes = self.run(cubes, counts, seed)
-        return [_outward(*each) for each in zip(outcomes, frames, clouds, strict=True)]
+        return [_outward(*each) for each in zip(outcomes, frames, clouds, used, strict=True)]
 
 
-def _outward(outcome: Outcome, frame: Frame, cloud: Tensor) -> Outcome:
-    """An outcome of the unit cube in the frame of the cloud."""
+def usable(cloud: Tensor) -> Tensor:
+    """Rows of a cloud that can belong to the shape, each position once, ascending."""
+    mask = first_occurrences(cloud)
+    mask[mask.clone()] = within_reach(cloud[mask])
+    return mask.nonzero().squeeze(1)
+
+
+def _outward(outcome: Outcome, frame: Frame, cloud: Tensor, used: Tensor) -> Outcome:
+    """An outcome of the rows ``used`` in the unit cube, as one of the whole cloud in its frame."""
 
     def moved(mesh: Mesh | None) -> Mesh | None:
         return None if mesh is None or mesh.is_empty else frame.mesh_from_cube(mesh)
 
-    if outcome.index is not None:
-        points = cloud[outcome.index]
+    index = None if outcome.index is None else used[outcome.index]
+    kept = torch.zeros(len(cloud), dtype=torch.bool, device=cloud.device)
+    kept[used if outcome.kept is None else used[outcome.kept]] = True
+    if index is not None:
+        points = cloud[index]
     else:
         points = frame.from_cube(outcome.points, cloud.dtype).to(cloud.device)
     repair = outcome.repair
     if repair is not None:
         repair = dataclasses.replace(repair, mesh=moved(repair.mesh) or Mesh.empty())
-    return dataclasses.replace(outcome, points=points, mesh=moved(outcome.mesh), repair=repair)
+    return Outcome(points, index, kept, moved(outcome.mesh), repair, outcome.fallback)
 
 
 def _trace(cloud: Tensor, outcome: Outcome, seconds: dict[str, float]) -> Trace:
