@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-MIN_POINTS = 16
-"""Distinct points that a cloud must have at least."""
+from ifdefense.arguments import MIN_POINTS, cloud_of, real_tensor
+from ifdefense.attributes import transfer_attributes
 
-Clouds = Tensor | np.ndarray | Sequence[Tensor] | Sequence[np.ndarray]
-"""``(N, 3)``, ``(B, N, 3)``, or a list of ``(N_i, 3)``."""
+__all__ = ["MIN_POINTS", "Clouds", "Unpacked", "is_geometric", "tensors", "unpack"]
+
+Clouds = Any
+"""``(N, 3 + C)``, ``(B, N, 3 + C)``, or a list of ``(N_i, 3 + C)``: NumPy arrays, tensors or nested lists of
+numbers; the first three columns are coordinates. Or ``Data`` and ``Batch`` of PyTorch Geometric."""
+
+Rows = Callable[[int], Tensor]
+"""Of the i-th cloud, the input rows ``(M,)`` that the points of the result come from or are nearest to."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,11 +30,26 @@ class Unpacked:
 
     Attributes:
         clouds: ``(N_i, 3)`` float tensors in the caller's precision, on the caller's device.
-        pack: turns a list of as many ``(M_i, 3)`` tensors into the kind of array that came in.
+        build: makes the caller's kind of results and rows, see `pack`.
     """
 
     clouds: list[Tensor]
-    pack: Callable[[list[Tensor]], Clouds]
+    build: Callable[[Sequence[Tensor], Rows], Any]
+
+    def pack(self, results: Sequence[Tensor], index: Sequence[Tensor | None] | None = None) -> Any:
+        """Turns results into the kind of array that came in, with its attributes.
+
+        Args:
+            results: ``(M_i, 3)``, one for each cloud, in the caller's frame.
+            index: ``(M_i,)`` rows of the input that a result consists of, where it is a choice among them;
+                else the attributes are those of the nearest input points.
+        """
+
+        def rows(i: int) -> Tensor:
+            known = None if index is None else index[i]
+            return _nearest_rows(self.clouds[i], results[i]) if known is None else known
+
+        return self.build(results, rows)
 
 
 def unpack(points: Clouds, *, detach: bool = True) -> Unpacked:
@@ -43,65 +64,119 @@ def unpack(points: Clouds, *, detach: bool = True) -> Unpacked:
         ValueError: for a wrong shape, an empty list, NaN or infinity, zero extent, or fewer than
             :data:`MIN_POINTS` distinct points, naming the cloud.
     """
-    if isinstance(points, (Tensor, np.ndarray)):
-        if points.ndim not in (2, 3) or points.shape[-1] != 3:
-            raise ValueError(
-                f"expected a cloud (N, 3), a batch (B, N, 3) or a list of clouds, got {_shape(points)}"
-            )
-        single = points.ndim == 2
-        parts: list[ArrayLike | Tensor] = [points] if single else list(points)
-    elif isinstance(points, (list, tuple)):
-        single, parts = False, list(points)
-    else:
+    if is_geometric(points):
+        from ifdefense.pyg import unpack_data
+
+        return Unpacked(*unpack_data(points, detach=detach))
+    if isinstance(points, (Tensor, np.ndarray)) or _is_numbers(points):
+        return _unpack_array(points, detach)
+    if not isinstance(points, (list, tuple)):
         raise TypeError(f"expected NumPy arrays or tensors, got {type(points).__name__}")
+    if not points:
+        raise ValueError("there are no clouds: the list or batch is empty")
+    return _unpack_list(points, detach)
+
+
+def tensors(points: Clouds) -> Any:
+    """Clouds as tensors, not yet checked: a tensor for an array, a list of tensors for a list."""
+    if isinstance(points, Tensor) or is_geometric(points):
+        return points
+    if isinstance(points, np.ndarray) or _is_numbers(points):
+        return real_tensor(points, "the cloud")
+    if isinstance(points, (list, tuple)):
+        return [
+            part if is_geometric(part) else real_tensor(part, f"cloud {i}") for i, part in enumerate(points)
+        ]
+    raise TypeError(f"expected NumPy arrays or tensors, got {type(points).__name__}")
+
+
+def is_geometric(value: object) -> bool:
+    """Whether something is a ``Data`` or ``Batch`` of PyTorch Geometric, without importing that."""
+    module = sys.modules.get("torch_geometric.data.data")
+    return module is not None and isinstance(value, module.BaseData)
+
+
+def _is_numbers(value: object) -> bool:
+    """Whether a list is one cloud as a list of lists of numbers, and not a list of clouds."""
+    if not isinstance(value, (list, tuple)) or not value or not isinstance(value[0], (list, tuple)):
+        return False
+    return not value[0] or not isinstance(value[0][0], (list, tuple, Tensor, np.ndarray))
+
+
+def _unpack_array(points: Any, detach: bool) -> Unpacked:
+    """One cloud, or a batch as one array."""
+    shape = np.shape(points) if isinstance(points, np.ndarray) else getattr(points, "shape", None)
+    if shape is not None and (len(shape) not in (2, 3) or shape[-1] < 3):
+        raise ValueError(
+            f"expected a cloud (N, 3), a batch (B, N, 3) or a list of clouds, got an array of shape "
+            f"{tuple(shape)}"
+        )
+    single = shape is None or len(shape) == 2
+    whole = real_tensor(points, "the cloud" if single else "the batch")
+    parts = [whole] if single else list(whole)
     if not parts:
         raise ValueError("there are no clouds: the list or batch is empty")
-    names = ["the cloud" if single else f"cloud {index}" for index in range(len(parts))]
-    clouds = [_check(part, name, detach) for part, name in zip(parts, names, strict=True)]
+    names = ["the cloud"] if single else [f"cloud {i}" for i in range(len(parts))]
+    full = [cloud_of(part, name, detach=detach) for part, name in zip(parts, names, strict=True)]
 
-    def pack(result: list[Tensor]) -> Clouds:
-        if isinstance(points, Tensor):
-            return result[0] if single else torch.stack(result)
-        if isinstance(points, np.ndarray):
-            return result[0].cpu().numpy() if single else torch.stack(result).cpu().numpy()
-        kinds = zip(parts, result, strict=True)
-        return cast(
-            Clouds, [cloud.cpu().numpy() if isinstance(part, np.ndarray) else cloud for part, cloud in kinds]
-        )
+    def build(results: Sequence[Tensor], rows: Rows) -> Any:
+        done = [_with_columns(*each, i, rows) for i, each in enumerate(zip(full, results, strict=True))]
+        return _as_kind(done[0] if single else torch.stack(done), points)
 
-    return Unpacked(clouds, pack)
+    return Unpacked([cloud[:, :3] for cloud in full], build)
 
 
-def _shape(points: Tensor | np.ndarray) -> str:
-    return f"an array of shape {tuple(points.shape)}"
+def _unpack_list(parts: Sequence[Any], detach: bool) -> Unpacked:
+    """A list of clouds, each of any kind."""
+    members: list[Unpacked] = []
+    for i, part in enumerate(parts):
+        if is_geometric(part):
+            from ifdefense.pyg import unpack_data
+
+            member = Unpacked(*unpack_data(part, name=f"cloud {i}", detach=detach))
+        else:
+            member = _member(part, f"cloud {i}", detach)
+        members.append(member)
+    starts = np.cumsum([0, *(len(member.clouds) for member in members)])
+
+    def build(results: Sequence[Tensor], rows: Rows) -> list[Any]:
+        return [
+            member.build(results[start:end], lambda i, start=start: rows(start + i))
+            for member, start, end in zip(members, starts[:-1].tolist(), starts[1:].tolist(), strict=True)
+        ]
+
+    return Unpacked([cloud for member in members for cloud in member.clouds], build)
 
 
-def _check(cloud: object, name: str, detach: bool) -> Tensor:
-    """One cloud as a float tensor."""
-    if isinstance(cloud, np.ndarray):
-        if cloud.dtype.kind not in "fiu":
-            raise TypeError(f"{name} has dtype {cloud.dtype}: coordinates must be real numbers")
-        native = np.ascontiguousarray(cloud, dtype=cloud.dtype.newbyteorder("="))
-        cloud = torch.from_numpy(native.astype(np.float64) if native.dtype.itemsize > 8 else native)
-    if not isinstance(cloud, Tensor):
-        raise TypeError(f"{name} is a {type(cloud).__name__}: expected a NumPy array or a tensor")
-    if cloud.dtype == torch.bool or cloud.is_complex():
-        raise TypeError(f"{name} has dtype {cloud.dtype}: coordinates must be real numbers")
-    if cloud.ndim != 2 or cloud.shape[1] != 3:
-        raise ValueError(f"{name} must have shape (N, 3), got {tuple(cloud.shape)}")
-    if not cloud.is_floating_point():
-        cloud = cloud.float()
-    if detach:
-        cloud = cloud.detach()
-    broken = ~torch.isfinite(cloud).all(1)
-    if broken.any():
-        first = int(broken.nonzero()[0])
-        raise ValueError(
-            f"{name} has {int(broken.sum())} points with NaN or infinity, the first is point {first}"
-        )
-    if len(cloud) and bool((cloud == cloud[0]).all()):
-        raise ValueError(f"{name} has zero extent: all its {len(cloud)} points are the same")
-    distinct = len(torch.unique(cloud.detach(), dim=0))
-    if distinct < MIN_POINTS:
-        raise ValueError(f"{name} has {distinct} distinct points, at least {MIN_POINTS} are needed")
-    return cloud
+def _member(part: Any, name: str, detach: bool) -> Unpacked:
+    full = cloud_of(part, name, detach=detach)
+    return Unpacked(
+        [full[:, :3]], lambda results, rows: _as_kind(_with_columns(full, results[0], 0, rows), part)
+    )
+
+
+def _with_columns(full: Tensor, result: Tensor, i: int, rows: Rows) -> Tensor:
+    """A result ``(M, 3)`` with the further columns of its cloud."""
+    if full.shape[1] == 3:
+        return result
+    return torch.cat([result, full[rows(i).to(full.device), 3:].to(result)], 1)
+
+
+def _as_kind(result: Tensor, like: Any) -> Any:
+    """A tensor as the kind of array that came in; what came as integers is floating-point now."""
+    if isinstance(like, Tensor):
+        return result
+    array = result.detach().cpu().numpy()
+    if not isinstance(like, np.ndarray):
+        return array.tolist()
+    return array.astype(like.dtype, copy=False) if like.dtype.kind == "f" else array
+
+
+def _nearest_rows(cloud: Tensor, result: Tensor) -> Tensor:
+    # In units of the extent, so that squares of distances neither overflow nor vanish.
+    wide = cloud.detach().double()
+    low = wide.amin(0)
+    extent = (wide.amax(0) - low).max()
+    places = (result.detach().double().to(low.device) - low) / extent
+    index = torch.arange(len(cloud), device=cloud.device)
+    return transfer_attributes((wide - low) / extent, {"index": index}, places)["index"]

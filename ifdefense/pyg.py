@@ -1,0 +1,144 @@
+"""PyTorch Geometric: purifies the positions of ``Data`` and ``Batch``, as `ifdefense.purify` is given them.
+
+Positions are purified, cloud by cloud. A point that was kept keeps its other node attributes, such as ``x``
+and ``normal``; a new one takes those of the nearest input point. Attributes of whole clouds, such as ``y``,
+stay. Compute features of positions after the purification: what is in ``x`` is not purified.
+
+Edges and faces name points by their number, so they cannot outlive a purification: where there are any, it is
+an error. Purify before a graph is built, and sample the surface of a mesh first.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ifdefense.arguments import cloud_of
+
+BOOKKEEPING = {"pos", "batch", "ptr", "num_nodes"}
+"""Attributes that follow from the positions."""
+
+ADJACENCY = {"adj", "adj_t", "face"}
+"""Attributes, besides those with "edge" in their name, that say which points are connected."""
+
+
+def unpack_data(
+    data: Any, name: str | None = None, *, detach: bool = True
+) -> tuple[list[Tensor], Callable[[Sequence[Tensor], Callable[[int], Tensor]], Any]]:
+    """Takes a ``Data`` or ``Batch`` apart.
+
+    Args:
+        data: with positions ``pos`` ``(N, 3)``; a vector ``batch`` says which cloud a point belongs to.
+        name: what to call it in messages.
+        detach: whether positions are cut off from the graph that they are part of.
+
+    Returns:
+        The clouds ``(N_i, 3)``, and what makes a ``Data`` or ``Batch`` of results, as in
+        `ifdefense.clouds.Unpacked`.
+
+    Raises:
+        TypeError: if it is no ``Data``, such as ``HeteroData``, or has no tensor of positions.
+        ValueError: if there are edges or faces, ``batch`` does not fit, or a cloud cannot be used.
+    """
+    from torch_geometric.data import Data
+
+    if not isinstance(data, Data):
+        raise TypeError(f"{name or 'the data'} is a {type(data).__name__}: expected Data or Batch")
+    positions = data.pos
+    if not isinstance(positions, Tensor):
+        raise TypeError(f"{name or 'the data'} has no positions: expected a tensor in data.pos")
+    if positions.ndim != 2 or positions.shape[1] != 3:
+        raise ValueError(f"{name or 'the data'}: pos must have shape (N, 3), got {tuple(positions.shape)}")
+    _check_no_graph(data, name or "the data")
+    sizes = _sizes(data, len(positions))
+    prefix = f"{name}, " if name else ""
+    names = [name or "the cloud"] if sizes is None else [f"{prefix}cloud {i}" for i in range(len(sizes))]
+    parts = positions.split([len(positions)] if sizes is None else sizes)
+    clouds = [cloud_of(part, called, detach=detach) for part, called in zip(parts, names, strict=True)]
+
+    def build(results: Sequence[Tensor], rows: Callable[[int], Tensor]) -> Any:
+        return _rebuilt(data, [len(cloud) for cloud in clouds], results, rows)
+
+    return clouds, build
+
+
+def _check_no_graph(data: Any, name: str) -> None:
+    graph = [
+        key
+        for key in data.keys()  # noqa: SIM118 - not a dictionary
+        if data[key] is not None
+        and (key in ADJACENCY or "edge" in key or ("index" in key and data.is_node_attr(key)))
+    ]
+    if graph:
+        hint = "sample its surface first" if graph == ["face"] else "purify before the graph is built"
+        raise ValueError(f"{name} has {', '.join(graph)}, which name points by number: {hint}")
+
+
+def _sizes(data: Any, total: int) -> list[int] | None:
+    """Points of each cloud; ``None`` if the data is a single cloud."""
+    batch = data.batch if "batch" in data else None
+    if batch is None:
+        return None
+    if batch.ndim != 1 or len(batch) != total:
+        raise ValueError(f"batch must have shape ({total},), one number per point, got {tuple(batch.shape)}")
+    if not total:
+        raise ValueError("there are no clouds: the batch is empty")
+    if batch.is_floating_point() or bool((batch.diff() < 0).any()) or int(batch[0]) < 0:
+        raise ValueError("batch must be ascending numbers of clouds, from 0")
+    sizes: list[int] = torch.bincount(batch, minlength=int(data.num_graphs or 0)).tolist()
+    return sizes
+
+
+def _rebuilt(
+    data: Any, sizes: Sequence[int], results: Sequence[Tensor], rows: Callable[[int], Tensor]
+) -> Any:
+    """A copy of the data with other points."""
+    out = copy.copy(data)
+    device = data.pos.device
+    counts = [len(result) for result in results]
+    ptr = torch.tensor([0, *np.cumsum(counts).tolist()])
+    nodes = [key for key in data.keys() if key not in BOOKKEEPING and data.is_node_attr(key)]  # noqa: SIM118
+    index = None
+    if nodes:
+        starts = np.cumsum([0, *sizes]).tolist()
+        index = torch.cat([rows(i).to(device) + start for i, start in enumerate(starts[:-1])])
+    for key in nodes:
+        out[key] = _selected(data[key], index, data.__cat_dim__(key, data[key]))
+    out.pos = torch.cat(list(results)).to(device)
+    if "num_nodes" in data:
+        out.num_nodes = len(out.pos)
+        if hasattr(out._store, "_num_nodes"):  # of each cloud, for `Batch.to_data_list`
+            out._store._num_nodes = counts
+    if "batch" in data and data.batch is not None:
+        out.batch = torch.arange(len(counts)).repeat_interleave(ptr.diff()).to(data.batch)
+    starts_of = {"ptr", *(f"{key}_ptr" for key in ["pos", *nodes])}
+    for key in starts_of:
+        if key in data and data[key] is not None:
+            out[key] = ptr.to(data[key])
+    _rewrite_slices(out, data, {"pos", *nodes}, ptr)
+    return out
+
+
+def _selected(values: Any, index: Tensor, dim: int) -> Any:
+    """Rows of a node attribute: a tensor, an array, or a list."""
+    if isinstance(values, Tensor):
+        return values.index_select(dim, index.to(values.device))
+    if isinstance(values, np.ndarray):
+        return np.take(values, index.cpu().numpy(), axis=dim)
+    return [values[i] for i in index.tolist()]
+
+
+def _rewrite_slices(out: Any, data: Any, nodes: set[str], ptr: Tensor) -> None:
+    """Lets `Batch.to_data_list` find the new points."""
+    slices = getattr(data, "_slice_dict", None)
+    if slices is None:
+        return
+    slices = dict(slices)
+    for key in nodes & slices.keys():
+        slices[key] = ptr.to(slices[key])
+    out._slice_dict = slices

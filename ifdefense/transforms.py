@@ -1,0 +1,68 @@
+"""Transforms for PyTorch Geometric's data sets; see docs/pyg.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ifdefense.arguments import count_of, device_of, seed_of
+from ifdefense.purifiers.base import Purifier
+from ifdefense.purifiers.function import purify
+from ifdefense.purifiers.registry import DEFAULT, METHODS
+from ifdefense.purifiers.specs import hashed
+
+try:
+    from torch_geometric.transforms import BaseTransform
+except ImportError as error:
+    raise ImportError(
+        "ifdefense.transforms needs PyTorch Geometric: pip install torch-geometric", name="torch_geometric"
+    ) from error
+
+
+class Purify(BaseTransform):  # type: ignore[misc]
+    """Purifies the positions of ``Data``; see `ifdefense.pyg` for what becomes of the rest.
+
+    As ``pre_transform`` of a data set it runs once and the result is stored, as ``transform`` it runs at
+    every access. A mesh has no points before its surface is sampled, so put ``SamplePoints`` before it, and
+    what builds graphs or features of positions behind it::
+
+        T.Compose([T.SamplePoints(1024), Purify("onet-mesh"), T.NormalizeScale()])
+
+    Args:
+        method: name of a method, file of weights, or a purifier, as in `ifdefense.purify`.
+        num_points: points of each result; by default as many as came in.
+        seed: seed of every draw; ``None`` draws a fresh one at every call.
+        device: where to compute; by default where the positions are.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if there is neither a method nor a file of that name, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        method: str | Path | Purifier = DEFAULT,
+        num_points: int | None = None,
+        seed: int | None = 0,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if not isinstance(method, (str, Path, Purifier)):
+            raise TypeError(f"method must be a name, a path or a purifier, got {type(method).__name__}")
+        if not isinstance(method, Purifier) and str(method) not in METHODS and not Path(method).is_file():
+            raise ValueError(f"unknown method {str(method)!r}; there are {', '.join(METHODS)}")
+        self.method = method
+        self.num_points = count_of(num_points)
+        self.seed = None if seed is None else seed_of(seed)
+        self.device = None if device is None else device_of(device)
+
+    def forward(self, data: Any) -> Any:
+        """The purified data, a copy; a ``Batch`` and lists of ``Data`` are taken as well."""
+        return purify(data, self.method, self.num_points, self.seed, self.device)
+
+    def __repr__(self) -> str:
+        # Data sets compare this text to tell whether what they have stored is still right.
+        method = self.method
+        shown = f"{method.name}-{hashed(method.spec())}" if isinstance(method, Purifier) else str(method)
+        return f"Purify({shown!r}, num_points={self.num_points}, seed={self.seed})"
