@@ -102,12 +102,12 @@ def _tree_neighbours(query: Tensor, source: Tensor, k: int) -> tuple[Tensor, Ten
                 np.asarray(tree.query(a, np.arange(1, k + 1), workers=torch.get_num_threads())[1])
             )
         )
-    index = torch.stack(found)
+    neighbours = torch.stack(found)
     total = query.new_zeros(())
     for x, y in zip(query.unbind(-1), source.unbind(-1), strict=True):
-        difference = x.unsqueeze(2) - y.gather(1, index.flatten(1)).view_as(index)
+        difference = x.unsqueeze(2) - y.gather(1, neighbours.flatten(1)).view_as(neighbours)
         total = torch.addcmul(total, difference, difference)
-    return total, index
+    return total, neighbours
 
 
 def _nearest(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -169,8 +169,8 @@ def farthest_point_sampling(points: Tensor, num: int, *, start: int = 0) -> Tens
 def spread_sampling(points: Tensor, num: int, *, block: int = 4096) -> Tensor:
     """Farthest-point sampling in linear time: exact for small clouds, block by block for large ones.
 
-    Clouds of more than ``block`` points are cut at medians into compact blocks of half that size or less, each
-    thinned by itself: as evenly spread, but where blocks meet.
+    Clouds of more than ``block`` points are cut at medians into compact blocks of at most half that, each thinned
+    by itself: as evenly spread, but where blocks meet.
 
     Args:
         points: (B, N, 3) points.
@@ -203,7 +203,7 @@ def _in_blocks(cloud: Tensor, num: int, block: int) -> Tensor:
         parts = halves
     longest = max(map(len, parts))
     # The shares of the blocks add up to num; copies of the first point fill a block, and are taken last.
-    ends = [round(num * (i + 1) / len(parts)) for i in range(len(parts))]
+    ends = [num * end // len(cloud) for end in itertools.accumulate(map(len, parts))]
     shares = [end - start for start, end in itertools.pairwise([0, *ends])]
     padded = torch.stack([torch.cat([part, part[:1].expand(longest - len(part))]) for part in parts])
     chosen = farthest_point_sampling(cloud[padded], max(1, *shares))
