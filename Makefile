@@ -20,34 +20,34 @@ lint: $(READY)
 
 # Trains every shipped network again: the commands of the model cards, some hours on two cores. Needs IFDEFENSE_DATA.
 # Stopped, it goes on where it was: each run keeps its checkpoints in runs/.
-ONET := $(BIN)/ifdefense train onet --mix modelnet40=0.85 --mix procedural=0.15
-TRAIN := $(BIN)/python -m classifiers.train
+ONET := $(BIN)/ifdefense train onet --force --mix modelnet40=0.85 --mix procedural=0.15
+TRAIN := $(BIN)/python -m classifiers.train --force
 SHIPPED := classifiers/weights
 weights: $(READY)
-	$(ONET) --steps 1250 --decay 0 --rate 0.02 --weight-decay 0.05 --run runs/onet_start \
+	$(ONET) --steps 1250 --cooldown 0 --muon-lr 0.02 --weight-decay 0.05 --run runs/onet_start \
 		--out runs/onet_start.safetensors
-	$(ONET) --init runs/onet_start.safetensors --steps 4300 --decay 0.9 --rate 0.01 --weight-decay 0.02 \
+	$(ONET) --init runs/onet_start.safetensors --steps 4300 --cooldown 0.9 --muon-lr 0.01 --weight-decay 0.02 \
 		--run runs/onet --out ifdefense/weights/onet.safetensors
 	$(TRAIN) --data procedural --no-feature-transform --schedule 256x6,512x1,1024x1 \
-		--out runs/pointnet_procedural --export $(SHIPPED)/pointnet-procedural.safetensors
-	$(TRAIN) --out runs/pointnet_clean --export $(SHIPPED)/pointnet-modelnet40.safetensors
-	$(TRAIN) --model pointnet2-ssg --schedule 256x16,512x3,1024x0.4 --decay 0.02 --test \
-		--out runs/pointnet2-ssg-modelnet40 --export $(SHIPPED)/pointnet2-ssg-modelnet40.safetensors
-	$(TRAIN) --model dgcnn --schedule 128x10,256x7,512x1.5,1024x0.25 --decay 0.02 \
-		--out runs/dgcnn-modelnet40 --export runs/dgcnn-modelnet40.safetensors
-	$(TRAIN) --model dgcnn --init runs/dgcnn-modelnet40.safetensors --schedule 256x7,512x2,1024x0.4 --rate 1.5e-3 \
-		--decay 0.02 --seed 1 --out runs/dgcnn-modelnet40-second --export runs/dgcnn-modelnet40-second.safetensors
-	$(TRAIN) --model dgcnn --init runs/dgcnn-modelnet40-second.safetensors --schedule 1024x1 --rate 8e-4 \
-		--decay 0.02 --seed 2 --test --out runs/dgcnn-modelnet40-third \
-		--export $(SHIPPED)/dgcnn-modelnet40.safetensors
-	$(BIN)/python -m attacks.optimised.autoencoder --epochs 20 --out runs/autoencoder \
-		--export attacks/weights/autoencoder-modelnet40.safetensors
+		--run runs/pointnet_procedural --out $(SHIPPED)/pointnet-procedural.safetensors
+	$(TRAIN) --run runs/pointnet_clean --out $(SHIPPED)/pointnet-modelnet40.safetensors
+	$(TRAIN) --model pointnet2-ssg --schedule 256x16,512x3,1024x0.4 --weight-decay 0.02 --test \
+		--run runs/pointnet2-ssg-modelnet40 --out $(SHIPPED)/pointnet2-ssg-modelnet40.safetensors
+	$(TRAIN) --model dgcnn --schedule 128x10,256x7,512x1.5,1024x0.25 --weight-decay 0.02 \
+		--run runs/dgcnn-modelnet40 --out runs/dgcnn-modelnet40.safetensors
+	$(TRAIN) --model dgcnn --init runs/dgcnn-modelnet40.safetensors --schedule 256x7,512x2,1024x0.4 --lr 1.5e-3 \
+		--weight-decay 0.02 --seed 1 --run runs/dgcnn-modelnet40-second --out runs/dgcnn-modelnet40-second.safetensors
+	$(TRAIN) --model dgcnn --init runs/dgcnn-modelnet40-second.safetensors --schedule 1024x1 --lr 8e-4 \
+		--weight-decay 0.02 --seed 2 --test --run runs/dgcnn-modelnet40-third \
+		--out $(SHIPPED)/dgcnn-modelnet40.safetensors
+	$(BIN)/python -m attacks.autoencoder.train --force --epochs 20 --run runs/autoencoder \
+		--out attacks/weights/autoencoder-modelnet40.safetensors
 	$(BIN)/ifdefense-bench purified-set --split train --corrupted 0.5 --out cache/hybrid-train.npz
 	$(BIN)/ifdefense-bench purified-set --split validation --corrupted 0.5 --limit 400 \
 		--out cache/hybrid-validation.npz
-	$(TRAIN) --init $(SHIPPED)/pointnet-modelnet40.safetensors --schedule 256x4,512x3,1024x1 --rate 1e-3 --test \
+	$(TRAIN) --init $(SHIPPED)/pointnet-modelnet40.safetensors --schedule 256x4,512x3,1024x1 --lr 1e-3 --test \
 		--hybrid cache/hybrid-train.npz --hybrid-validation cache/hybrid-validation.npz \
-		--out runs/pointnet_hybrid --export $(SHIPPED)/pointnet-modelnet40-hybrid.safetensors
+		--run runs/pointnet_hybrid --out $(SHIPPED)/pointnet-modelnet40-hybrid.safetensors
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

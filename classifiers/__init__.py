@@ -27,7 +27,7 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "pointmlp": ("classifiers.pointmlp", "PointMLP", {}),
     "pointmlp-elite": ("classifiers.pointmlp", "PointMLP", {"elite": True}),
 }
-"""Names of the networks: module, class, and the arguments that make this one of it."""
+"""Module, class and arguments of each network, by name."""
 
 _LAST = {"dgcnn": "linear3.bias", "pct": "linear3.bias"}
 _LAST |= {"pointmlp": "classifier.8.bias", "pointmlp-elite": "classifier.8.bias"}
@@ -35,12 +35,12 @@ _TITLE = {"pointnet": "PointNet", "dgcnn": "DGCNN", "pct": "PCT", "pointconv": "
 
 
 def build(network: str, num_classes: int = 40, **options: Any) -> nn.Module:
-    """A network with fresh weights.
+    """Creates a network with fresh weights.
 
     Args:
         network: one of `NETWORKS`.
         num_classes: number of classes.
-        options: further arguments of its class.
+        options: further arguments of the class.
 
     Raises:
         ValueError: if there is no such network.
@@ -56,19 +56,15 @@ def load(name: str, weights: str | Path | None = None) -> nn.Module:
     """Loads a classifier, in evaluation mode.
 
     Args:
-        name: a network of `NETWORKS` together with ``weights``; or such a name, a dash and what the weights
-            were trained on, for weights that are shipped: ``"pointnet-modelnet40"``,
-            ``"pointnet-modelnet40-hybrid"``, ``"pointnet2-ssg-modelnet40"``, ``"dgcnn-modelnet40"`` and
-            ``"pointnet-procedural"``.
-        weights: file to read instead: our safetensors, or a public ``.pth`` checkpoint (bare or under
-            ``"model_state_dict"``, ``"model"`` or ``"state_dict"``, with or without the prefix ``module.``)
-            with the tensor names of yanx27, antao97, Strawberry-Eat-Mango or ma-xu, or with those of
-            IF-Defense. No code that it carries is run.
+        name: shipped weights, such as ``"pointnet-modelnet40-hybrid"``; or a network of `NETWORKS` together
+            with ``weights``.
+        weights: ``.safetensors`` file, or a public checkpoint with the tensor names of yanx27, antao97,
+            Strawberry-Eat-Mango, ma-xu or IF-Defense; see `ifdefense.checkpoints.load_state`.
 
     Raises:
         FileNotFoundError: if ``weights`` names no file.
-        ValueError: if the name is unknown, or the weights cannot be read or do not fit; names the tensors
-            that do not.
+        ValueError: if the name is unknown, or the weights cannot be read or do not fit; the message names the
+            tensors.
     """
     from ifdefense.checkpoints import CheckpointError, load_into, load_state, shipped
 
@@ -90,14 +86,14 @@ def load(name: str, weights: str | Path | None = None) -> nn.Module:
 
 
 def canonical(network: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under our names, from whichever public naming they have.
+    """Renames tensors from a public naming to ours.
 
     IF-Defense keeps a layer and its batch norm together: PointNet's ``conv1.0`` and ``conv1.1`` are ``conv1``
-    and ``bn1``; DGCNN's ``linear1.1`` is ``bn6`` once more.
+    and ``bn1``; DGCNN's ``linear1.1`` is a second name of ``bn6``.
 
     Args:
         network: one of `NETWORKS`.
-        state: tensors by name; left as they are where no other naming is seen.
+        state: tensors by name.
     """
     renames: list[tuple[str, str]] = []
     if network == "pointnet" and "fc1.0.weight" in state:

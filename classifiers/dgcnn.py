@@ -1,9 +1,10 @@
-"""DGCNN: edge convolutions on the nearest neighbours in feature space, found anew in every layer.
+"""DGCNN: edge convolutions on nearest neighbours in feature space, recomputed in every layer.
 
 Tensor names and shapes are those of `antao97/dgcnn.pytorch
-<https://github.com/antao97/dgcnn.pytorch>`_, where every batch norm of a convolution has two names. Exact,
-but faster than the edges written out: ``W [x_j - x_i, x_i] = W1 x_j + (W2 - W1) x_i`` is computed once a
-point, and the maximum over the neighbours is taken before the batch norm and the leaky ReLU, which are
+<https://github.com/antao97/dgcnn.pytorch>`_, where every batch norm of a convolution has two names.
+
+Edge features are never materialised, which is exact: ``W [x_j - x_i, x_i] = W1 x_j + (W2 - W1) x_i`` needs
+one product per point, and the maximum over the neighbours commutes with batch norm and leaky ReLU, which are
 monotone (see `classifiers.layers.edge_max`).
 """
 
@@ -17,15 +18,15 @@ from torch import Tensor, nn
 from classifiers.layers import check_points, edge_max, in_part, max_and_mean_pooled, shared
 
 SLOPE = 0.2
-"""Of every leaky ReLU."""
+"""Negative slope of every leaky ReLU."""
 
 
 @torch.no_grad()
 def nearest_features(x: Tensor, k: int) -> Tensor:
-    """Indices of the ``k`` nearest rows of each row, itself included, in no order.
+    """Indices of the ``k`` nearest rows of each row, itself included, unordered.
 
-    Distances are expanded into a matrix product, after centring, one cloud at a time: unlike
-    `ifdefense.geometry.points.knn`, which sums differences and is meant for few dimensions.
+    Distances come from a matrix product of the centred rows, one cloud at a time;
+    `ifdefense.geometry.points.knn` sums squared differences, which suits few dimensions.
 
     Args:
         x: ``(B, N, C)`` features.
@@ -37,21 +38,23 @@ def nearest_features(x: Tensor, k: int) -> Tensor:
     index = torch.empty(*x.shape[:2], k, dtype=torch.int64, device=x.device)
     for cloud, rows in enumerate(x - x.mean(1, keepdim=True)):
         square = (rows * rows).sum(1)
-        distances = torch.addmm(square.unsqueeze(0), rows, rows.T, alpha=-2)  # less that of the row itself
+        distances = torch.addmm(
+            square.unsqueeze(0), rows, rows.T, alpha=-2
+        )  # up to the norm of the row itself
         index[cloud] = smallest(distances, k)
     return index
 
 
 def smallest(values: Tensor, k: int, group: int = 8) -> Tensor:
-    """Columns of the ``k`` smallest of each row, in no order; about twice as fast as ``topk`` on a CPU.
+    """Columns of the ``k`` smallest values of each row, unordered; twice as fast as ``topk`` on a CPU.
 
-    The columns are dealt into groups. Whatever is among the k smallest lies in one of the k groups with the
-    smallest minima (or equals what does), and minima vectorise where a selection does not.
+    The k smallest values lie in the k groups of columns with the smallest minima (up to ties), and minima
+    vectorise where a selection does not.
 
     Args:
         values: ``(M, N)``.
-        k: columns a row, at most N.
-        group: columns a group.
+        k: columns per row, at most N.
+        group: columns per group.
 
     Returns:
         ``(M, k)`` indices.
@@ -119,7 +122,7 @@ class DGCNN(nn.Module):
         return [*convolutions, ("linear1", "bn6"), ("linear2", "bn7")]
 
     def sized_for(self, points: int) -> None:
-        """Sets the graphs' neighbours in proportion to clouds of so many points, of 1,024 all; at least 8."""
+        """Scales the neighbours to clouds of so many points: all at 1,024, at least 8."""
         self.sparsity = points / 1024
 
     def _edges(self, x: Tensor, block: nn.Sequential) -> Tensor:

@@ -1,4 +1,4 @@
-"""Batch norms folded into the layers before them: less memory traffic for inference and attacks."""
+"""Folds batch norms into the layers before them: less memory traffic for inference and attacks."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from classifiers.pointnet import folded
 
 @torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
-    """A copy of a classifier without batch norms, equal to it in evaluation mode up to rounding.
+    """Copies a classifier without its batch norms, equal in evaluation mode up to rounding.
 
-    ``norm(W x + b) = (s W) x + (s b + t)`` with the running statistics in s and t. The parameters of the copy
-    take no gradient, so that an attack computes only the points'; it cannot be trained further.
+    ``norm(W x + b) = (s W) x + (s b + t)`` with the running statistics in s and t. Parameters of the copy
+    require no gradient, so an attack computes only that of the points.
 
     Args:
-        model: a classifier of this package, or any module whose parts name their layers and norms by a method
-            ``norm_pairs``.
+        model: a classifier of this package, or a module whose submodules list their layers and norms in a
+            method ``norm_pairs``.
 
     Returns:
-        The copy, in evaluation mode. The model itself stays as it is.
+        The copy, in evaluation mode.
 
     Raises:
-        ValueError: if a batch norm is left that stands behind no layer.
+        ValueError: if a batch norm follows no known layer.
     """
     result = copy.deepcopy(model).eval()
     for part in list(result.modules()):
@@ -48,7 +48,7 @@ def fold(model: nn.Module) -> nn.Module:
 
 
 def _replace(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Puts a module in another's place under all of its names."""
+    """Replaces a module under all of its names."""
     for part in root.modules():
         for name, child in list(part._modules.items()):
             if child is old:

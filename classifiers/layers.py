@@ -1,8 +1,8 @@
-"""Layers over neighbourhoods of points that the networks share; all are exact and leave little in memory.
+"""Layers on neighbourhoods of points, exact and with little memory.
 
 The first layer on an edge from a centre ``i`` to a neighbour ``j`` is a linear function of ``i`` plus one of
-``j``. So it is computed once a point, and only its *result* is gathered for every edge: with k neighbours
-that is a k-th of the products, and the ``(B, S, k, C)`` tensor of edge features is never built.
+``j``. It is computed once per point and its *result* gathered for every edge: with k neighbours, 1/k of the
+products, and the ``(B, S, k, C)`` tensor of edge features is never built.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from torch.autograd.function import once_differentiable
 
 from classifiers.pointnet import affine, folded, max_pooled_linear, max_with_index
 
-_CHUNK = 1 << 18  # floats that a block of scores holds: a megabyte stays in the processor's cache
+_CHUNK = 1 << 18  # floats per block of scores: a megabyte stays in the cache
 
 
 @runtime_checkable
 class Sized(Protocol):
-    """A network with neighbourhoods, which has to know how many points a cloud has."""
+    """A network whose neighbourhoods depend on the number of points per cloud."""
 
     def sized_for(self, points: int) -> None:
-        """Sets the neighbourhoods in proportion to clouds of so many points, of 1,024 all."""
+        """Scales the neighbourhoods to clouds of so many points: all at 1,024."""
 
 
 def check_points(points: Tensor) -> None:
-    """Refuses what is not ``(B, N, 3)`` with at least one point.
+    """Checks that points are ``(B, N, 3)`` with at least one point.
 
     Raises:
         ValueError: naming the shape.
@@ -38,17 +38,17 @@ def check_points(points: Tensor) -> None:
 
 
 def in_part(count: int, part: float) -> int:
-    """A part of ``count``, but no fewer than 8 (or than all, if there are not so many)."""
+    """A part of ``count``, at least 8 (or all of fewer)."""
     return max(min(count, 8), round(count * part))
 
 
 def activated(x: Tensor, slope: float = 0.0) -> Tensor:
-    """ReLU, leaky below zero with a ``slope``; in place."""
+    """ReLU, or leaky ReLU for a ``slope`` other than 0; in place."""
     return F.leaky_relu_(x, slope) if slope else x.relu_()
 
 
 def normalised(x: Tensor, norm: nn.Module, slope: float = 1.0) -> Tensor:
-    """A batch norm in training over all but the last axis of ``(..., K)`` values, and a leaky ReLU."""
+    """Batch norm in training, over all but the last axis of ``(..., K)`` values, and leaky ReLU."""
     norm = cast(nn.BatchNorm1d, norm)
     cast(Tensor, norm.num_batches_tracked).add_(1)
     rows = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # an image with the channels last
@@ -68,9 +68,9 @@ def normalised(x: Tensor, norm: nn.Module, slope: float = 1.0) -> Tensor:
 
 
 def linear(x: Tensor, layer: nn.Module, norm: nn.Module, slope: float = 1.0) -> Tensor:
-    """A layer shared by the points, its batch norm and a leaky ReLU: ``(..., C)`` to ``(..., K)``.
+    """Layer shared by the points, batch norm and leaky ReLU: ``(..., C)`` to ``(..., K)``.
 
-    In evaluation the norm costs nothing: it is folded into the layer.
+    In evaluation the norm is folded into the layer.
     """
     if norm.training and not isinstance(norm, nn.Identity):
         layer = cast(nn.Linear, layer)
@@ -166,7 +166,7 @@ def group_max_linear(x: Tensor, weight: Tensor) -> Tensor:
     """Maximum over each group of a shared linear layer, without the layer's activations.
 
     Args:
-        x: ``(B, S, k, C)`` features of the k members of S groups a cloud, k at most 255.
+        x: ``(B, S, k, C)`` features of S groups per cloud with k members each, k at most 255.
         weight: ``(K, C)`` weights.
 
     Returns:
@@ -220,7 +220,7 @@ def _edge_statistics(of: Tensor, at: Tensor, index: Tensor) -> tuple[Tensor, Ten
     of, at = of.flatten(0, 1), at.flatten(0, 1)
     size = flat.shape[1]
     count = torch.bincount(flat.flatten(), minlength=len(of)).to(of).unsqueeze(1)
-    centre_of, centre_at = of.detach().mean(0), at.detach().mean(0)  # small numbers cancel less
+    centre_of, centre_at = of.detach().mean(0), at.detach().mean(0)  # against cancellation
     of, at = of - centre_of, at - centre_at
     sums = F.embedding_bag(flat, of, mode="sum")
     edges = flat.numel()
@@ -233,8 +233,8 @@ def edge(of: Tensor, at: Tensor, index: Tensor, bias: Tensor | None, norm: nn.Mo
     """First layer on edges, its batch norm and ReLU.
 
     Args:
-        of: ``(B, N, K)``, the layer's part that depends on the neighbour.
-        at: ``(B, S, K)``, its part that depends on the centre.
+        of: ``(B, N, K)``, the part of the layer that depends on the neighbour.
+        at: ``(B, S, K)``, the part that depends on the centre.
         index: ``(B, S, k)`` neighbours of each centre.
         bias: ``(K,)`` bias of the layer.
         norm: its batch norm.
@@ -253,10 +253,10 @@ def edge(of: Tensor, at: Tensor, index: Tensor, bias: Tensor | None, norm: nn.Mo
 
 
 def edge_max(of: Tensor, at: Tensor, index: Tensor, norm: nn.Module, slope: float) -> Tensor:
-    """`edge`, leaky, and the maximum over the neighbours: ``(B, S, K)``, in training too without the edges.
+    """`edge` with leaky ReLU and the maximum over the neighbours, ``(B, S, K)``, without the edges.
 
-    A batch norm and a leaky ReLU are monotone in each channel, so the maximum goes past them once the sign
-    of the scale is in the values; a negative scale turns it into the minimum.
+    Batch norm and leaky ReLU are monotone in each channel, so the maximum can be taken before them once the
+    values are multiplied by the scale.
     """
     scale, shift = affine(norm, of.new_zeros(of.shape[2]), lambda: _edge_statistics(of, at, index))
     if scale is not None:
@@ -304,7 +304,7 @@ class _MaxAndMean(torch.autograd.Function):
 
 
 class _MaxAndMeanOf(torch.autograd.Function):
-    """Maximum and mean over the middle axis; only the places of the maxima are kept."""
+    """Maximum and mean over the middle axis; only the positions of the maxima are kept."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor) -> Tensor:
@@ -326,13 +326,13 @@ class _MaxAndMeanOf(torch.autograd.Function):
 
 
 def max_and_mean_pooled(x: Tensor, layer: nn.Module, norm: nn.Module, slope: float) -> Tensor:
-    """`shared`, then its maximum and its mean over the points, side by side.
+    """`shared`, then maximum and mean over the points, concatenated.
 
     Args:
         x: ``(B, N, C)`` features.
         layer: layer of K channels.
         norm: its batch norm.
-        slope: of the leaky ReLU.
+        slope: negative slope of the leaky ReLU.
 
     Returns:
         ``(B, 2 K)``.

@@ -1,9 +1,8 @@
-"""PCT: a transformer with offset attention over the features of neighbourhoods.
+"""PCT: a transformer with offset attention on the features of neighbourhoods.
 
 Tensor names and shapes are those of `Strawberry-Eat-Mango/PCT_Pytorch
-<https://github.com/Strawberry-Eat-Mango/PCT_Pytorch>`_, where the query and the key of an attention share
-their weights under two names. Farthest-point sampling starts at the first point in both; a cloud with no more
-points than a level has centres keeps all of them.
+<https://github.com/Strawberry-Eat-Mango/PCT_Pytorch>`_, where query and key share their weights under two
+names. A cloud with no more points than a level has centres keeps all of them.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from ifdefense.geometry.points import farthest_point_sampling, gather, knn
 
 
 class Neighbourhoods(nn.Module):
-    """Features of centres from those of their nearest points: sampling and grouping, section 3.4.
+    """Sampling and grouping, section 3.4: features of centres from those of their nearest points.
 
     Args:
-        centres: most centres.
-        neighbours: points a centre.
-        channels: of the result, twice those of the features that come in.
+        centres: maximal number of centres.
+        neighbours: neighbours per centre.
+        channels: output channels, twice the input channels.
 
     Shapes: ``(B, N, 3)`` and ``(B, N, C)`` to ``(B, S, 3)`` and ``(B, S, 2 C)``.
     """
@@ -56,7 +55,7 @@ class Neighbourhoods(nn.Module):
 class OffsetAttention(nn.Module):
     """``x + act(norm(W (x - attention(x))))``, equations 5 to 8.
 
-    The attention's rows are softmaxes, then its columns are scaled to sum 1.
+    Softmax over the rows of the attention, then its columns are scaled to sum 1.
 
     Args:
         channels: C.
@@ -87,7 +86,7 @@ class OffsetAttention(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Two shared layers and four attentions, whose outputs stand side by side: ``(B, N, C)`` to ``4 C``."""
+    """Two shared layers and four attentions, concatenated: ``(B, N, C)`` to ``(B, N, 4 C)``."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,10 +1,11 @@
 """PointConv: convolutions whose weights are a function of the offset, re-weighted by the density.
 
-Tensor names and shapes are those of IF-Defense's copy of `DylanWusee/pointconv_pytorch
-<https://github.com/DylanWusee/pointconv_pytorch>`_, so that its checkpoints load. Two things follow that code
-and not the paper, because its weights were trained so: the density goes into the density network as it is,
-not inverted, and that network ends in a ReLU like the others, not in a sigmoid. Two differ from that code:
-farthest-point sampling starts at the first point, not at a random one, and small clouds keep all points.
+Tensor names and shapes are those of `Wuziyi616/IF-Defense <https://github.com/Wuziyi616/IF-Defense>`_, whose
+checkpoints load; those of the original, DylanWusee/pointconv_pytorch, do not.
+
+As in that code, with which the weights were trained, and unlike the paper, the density network takes the
+density itself, not its inverse, and ends in a ReLU, not a sigmoid. Unlike that code, farthest-point sampling
+starts at the first point, not at a random one, and a cloud with no more points than centres keeps all.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def density(points: Tensor, bandwidth: float) -> Tensor:
 
 
 class Network(nn.Module):
-    """Small shared network, the function of the offset (``flat=False``) or of the density.
+    """Shared MLP of the offsets (``flat=False``) or of the densities.
 
     Shapes: ``(..., C)`` to ``(..., K)``.
     """
@@ -60,14 +61,14 @@ class Network(nn.Module):
 
 
 class DensityAbstraction(nn.Module):
-    """A level: one convolution around each centre.
+    """One convolution around each centre.
 
     Args:
-        centres: most centres, ``None`` for one around the mean with all points as neighbours.
-        neighbours: nearest points a centre.
-        inputs: channels of the features that come in, without the three of the points.
-        channels: of the layers on the neighbours' features.
-        bandwidth: of the density, in the unit-sphere frame.
+        centres: maximal number of centres; ``None`` for one, the mean, with all points as neighbours.
+        neighbours: neighbours per centre.
+        inputs: feature channels, without the coordinates.
+        channels: channels of the layers on the neighbours' features.
+        bandwidth: bandwidth of the density, in the unit-sphere frame.
 
     Shapes: ``(B, N, 3)`` and ``(B, N, C)`` to ``(B, S, 3)`` and ``(B, S, K)``.
     """

@@ -1,8 +1,8 @@
-"""PointMLP: residual layers on normalised neighbourhoods, and no other geometry.
+"""PointMLP: residual layers on normalised neighbourhoods.
 
 Tensor names and shapes are those of `ma-xu/pointMLP-pytorch
-<https://github.com/ma-xu/pointMLP-pytorch>`_. The spread that a neighbourhood is divided by is taken over
-each cloud; in that code it was taken over the batch, so that a cloud's logits depended on those beside it.
+<https://github.com/ma-xu/pointMLP-pytorch>`_. Offsets are divided by their standard deviation in the cloud;
+that code takes it over the batch, so that the logits of a cloud depend on the others.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Layer(nn.Module):
 
 
 class Residual(nn.Module):
-    """``act(x + norm(W act(norm(V x))))`` with a middle of ``width`` channels."""
+    """``act(x + norm(W act(norm(V x))))``, with ``width`` hidden channels."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Residual(nn.Module):
 
 
 class Grouper(nn.Module):
-    """The geometric affine module, equation 2: scale and shift of the normalised offsets of features.
+    """Geometric affine module, equation 2: scale and shift of normalised offsets of features.
 
     Args:
         channels: C of the features.
@@ -112,8 +112,8 @@ class PointMLP(nn.Module):
         dropout: dropout probability before the last two layers.
 
     Shapes: ``(B, N, 3)`` points, mean-centred and of largest norm 1, to ``(B, num_classes)`` logits, for any
-    N of at least 2. As published every stage keeps half of the points, 24 neighbours each; a cloud keeps at
-    least one and uses as many neighbours as there are.
+    N of at least 2. As published, each of four stages keeps half of the points (at least one), with 24
+    neighbours each (or all).
     """
 
     def __init__(self, num_classes: int = 40, elite: bool = False, dropout: float = 0.5) -> None:

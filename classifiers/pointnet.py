@@ -1,17 +1,15 @@
-"""PointNet: a shared network on every point, a maximum over the points, a small head on top.
+"""PointNet: an MLP shared by the points, max-pooling, and a small head.
 
 Tensor names and shapes are those of `yanx27/Pointnet_Pointnet2_pytorch
-<https://github.com/yanx27/Pointnet_Pointnet2_pytorch>`_, so that its checkpoints load; the output is logits,
-where that code returns their log-softmax. Two things are done differently, both exact:
+<https://github.com/yanx27/Pointnet_Pointnet2_pytorch>`_, whose checkpoints load; the output is logits, not
+their log-softmax. Two things are computed differently, both exact:
 
-* A batch norm is an affine map per channel once its statistics are known, and the statistics of a linear
-layer's output follow
-  from the mean and the covariance of its *input*. So every batch norm is folded into the layer before it, in
-  training too, and the activations are never passed over a second time.
-* The layers from 128 to 1,024 channels are only used through their maximum over the points.
-`max_pooled_linear` keeps that
-  maximum and where it was reached, and never stores the ``(B, N, 1024)`` activations; their gradient touches
-  at most 1,024 points of a cloud, so its backward pass costs next to nothing.
+* Every batch norm is folded into the layer before it, in training too: the statistics of a linear layer's
+  output follow from the mean and the covariance of its *input*, so that no second pass over the activations
+  is needed.
+* The layers from 128 to 1,024 channels are used only through their maximum over the points.
+  `max_pooled_linear` keeps that maximum and its position instead of the ``(B, N, 1024)`` activations; the
+  gradient reaches at most 1,024 points per cloud, so the backward pass is cheap.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_BLOCK = 32  # columns a block: a vectorised maximum over blocks, then a search inside the winning one
+_BLOCK = 32  # columns per block: a vectorised maximum over blocks, then a search inside the best one
 
 
 def max_with_index(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,9 +83,9 @@ def max_pooled_linear(x: Tensor, weight: Tensor, search: torch.dtype | None = No
     Args:
         x: ``(B, N, C)`` features.
         weight: ``(K, C)`` weights.
-        search: dtype to look for the largest point in, ``None`` for that of ``x``. The value at that point is
-            exact even so; with ``torch.bfloat16`` it may belong to a point that is largest only up to
-            rounding, at half the time.
+        search: dtype in which the largest point is searched, ``None`` for that of ``x``. With
+            ``torch.bfloat16``, at half the time, that point is the largest only up to rounding; the value at
+            it is exact.
 
     Returns:
         ``(B, K)``, equal to ``(x @ weight.T).amax(1)``. Where several points tie, the first takes the
@@ -97,7 +95,7 @@ def max_pooled_linear(x: Tensor, weight: Tensor, search: torch.dtype | None = No
 
 
 def _batch_statistics(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean and biased variance of ``x @ weight.T`` over all points, and how many they are."""
+    """Mean and biased variance of ``x @ weight.T`` over all points, and the number of points."""
     rows = x.flatten(0, -2)
     centre = rows.sum(0) / len(rows)  # not mean(0), whose gradient divides every row
     covariance = rows.T @ rows / len(rows) - torch.outer(centre, centre)
@@ -108,15 +106,15 @@ def _batch_statistics(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, int]:
 def affine(
     norm: nn.Module, bias: Tensor, statistics: Callable[[], tuple[Tensor, Tensor, int]]
 ) -> tuple[Tensor | None, Tensor]:
-    """Scale and shift per channel that a layer's bias and its batch norm put on the layer's bare product.
+    """Scale and shift per channel by which a layer's bias and its batch norm change the layer's product.
 
-    In training the batch's own statistics are used, differentiably, and the running ones are updated as
-    `torch.nn.BatchNorm1d` does; in evaluation the running ones are.
+    In training the batch statistics are used, differentiably, and the running ones are updated as in
+    `torch.nn.BatchNorm1d`; in evaluation the running ones are used.
 
     Args:
-        norm: batch norm of K channels, or `torch.nn.Identity` where it is folded away already.
+        norm: batch norm of K channels, or `torch.nn.Identity` if it is folded already.
         bias: ``(K,)`` bias of the layer before it.
-        statistics: gives mean and biased variance of the product, and over how many rows; only called in
+        statistics: returns mean and biased variance of the product, and the number of rows; only called in
             training.
 
     Returns:
@@ -140,7 +138,7 @@ def affine(
 
 
 def folded(layer: nn.Module, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the one linear map that ``layer`` followed by ``norm`` is on the batch ``x``.
+    """Weight and bias of the linear map that ``layer`` followed by ``norm`` is on the batch ``x``.
 
     Args:
         layer: linear layer, or convolution of width 1, from C to K channels.
@@ -209,7 +207,7 @@ class Alignment(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Points to one feature vector a cloud.
+    """Points to one feature vector per cloud.
 
     Args:
         feature_transform: whether the 64 features of each point are aligned by a predicted matrix as well.
@@ -272,7 +270,7 @@ class PointNet(nn.Module):
         return [("fc1", "bn1"), ("fc2", "bn2")]
 
     def search_in(self, dtype: torch.dtype | None) -> None:
-        """Looks for the largest points in another dtype, or exactly; see `max_pooled_linear`."""
+        """Sets the dtype in which the largest points are searched, see `max_pooled_linear`."""
         for module in self.modules():
             if isinstance(module, (Alignment, Encoder)):
                 module.search = dtype

@@ -1,10 +1,11 @@
-"""PointNet++: small PointNets over neighbourhoods of ever fewer centres.
+"""PointNet++: PointNets on the neighbourhoods of fewer and fewer centres.
 
 Tensor names and shapes are those of `yanx27/Pointnet_Pointnet2_pytorch
-<https://github.com/yanx27/Pointnet_Pointnet2_pytorch>`_, without normals; IF-Defense uses the same. The
-output is logits, where that code returns their log-softmax. Two things differ:
+<https://github.com/yanx27/Pointnet_Pointnet2_pytorch>`_, without normals; IF-Defense uses the same. Unlike
+that code:
 
-* Farthest-point sampling starts at the first point, not at a random one, so that a cloud has one answer.
+* The output is logits, not their log-softmax.
+* Farthest-point sampling starts at the first point, not at a random one: the network is deterministic.
 * A cloud with no more points than a level has centres keeps all of them.
 """
 
@@ -27,9 +28,9 @@ class Scale:
     """One neighbourhood size of a level.
 
     Attributes:
-        radius: of the balls, in the unit-sphere frame.
-        neighbours: points a ball.
-        channels: of the three layers.
+        radius: radius of the balls, in the unit-sphere frame.
+        neighbours: points per ball.
+        channels: channels of the three layers.
     """
 
     radius: float
@@ -77,12 +78,12 @@ def ball_layers(
 
 
 class SetAbstraction(nn.Module):
-    """A level with one neighbourhood size, or the last one over all points.
+    """A level with one neighbourhood size, or the last level over all points.
 
     Args:
-        centres: most centres, ``None`` for one feature vector of the whole cloud.
-        scale: the neighbourhoods; only its channels count without centres.
-        inputs: channels of the features that come in, without the three of the points.
+        centres: maximal number of centres; ``None`` for one feature vector of the whole cloud.
+        scale: the neighbourhoods; without centres only its channels are used.
+        inputs: feature channels, without the coordinates.
 
     Shapes: ``(B, N, 3)`` and ``(B, N, C)`` to ``(B, S, 3)`` and ``(B, S, K)``, or to ``(B, K)``.
     """
@@ -111,12 +112,12 @@ class SetAbstraction(nn.Module):
 
 
 class MultiScaleAbstraction(nn.Module):
-    """A level with several neighbourhood sizes, whose features stand side by side.
+    """A level with several neighbourhood sizes, whose features are concatenated.
 
     Args:
-        centres: most centres.
+        centres: maximal number of centres.
         scales: the neighbourhoods.
-        inputs: channels of the features that come in, without the three of the points.
+        inputs: feature channels, without the coordinates.
 
     Shapes: ``(B, N, 3)`` and ``(B, N, C)`` to ``(B, S, 3)`` and ``(B, S, K)``.
     """
@@ -154,7 +155,7 @@ class PointNet2(nn.Module):
 
     Args:
         num_classes: number of classes.
-        multi_scale: three neighbourhood sizes a level (MSG) instead of one (SSG).
+        multi_scale: three neighbourhood sizes per level (MSG) instead of one (SSG).
         dropout: dropout probability before the last two layers.
 
     Shapes: ``(B, N, 3)`` points, mean-centred and of largest norm 1, to ``(B, num_classes)`` logits, for any
@@ -197,7 +198,7 @@ class PointNet2(nn.Module):
         return [("fc1", "bn1"), ("fc2", "bn2")]
 
     def sized_for(self, points: int) -> None:
-        """Sets centres and neighbours in proportion to clouds of so many points, of 1,024 all; at least 8."""
+        """Scales centres and neighbours to clouds of so many points: all at 1,024, at least 8."""
         for level in (self.sa1, self.sa2):
             cast(SetAbstraction, level).sparsity = points / 1024
 
