@@ -2,34 +2,77 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
+import contextlib
 import logging
+import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import numpy as np
-from numpy.typing import NDArray
+from click.shell_completion import CompletionItem
 
+from ifdefense import __version__
 from ifdefense.console import LazyGroup, use_huge_pages
 from ifdefense.purifiers.registry import DEFAULT, METHODS
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
-    from ifdefense.purifiers.base import Purifier, Trace
+    from ifdefense.purifiers.base import Purifier
 
 REPORTED = 12
-"""Clouds that a report shows at most: each costs about half a megabyte."""
+"""Clouds that a report shows unless told otherwise: each costs about half a megabyte."""
+
+
+@contextlib.contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Keeps a logger from warning; for what the command says in its own words, with the name of the file."""
+    other = logging.getLogger(name)
+    before = other.level
+    other.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        other.setLevel(before)
+
+
+class Refused(click.ClickException):
+    """A call that is refused before any work: exit code 2, as for a wrong option."""
+
+    exit_code = 2
+
+
+class Method(click.ParamType):  # type: ignore[type-arg]
+    """The name of a method, or a file of weights."""
+
+    name = "method"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """The names."""
+        return f"[{'|'.join(METHODS)}|FILE]"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name or path, if there is such a method or file."""
+        if value not in METHODS and not os.path.isfile(value):
+            names = ", ".join(repr(name) for name in METHODS)
+            self.fail(f"{value!r} is not one of {names}, and there is no such file.", param, ctx)
+        return value
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The names that start so."""
+        return [
+            CompletionItem(name, help=method.summary)
+            for name, method in METHODS.items()
+            if name.startswith(incomplete)
+        ]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="ifdefense")
+@click.version_option(__version__, prog_name="ifdefense")
 def main() -> None:
     """Defends point-cloud classifiers: rebuilds the surface behind an attacked cloud and samples it anew."""
     use_huge_pages()
@@ -54,7 +97,8 @@ def info() -> None:
     click.echo(f"{'python':<14} {platform.python_version()}")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     click.echo(f"{'device':<14} {', '.join(names) or f'cpu, {torch.get_num_threads()} threads'}")
-    click.echo(f"{'methods':<14} {', '.join(METHODS)}")
+    for index, (name, method) in enumerate(METHODS.items()):
+        click.echo(f"{'' if index else 'methods':<14} {name:<10} {method.summary}")
     folder = resources.files("ifdefense") / "weights"
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if entry.name.endswith(".safetensors"):
@@ -65,136 +109,42 @@ def info() -> None:
                 click.echo(card.read_text(encoding="utf-8").rstrip())
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Job:
-    """A file to purify.
-
-    Attributes:
-        source: the file.
-        target: where its result goes.
-        clouds: what it holds, ``(N, 3)`` each.
-    """
-
-    source: Path
-    target: Path
-    clouds: list[NDArray[np.floating]] = dataclasses.field(default_factory=list)
-
-    def names(self) -> list[str]:
-        """A name for each cloud."""
-        if len(self.clouds) == 1:
-            return [self.target.stem]
-        return [f"{self.target.stem}-{index:04d}" for index in range(len(self.clouds))]
-
-
-@dataclasses.dataclass(eq=False)
-class Run:
-    """What one call of ``ifdefense purify`` is to do, and what became of it."""
-
-    purifier: Purifier
-    num_points: int | None
-    seed: int
-    mesh: bool
-    force: bool
-    bar: tqdm[None]
-    reported: list[tuple[str, Trace]] = dataclasses.field(default_factory=list)
-    failed: int = 0
-
-    def fail(self, source: Path, error: Exception) -> None:
-        """Tells about a file that could not be done."""
-        self.failed += 1
-        text = str(error)
-        self.bar.write(f"error: {text if str(source) in text else f'{source}: {text}'}", file=sys.stderr)
-        self.bar.update()
-
-    def read(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """Reads files, passing over those that are no good or whose results are there already."""
-        from ifdefense.clouds import unpack
-        from ifdefense.data.formats import BATCH_SUFFIXES, read_clouds
-
-        for job in jobs:
-            try:
-                self.check_free(job.target)
-                clouds = read_clouds(job.source, mesh_points=self.num_points or 1024, seed=self.seed)
-                unpack(clouds)
-                if len(clouds) > 1 and job.target.suffix.lower() not in BATCH_SUFFIXES:
-                    raise ValueError(f"{job.target} cannot hold {len(clouds)} clouds; .npz can")
-                job = dataclasses.replace(job, clouds=clouds)
-                for path in self.mesh_paths(job):
-                    self.check_free(path)
-            except (ValueError, TypeError, OSError, ImportError) as error:
-                self.fail(job.source, error)
-            else:
-                yield job
-
-    def check_free(self, path: Path) -> None:
-        """Makes sure, before any work, that nothing is written over."""
-        if path.exists() and not self.force:
-            raise FileExistsError(f"{path} exists already; --force replaces it")
-
-    def mesh_paths(self, job: Job) -> list[Path]:
-        """Where the meshes of a file go, if they are asked for."""
-        return [job.target.with_name(f"{name}.mesh.ply") for name in job.names() if self.mesh]
-
-    def purify(self, jobs: Sequence[Job]) -> None:
-        """Purifies the clouds of some files together, or of each file alone where that fails."""
-        clouds = [cloud for job in jobs for cloud in job.clouds]
-        try:
-            traces = self.purifier.trace(clouds, self.num_points, self.seed)
-        except (ValueError, RuntimeError) as error:
-            if len(jobs) == 1:
-                self.fail(jobs[0].source, error)
-            else:
-                for job in jobs:
-                    self.purify([job])
-            return
-        rest = iter(traces)
-        for job in jobs:
-            try:
-                self.write(job, list(itertools.islice(rest, len(job.clouds))))
-            except (ValueError, OSError) as error:
-                self.fail(job.source, error)
-            else:
-                self.bar.update()
-
-    def write(self, job: Job, traces: Sequence[Trace]) -> None:
-        """Writes the results of one file."""
-        from ifdefense.data.formats import write_cloud, write_clouds, write_mesh
-
-        job.target.parent.mkdir(parents=True, exist_ok=True)
-        for path, trace in zip(self.mesh_paths(job), traces, strict=False):
-            if trace.repaired is not None:
-                write_mesh(path, trace.repaired, force=self.force)
-        results = [trace.purified for trace in traces]
-        if len(results) == 1:
-            write_cloud(job.target, results[0], force=self.force)
-        else:
-            write_clouds(job.target, results, force=self.force)
-        room = REPORTED - len(self.reported)
-        self.reported += list(zip(job.names(), traces, strict=True))[:room]
-
-
 @main.command()
-@click.argument("sources", metavar="IN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("sources", metavar="IN...", nargs=-1, required=True)
+@click.option("-o", "--output", metavar="OUT", required=True, help="File, folder for several, or - (stdout).")
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="File, or folder for several."
+    "--method", type=Method(), default=DEFAULT, show_default=True, help="Name, or a file of weights."
 )
-@click.option("--method", type=click.Choice(list(METHODS)), default=DEFAULT, show_default=True)
 @click.option(
     "--num-points", type=click.IntRange(min=1), help="Points of each result; by default as many as came in."
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of every draw.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of every draw."
+)
 @click.option("--device", default="cpu", show_default=True, help="Where to compute, such as cuda:0.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Clouds at a time."
 )
 @click.option("--mesh", is_flag=True, help="Write the repaired surface as well, as NAME.mesh.ply.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write an HTML page of what was done.")
 @click.option(
-    "--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page of what was done."
+    "--report-clouds",
+    type=click.IntRange(min=1),
+    default=REPORTED,
+    show_default=True,
+    help="Clouds that the report shows at most; each takes about half a megabyte.",
 )
-@click.option("--force", is_flag=True, help="Write over files that are there.")
+@click.option("--format", "form", metavar="NAME", help="Format of - (ply, xyz, npy, ...).")
+@click.option(
+    "--columns", metavar="X,Y,Z", help="Names or numbers (from 0) of the columns with the coordinates."
+)
+@click.option("--key", help="Name of the array of points in .npz and .h5 files.")
+@click.option("--max-points", type=click.IntRange(min=1), help="Refuse larger files.  [default: 20000000]")
+@click.option("--skip-existing", is_flag=True, help="Pass over files whose result exists.")
+@click.option("--force", is_flag=True, help="Replace existing files, but never an input.")
 def purify(
-    sources: tuple[Path, ...],
-    output: Path,
+    sources: tuple[str, ...],
+    output: str,
     method: str,
     num_points: int | None,
     seed: int,
@@ -202,107 +152,91 @@ def purify(
     batch_size: int,
     mesh: bool,
     report: Path | None,
+    report_clouds: int,
+    form: str | None,
+    columns: str | None,
+    key: str | None,
+    max_points: int | None,
+    skip_existing: bool,
     force: bool,
 ) -> None:
-    """Removes what an attacker did to the clouds in files and folders.
+    """Removes what an attacker did to the clouds in files and folders; - is standard input.
 
-    Reads .ply .off .obj .stl .xyz .txt .csv .pts .npy .npz .h5; the surface of a mesh is sampled. A result
-    has the format of its source (.ply for an .stl) and lies in its source's frame. With one file IN, OUT may
-    name the result; else it is a folder. A file that cannot be done is reported, the others are done, and the
-    exit code is 1.
+    Reads .ply .off .obj .stl .glb .pcd .xyz .txt .csv .pts .npy .npz .h5; the surface of a mesh is sampled. A
+    result has the format of its source (.ply for an .stl), lies in its source's frame, and its points have
+    the attributes (normals, colours, labels) of the nearest point that came in. With one file IN, OUT may
+    name the result; else it is a folder. Of a folder, all clouds are read but hidden files and *.mesh.ply.
+
+    A file that cannot be done is reported, and the others are done. Exit codes: 0 all files were done or
+    skipped, 1 at least one failed, 2 the call was refused and nothing was done.
     """
     from tqdm import tqdm
 
-    jobs = plan(sources, output)
-    if report is not None and report.exists() and not force:
-        raise click.ClickException(f"{report} exists already; --force replaces it")
-    with tqdm(total=len(jobs), unit="file", disable=None) as bar:
-        run = Run(load(method, device, batch_size), num_points, seed, mesh, force, bar)
-        for group in grouped(run.read(jobs), batch_size):
-            run.purify(group)
-    if report is not None and run.reported:
-        write_report(report, run, {"method": method, "seed": str(seed), "device": device}, force)
-    click.echo(f"{len(jobs) - run.failed} of {len(jobs)} files done")
-    if run.failed:
+    from ifdefense.batch import STREAM, Refusal, Run, Settings, plan, write_report
+    from ifdefense.data.formats import MAX_POINTS
+
+    try:
+        settings = Settings(
+            num_points=num_points,
+            seed=seed,
+            batch_size=batch_size,
+            mesh=mesh,
+            force=force,
+            skip_existing=skip_existing,
+            columns=columns,
+            key=key,
+            max_points=max_points or MAX_POINTS,
+        )
+        todo = plan(sources, output, form=form, report=report, force=force)
+    except Refusal as error:
+        raise Refused(str(error)) from None
+    if mesh and output == STREAM:
+        raise Refused("--mesh needs files: standard output holds the result alone")
+    if mesh and method in METHODS and not METHODS[method].network:
+        raise Refused(f"the method {method} has no surface, so there is nothing for --mesh to write")
+    purifier = load(method, device)
+    with tqdm(total=len(todo.jobs), unit="file", disable=None) as bar, quiet("ifdefense.purifiers.base"):
+        streams = (sys.stdin.buffer, sys.stdout.buffer)
+        size = report_clouds if report is not None else 0
+        run = Run(
+            purifier, settings, size, lambda line: bar.write(line, file=sys.stderr), bar.update, streams
+        )
+        for folder, reason in todo.unreadable:
+            bar.write(f"error: {folder}: the folder cannot be read: {reason.strerror}", file=sys.stderr)
+        run.purify(todo.jobs, report)
+    failed = bool(run.failed or todo.unreadable)
+    if report is not None:
+        facts = {"method": method, "seed": str(seed), "device": device, "ifdefense": __version__}
+        try:
+            if run.reported:
+                write_report(report, run, facts, force)
+                if run.done > len(run.reported):
+                    click.echo(
+                        f"the report shows the first {len(run.reported)} of {run.done} clouds; "
+                        "--report-clouds shows more",
+                        err=True,
+                    )
+            else:
+                click.echo("there is nothing to report, so no report was written", err=True)
+        except (OSError, ValueError) as error:
+            click.echo(f"error: {report}: the report could not be written: {error}", err=True)
+            failed = True
+    done = len(todo.jobs) - run.failed - run.skipped
+    skipped = f", {run.skipped} skipped" if run.skipped else ""
+    click.echo(f"{done} of {len(todo.jobs)} files done{skipped}", err=output == STREAM)
+    if failed:
         raise SystemExit(1)
 
 
-def load(method: str, device: str, batch_size: int) -> Purifier:
+def load(method: str, device: str) -> Purifier:
     """The purifier of that name.
 
     Raises:
-        click.ClickException: if its weights or the device are missing.
+        Refused: if its weights or the device are missing.
     """
     from ifdefense.purifiers.base import Purifier
 
     try:
-        purifier = Purifier.from_pretrained(method).to(device)
+        return Purifier.from_pretrained(method).to(device)
     except (ValueError, RuntimeError, AssertionError) as error:
-        raise click.ClickException(str(error)) from None
-    return purifier
-
-
-def plan(sources: Sequence[Path], output: Path) -> list[Job]:
-    """Finds the files and where their results go; a folder keeps its tree.
-
-    Raises:
-        click.ClickException: if a folder has no cloud, OUT cannot be the folder of several results, or two
-            sources would have the same result.
-    """
-    from ifdefense.data.formats import CLOUD_SUFFIXES
-
-    found: list[tuple[Path, Path]] = []
-    for source in sources:
-        if source.is_dir():
-            known = (path for path in source.rglob("*") if path.suffix.lower() in CLOUD_SUFFIXES)
-            # The results of an earlier run may lie inside.
-            inside = sorted(path for path in known if not path.is_relative_to(output))
-            if not inside:
-                raise click.ClickException(f"{source}: no file in this folder is a cloud")
-            found += [(path, path.relative_to(source)) for path in inside]
-        else:
-            found.append((source, Path(source.name)))
-    one_file = len(sources) == 1 and not sources[0].is_dir()
-    if one_file and output.suffix.lower() in CLOUD_SUFFIXES and not output.is_dir():
-        return [Job(sources[0], output)]
-    if output.is_file():
-        raise click.ClickException(f"{output} is a file: several results need a folder")
-    jobs = [Job(path, output / result_name(relative)) for path, relative in found]
-    owner: dict[Path, Path] = {}
-    for job in jobs:
-        if owner.setdefault(job.target, job.source) != job.source:
-            both = f"{owner[job.target]} and {job.source}"
-            raise click.ClickException(f"{both} would both be written to {job.target}")
-    return jobs
-
-
-def result_name(path: Path) -> Path:
-    """The result of a file has its name and format; a cloud cannot be an .stl."""
-    return path.with_suffix(".ply") if path.suffix.lower() == ".stl" else path
-
-
-def grouped(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
-    """Collects files until together they have a batch of clouds."""
-    group: list[Job] = []
-    for job in jobs:
-        group.append(job)
-        if sum(len(member.clouds) for member in group) >= size:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def write_report(path: Path, run: Run, facts: dict[str, str], force: bool) -> None:
-    """Writes the HTML page of the first clouds that were done."""
-    from ifdefense.data.formats import replacing
-    from ifdefense.report import Case, render_html
-
-    page = render_html(
-        [Case(name, trace) for name, trace in run.reported],
-        title="What the purification did",
-        facts={**facts, "ifdefense": metadata.version("ifdefense")},
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, force=force) as partial:
-        partial.write_text(page, encoding="utf-8")
+        raise Refused(str(error)) from None

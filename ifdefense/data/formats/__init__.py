@@ -18,6 +18,7 @@ from ifdefense.data.errors import DataError
 from ifdefense.data.formats import arrays, glb, hdf5, obj, off, pcd, ply, stl, text
 from ifdefense.data.formats.files import check_content, naming, read_bytes, replacing, write_bytes
 from ifdefense.data.formats.table import (
+    FILE,
     MAX_POINTS,
     CloudFile,
     Geometry,
@@ -280,10 +281,13 @@ def encode_cloud_file(file: CloudFile, suffix: str, name: str | Path = "-") -> b
         )
     if len(file.clouds) != 1 and not form.batch:
         raise DataError(f"{name}: {suffix} cannot hold {len(file.clouds)} clouds; .npz can")
+    token = FILE.set(str(name))
     try:
         return form.encode(file, suffix.lower())
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
+    finally:
+        FILE.reset(token)
 
 
 def write_mesh(path: str | Path, mesh: Mesh, *, force: bool = False) -> None:

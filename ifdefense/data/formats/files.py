@@ -10,7 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from ifdefense.data.errors import DataError
-from ifdefense.data.formats.table import Options
+from ifdefense.data.formats.table import FILE, Options
 
 BYTES_ON_DISK = 256
 """Size of a file is limited to this times the limit on its points."""
@@ -26,6 +26,7 @@ def naming(name: str | Path) -> Iterator[None]:
     Raises:
         DataError: in place of whatever a reader raises on a damaged file, other than `ImportError`.
     """
+    token = FILE.set(str(name))
     try:
         yield
     except ImportError:
@@ -36,6 +37,8 @@ def naming(name: str | Path) -> Iterator[None]:
         raise DataError(f"{name}: there is not enough memory to read it") from None
     except Exception as error:  # a damaged file makes parsers fail in many ways
         raise DataError(f"{name}: the file is damaged: {type(error).__name__}: {error}") from error
+    finally:
+        FILE.reset(token)
 
 
 def read_bytes(path: str | Path, options: Options) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import struct
 from typing import Any
 
@@ -21,11 +20,10 @@ from ifdefense.data.formats.table import (
     flat_columns,
     needs_double,
     short,
+    warn,
     warn_lost,
 )
 from ifdefense.geometry.mesh import Mesh
-
-logger = logging.getLogger(__name__)
 
 KIND = "glb"
 JSON, BINARY = 0x4E4F534A, 0x004E4942
@@ -73,7 +71,7 @@ def decode(data: bytes, options: Options) -> Geometry:
     layout = Layout(kind=KIND, named=True, single=True)
     if parts:
         if clouds:
-            logger.warning("the scene has a mesh and points; its points are left out")
+            warn("the scene has a mesh and points; its points are left out")
         return Geometry(PointTable(np.concatenate(parts)), np.concatenate(faces), layout)
     if not clouds:
         raise DataError("there are neither points nor triangles in it")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import struct
 from typing import Any
 
@@ -19,10 +18,9 @@ from ifdefense.data.formats.table import (
     short,
     stored_coordinates,
     table_of,
+    warn,
     warn_lost,
 )
-
-logger = logging.getLogger(__name__)
 
 KIND = "pcd"
 KEYS = ("VERSION", "FIELDS", "SIZE", "TYPE", "COUNT", "WIDTH", "HEIGHT", "VIEWPOINT", "POINTS", "DATA")
@@ -75,7 +73,7 @@ def _present(columns: Columns) -> Columns:
     missing = np.isnan(np.stack(axes)).all(axis=0)
     if not missing.any() or missing.all():
         return columns
-    logger.warning("%d of %d points have no coordinates (NaN) and are left out", missing.sum(), len(missing))
+    warn(f"{missing.sum()} of {len(missing)} points have no coordinates (NaN) and are left out")
     return {name: values[~missing] for name, values in columns.items()}
 
 

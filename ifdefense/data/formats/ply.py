@@ -134,7 +134,7 @@ def _header(data: bytes) -> tuple[str, list[Element], bytes]:
         if words[0] == "format" and len(words) == 3 and words[1] in ORDERS and words[2] == "1.0":
             order = ORDERS[words[1]]
         elif words[0] == "element" and len(words) == 3:
-            elements.append(Element(words[1], declared(words[2], f"of element {words[1]}"), []))
+            elements.append(Element(words[1], declared(words[2], f"{words[1]} elements"), []))
         elif words[0] == "property" and elements and len(words) == 3 and words[1] in TYPES:
             elements[-1].properties.append(Property(words[2], TYPES[words[1]]))
         elif (
@@ -171,7 +171,7 @@ class _Ascii:
     def element(self, element: Element) -> tuple[Columns, Lists]:
         lines = self.lines[self.start : self.start + element.count]
         if len(lines) < element.count:
-            raise short(element.count, len(lines), f"of element {element.name}")
+            raise short(element.count, len(lines), f"{element.name} elements")
         self.start += element.count
         if any(prop.length for prop in element.properties):
             return self._with_lists(element, lines)
@@ -242,7 +242,7 @@ class _Binary:
         left = len(self.body) - self.at
         if element.count * element.smallest > left:
             size = element.smallest
-            raise short(element.count, left // size, f"of element {element.name}")
+            raise short(element.count, left // size, f"{element.name} elements")
         if all(prop.length is None for prop in element.properties):
             fields = [(prop.name, self.order + prop.kind) for prop in element.properties]
             table = self._table(fields, element.count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 from ifdefense.data.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+FILE: ContextVar[str] = ContextVar("FILE", default="-")
+"""Name of the file that is being read or written, for warnings."""
 
 MAX_POINTS = 20_000_000
 """Points that are read from a file at most, unless the caller raises it."""
@@ -310,7 +314,12 @@ def flat_columns(table: PointTable, layout: Layout, *, text: bool = False) -> Co
 def warn_lost(names: Sequence[str], kind: str) -> None:
     """Says which fields a format cannot hold."""
     if names:
-        logger.warning("a .%s file cannot hold the fields %s; they are left out", kind, ", ".join(names))
+        warn(f"a .{kind} file cannot hold the fields {', '.join(names)}; they are left out")
+
+
+def warn(message: str) -> None:
+    """Logs a warning that names the file that is being read or written."""
+    logger.warning("%s: %s", FILE.get(), message)
 
 
 def plain_strings(values: NDArray[Any]) -> NDArray[Any]:

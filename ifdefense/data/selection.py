@@ -1,0 +1,31 @@
+"""Choosing a part of a labelled set."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def stratified(labels: NDArray[np.integer], count: int, seed: int = 0) -> NDArray[np.int64]:
+    """Ascending indices of random examples, classes in proportion by largest remainders.
+
+    Args:
+        labels: ``(S,)`` classes.
+        count: examples to choose.
+        seed: seed of the choice.
+
+    Raises:
+        ValueError: if there are fewer examples than that.
+    """
+    if not 0 < count <= len(labels):
+        raise ValueError(f"cannot choose {count} of {len(labels)} examples")
+    classes, sizes = np.unique(labels, return_counts=True)
+    share = sizes * count / len(labels)
+    take = np.floor(share).astype(int)
+    take[np.argsort(take - share, kind="stable")[: count - take.sum()]] += 1
+    rng = np.random.default_rng(seed)
+    chosen = [
+        rng.permutation(np.flatnonzero(labels == label))[:number]
+        for label, number in zip(classes, take, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen))
