@@ -6,8 +6,9 @@ from attacks.adding.points import AddCD, AddHD
 from attacks.base import Attack, AttackResult, ThreatModel
 from attacks.black_box.square import Square
 from attacks.black_box.transfer import Transfer
-from attacks.defence_aware.adaptive import BPDA, EOT, Adaptive, DefenceAware, adaptive
+from attacks.defence_aware.adaptive import adaptive
 from attacks.defence_aware.jgba import JGBA
+from attacks.defence_aware.model import BPDA, EOT, DefenceAware, FunctionPurifier
 from attacks.dropping.drop import LocalDrop, RandomDrop, SaliencyDrop
 from attacks.gradient.apgd import APGD
 from attacks.gradient.fgm import FGM, IFGM, MIFGM
@@ -15,12 +16,13 @@ from attacks.gradient.pgd import PGD
 from attacks.gradient.si_adv import SIAdv
 from attacks.optimised.advpc import AdvPC
 from attacks.optimised.aof import AOF
-from attacks.optimised.carlini_wagner import Perturb
 from attacks.optimised.geoa3 import GeoA3
 from attacks.optimised.hit_adv import HiTADV
 from attacks.optimised.knn import KNN
+from attacks.optimised.perturb import Perturb
 from attacks.resume import attack_in_batches
 from attacks.targets import random_targets
+from attacks.worst_of import WorstOf
 
 __all__ = [
     "AOF",
@@ -33,7 +35,6 @@ __all__ = [
     "KNN",
     "MIFGM",
     "PGD",
-    "Adaptive",
     "AddCD",
     "AddCluster",
     "AddHD",
@@ -42,6 +43,7 @@ __all__ = [
     "Attack",
     "AttackResult",
     "DefenceAware",
+    "FunctionPurifier",
     "GeoA3",
     "HiTADV",
     "LocalDrop",
@@ -52,6 +54,7 @@ __all__ = [
     "Square",
     "ThreatModel",
     "Transfer",
+    "WorstOf",
     "adaptive",
     "attack_in_batches",
     "random_targets",

@@ -1,7 +1,4 @@
-"""What all attacks share.
-
-A stated threat model, checked input, a model that is checked and counted, an enforced budget, a report.
-"""
+"""What all attacks share: threat model, input checks, query counting, budget check and report."""
 
 from __future__ import annotations
 
@@ -9,15 +6,19 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from attacks.functional import distances, projections
+from attacks.settings import check_settings
 
 Model = Callable[[Tensor], Tensor]
 """``(B, N, 3)`` points to ``(B, C)`` logits."""
+
+Rows = Tensor | slice
+"""Indices of examples in a batch."""
 
 Norm = Literal["l2", "point-l2", "linf"]
 DISTANCES: dict[Norm, Callable[[Tensor, Tensor], Tensor]] = {
@@ -31,7 +32,7 @@ PROJECTIONS: dict[Norm, Callable[[Tensor, float], Tensor]] = {
     "linf": projections.linf,
 }
 TOLERANCE = 1e-4
-"""Share of a budget by which rounding may exceed it."""
+"""Relative excess over a budget that is put down to rounding."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,12 @@ class ThreatModel:
     """What an attacker knows, wants and may do.
 
     Attributes:
-        knowledge: the model's gradients, those of another model, or its logits only.
-        goal: whether it aims at a class, away from one, or can do both.
+        knowledge: gradients of the model, gradients of another model, or logits only.
+        goal: whether the attack needs targets, refuses them, or takes either.
         changes: whether points are shifted, added or dropped.
-        norm: how the size of a shift is measured; ``None`` where points are not shifted.
-        epsilon: largest size of a shift of a cloud of 1,024 points in the unit sphere; ``None`` if it is
-            minimised instead.
-        count: points that are added or dropped.
+        norm: norm of a shift: of the whole cloud, the longest of a point, or the largest of a coordinate.
+        epsilon: budget for a cloud of 1,024 points in the unit sphere; ``None`` if the size is minimised.
+        count: number of points added or dropped.
     """
 
     knowledge: Literal["white-box", "transfer", "score-based"]
@@ -62,12 +62,11 @@ class AttackResult:
 
     Attributes:
         points: ``(B, M, 3)`` attacked clouds.
-        success: ``(B,)`` whether the target is predicted, or in an untargeted attack another class than the
-            label.
-        distances: ``(B,)`` sizes of the change by name: the norms of a shift; the number of points dropped;
-            or the number of points added, with their mean and their largest squared distance from the nearest
-            clean point.
-        queries: ``(B,)`` forward passes of the model, the last check included.
+        success: ``(B,)`` whether the target is predicted; untargeted, whether the label is not.
+        distances: ``(B,)`` per name: ``"l2"``, ``"point-l2"`` and ``"linf"`` of a shift; ``"dropped"``; or
+            ``"added"`` with the mean (``"chamfer"``) and largest (``"hausdorff"``) squared distance of the
+            added points to the clean cloud.
+        queries: ``(B,)`` forward passes of the model, including the final check.
         iterations: ``(B,)`` steps taken.
     """
 
@@ -79,11 +78,19 @@ class AttackResult:
 
 
 class BudgetError(RuntimeError):
-    """An attack returned clouds outside its own threat model: a fault in the attack."""
+    """An attack violated its own threat model."""
+
+
+class Stochastic(nn.Module, ABC):
+    """A model with random draws; every attack on it starts from the same draws."""
+
+    @abstractmethod
+    def restart(self) -> None:
+        """Starts the sequence of draws again."""
 
 
 class Oracle:
-    """The model under attack: checks what it returns, counts the queries of each example, knows the goal.
+    """Access to the model under attack: checks its output, counts queries, evaluates the goal.
 
     Args:
         model: model under attack.
@@ -93,17 +100,25 @@ class Oracle:
 
     def __init__(self, model: Model, labels: Tensor, targets: Tensor | None) -> None:
         self._model = model
+        self.labels = labels
         self.targeted = targets is not None
         self.classes = labels if targets is None else targets
         """``(B,)`` targets in a targeted attack, true classes otherwise."""
         self._largest = int(max(labels.max(), self.classes.max()))
         self.queries = torch.zeros_like(labels)
+        for module in model.modules() if isinstance(model, nn.Module) else ():
+            if isinstance(module, Stochastic):
+                module.restart()
 
-    def logits(self, points: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
-        """``(b, C)`` logits of clouds that stand for the examples ``rows``.
+    def part(self, rows: Tensor) -> Oracle:
+        """An oracle of the examples ``rows`` alone, with its own count of queries."""
+        return Oracle(self._model, self.labels[rows], self.classes[rows] if self.targeted else None)
+
+    def logits(self, points: Tensor, rows: Rows = slice(None)) -> Tensor:
+        """``(b, C)`` logits of clouds ``(b, N, 3)`` that belong to the examples ``rows``.
 
         Raises:
-            ValueError: if they are of another shape, not finite, or have no entry for a label or target.
+            ValueError: if the logits have a wrong shape, are not finite, or lack a class of the batch.
         """
         logits = self._model(points)
         if logits.ndim != 2 or len(logits) != len(points):
@@ -121,8 +136,8 @@ class Oracle:
         self.queries[rows] += 1
         return logits
 
-    def reached(self, logits: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
-        """``(b,)`` whether the attacker's goal is reached."""
+    def reached(self, logits: Tensor, rows: Rows = slice(None)) -> Tensor:
+        """``(b,)`` whether the goal is reached."""
         predicted = logits.argmax(1)
         return predicted == self.classes[rows] if self.targeted else predicted != self.classes[rows]
 
@@ -130,18 +145,17 @@ class Oracle:
         self,
         points: Tensor,
         loss: Callable[[Tensor, Tensor, bool], Tensor],
-        rows: Tensor | slice = slice(None),
+        rows: Rows = slice(None),
     ) -> tuple[Tensor, Tensor]:
-        """``(b, C)`` logits and the ``(b, N, 3)`` gradient of each example's own loss.
+        """``(b, C)`` logits and the ``(b, N, 3)`` gradient of the loss of each example.
 
         Args:
             points: ``(b, N, 3)`` clouds.
             loss: one of `attacks.functional.losses`.
-            rows: examples that the clouds stand for.
+            rows: examples that the clouds belong to.
 
         Raises:
-            ValueError: as `logits` does, or if the model's output does not depend differentiably on the
-                points.
+            ValueError: as `logits`, or if the logits do not depend differentiably on the points.
         """
         with torch.enable_grad():
             points = points.detach().requires_grad_()
@@ -160,8 +174,8 @@ class Oracle:
 
 
 @contextlib.contextmanager
-def _frozen(model: Model) -> Iterator[None]:
-    """Puts a module into evaluation mode without gradients of its parameters; restores it afterwards."""
+def frozen(model: Model) -> Iterator[None]:
+    """Context in which a module is in evaluation mode with frozen parameters."""
     if not isinstance(model, nn.Module):
         yield
         return
@@ -180,36 +194,38 @@ def _frozen(model: Model) -> Iterator[None]:
 
 
 class Attack(ABC):
-    """An attack on classifiers of point clouds.
+    """Base class. A subclass declares its `threat` and implements `run`; `constrain` enforces a budget.
 
-    A subclass states its `threat` and writes `run`, which is only the mathematics;
-    `constrain` keeps its budget.
+    Numeric fields of a dataclass are checked if they are annotated with a range of `attacks.settings`.
     """
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @property
     @abstractmethod
     def threat(self) -> ThreatModel:
-        """The threat model with these settings."""
+        """Threat model at these settings."""
 
     @abstractmethod
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Attacks a batch; gradients are off but inside `Oracle.gradient`.
+        """Attacks a batch, under ``no_grad`` except inside `Oracle.gradient`.
 
         Args:
             oracle: model under attack and goal.
-            points: ``(B, N, 3)`` clean clouds; not to be changed.
+            points: ``(B, N, 3)`` clean clouds, not to be modified.
             generator: source of randomness, on the CPU.
 
         Returns:
-            ``(B, M, 3)`` attacked clouds, and the ``(B,)`` iterations that each example took.
+            ``(B, M, 3)`` attacked clouds and the ``(B,)`` iterations per example.
         """
 
     def constrain(self, points: Tensor, clean: Tensor) -> Tensor:
-        """Brings attacked clouds back into the budget; without a budget, nothing is done."""
+        """Projects attacked clouds onto the budget; by default the identity."""
         return points
 
     def budget(self, num_points: int) -> float | None:
-        """Largest size of the shift of a cloud of ``num_points`` points, in the norm of the threat model."""
+        """Budget of a cloud of ``num_points`` points in the norm of the threat model, or ``None``."""
         return self.threat.epsilon
 
     @final
@@ -224,29 +240,27 @@ class Attack(ABC):
     ) -> AttackResult:
         """Attacks a batch of clouds.
 
-        A module is attacked in evaluation mode and found unchanged afterwards. All examples start from the
-        same random numbers, so that a result does not depend on the other examples of its batch.
+        A module is attacked in evaluation mode and restored afterwards. All examples share their random
+        numbers, so a result does not depend on the batch.
 
         Args:
-            model: ``(B, N, 3)`` points to ``(B, C)`` logits, differentiable unless the threat model is
-                score-based.
-            points: ``(B, N, 3)`` clean clouds in the model's frame, floating point; left untouched.
+            model: ``(B, N, 3)`` points to ``(B, C)`` logits, differentiable unless the attack is score-based.
+            points: ``(B, N, 3)`` clean clouds in the model's frame, floating point; not modified.
             labels: ``(B,)`` true classes.
-            targets: ``(B,)`` classes to aim at; without them the attack is untargeted.
-            generator: source of randomness on the CPU; a fresh one of seed 0 by default.
-
-        Returns:
-            The attacked clouds, inside the budget, and what it took.
+            targets: ``(B,)`` classes to aim at; untargeted without them.
+            generator: source of randomness on the CPU; by default a new one with seed 0.
 
         Raises:
-            ValueError: if the input or what the model returns is not as described; says which example and
-                why.
-            BudgetError: if the attack breaks its own threat model.
+            TypeError: if an argument is not a tensor, or the generator not a `torch.Generator`.
+            ValueError: if the input or the model's output is not as described; names the example.
+            BudgetError: if the attack violates its own threat model.
         """
-        labels, targets = self._validated(points, labels, targets)
+        labels, targets = self.validated(points, labels, targets)
         generator = torch.Generator().manual_seed(0) if generator is None else generator
+        if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
+            raise TypeError(f"generator must be a torch.Generator on the CPU, got {generator!r}")
         clean = points.detach()
-        with _frozen(model), torch.no_grad():
+        with frozen(model), torch.no_grad():
             oracle = Oracle(model, labels, targets)
             attacked, iterations = self.run(oracle, clean.clone(), generator)
             attacked = self.constrain(attacked, clean)
@@ -254,10 +268,11 @@ class Attack(ABC):
             success = oracle.reached(oracle.logits(attacked))
         return AttackResult(attacked, success, sizes, oracle.queries, iterations)
 
-    def _validated(
+    def validated(
         self, points: Tensor, labels: Tensor, targets: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Labels and targets as int64, after every check that needs no model."""
+        """Labels and targets as int64 on the device of the points, after all checks without a model."""
+        check_tensor("points", points)
         if points.ndim != 3 or points.shape[2] != 3 or 0 in points.shape or not points.is_floating_point():
             raise ValueError(
                 f"expected floating-point clouds of shape (B, N, 3), got {tuple(points.shape)} {points.dtype}"
@@ -281,6 +296,7 @@ class Attack(ABC):
 
     @staticmethod
     def _classes(name: str, values: Tensor, points: Tensor) -> Tensor:
+        check_tensor(name, values)
         if values.shape != points.shape[:1] or values.is_floating_point() or values.dtype == torch.bool:
             raise ValueError(
                 f"{name} must be integers of shape ({len(points)},), got {tuple(values.shape)} {values.dtype}"
@@ -291,7 +307,7 @@ class Attack(ABC):
         return values.to(points.device, torch.int64)
 
     def _measured(self, attacked: Tensor, clean: Tensor) -> dict[str, Tensor]:
-        """Sizes of the change, after the check that it is one that the threat model allows."""
+        """Sizes of the change, which must be one that the threat model allows."""
         threat = self.threat
         added = attacked.shape[1] - clean.shape[1]
         expected = {"shift": 0, "add": threat.count, "drop": -threat.count}[threat.changes]
@@ -331,19 +347,26 @@ class Attack(ABC):
 
 
 class Ball(Attack):
-    """An attack whose shifts are brought back into the ball of its threat model; not an attack by itself."""
+    """Base of attacks that project shifts onto the ball of their threat model."""
 
     def constrain(self, points: Tensor, clean: Tensor) -> Tensor:
-        """Nearest clouds within the budget around the clean ones."""
+        """Projects onto the ball around the clean clouds."""
         norm, budget = self.threat.norm, self.budget(clean.shape[1])
         assert norm is not None and budget is not None, "a ball has a norm and a radius"
         return clean + PROJECTIONS[norm](points - clean, budget)
 
 
 def _contains(whole: Tensor, part: Tensor) -> Tensor:
-    """``(B,)`` whether all points of ``(B, M, 3)`` parts stand among those of ``(B, N, 3)`` clouds."""
+    """``(B,)`` whether the points of ``(B, M, 3)`` are among those of ``(B, N, 3)``."""
     inside = [
         len(torch.unique(torch.cat([one, other]), dim=0)) == len(torch.unique(one, dim=0))
         for one, other in zip(whole, part, strict=True)
     ]
     return torch.tensor(inside, device=whole.device)
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Raises a TypeError for anything else than a tensor."""
+    if not isinstance(value, Tensor):
+        kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+        raise TypeError(f"{name} must be a torch.Tensor, got {kind}; convert with torch.as_tensor")

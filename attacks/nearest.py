@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attacks.base import Rows
+
 
 class Nearest:
-    """Keeps, for each example, the nearest cloud of the best rank seen so far.
+    """Keeps, per example, the cloud of highest rank, and among equals the nearest.
 
     Args:
         points: ``(B, N, 3)`` clean clouds.
@@ -16,18 +18,18 @@ class Nearest:
     def __init__(self, points: Tensor) -> None:
         self.points = points.clone()
         self.rank = torch.zeros(len(points), dtype=torch.int64, device=points.device)
-        """``(B,)`` rank of what is kept, 0 while nothing is."""
+        """``(B,)`` rank of the kept cloud, 0 if there is none."""
         self.size = points.new_full((len(points),), torch.inf)
-        """``(B,)`` size of what is kept."""
+        """``(B,)`` distance of the kept cloud."""
 
-    def see(self, points: Tensor, size: Tensor, rank: Tensor, rows: Tensor | slice = slice(None)) -> None:
-        """Takes clouds that are of a higher rank than what is kept, or of its rank and nearer.
+    def see(self, points: Tensor, size: Tensor, rank: Tensor, rows: Rows = slice(None)) -> None:
+        """Updates the kept clouds.
 
         Args:
             points: ``(b, N, 3)`` attacked clouds.
-            size: ``(b,)`` sizes of their change.
-            rank: ``(b,)`` how well they do, 0 for a failure.
-            rows: examples that they stand for.
+            size: ``(b,)`` their distances.
+            rank: ``(b,)`` their ranks, 0 for a failure.
+            rows: examples that they belong to.
         """
         had = self.rank[rows]
         better = (rank > had) | ((rank == had) & (rank > 0) & (size < self.size[rows]))
@@ -35,5 +37,5 @@ class Nearest:
         self.points[which], self.size[which], self.rank[which] = points[better], size[better], rank[better]
 
     def result(self, last: Tensor) -> Tensor:
-        """``(B, N, 3)`` what is kept, and the last iterate of an example without any success."""
+        """``(B, N, 3)`` kept clouds, or ``last`` where there is none."""
         return torch.where((self.rank > 0)[:, None, None], self.points, last)

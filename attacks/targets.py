@@ -1,4 +1,4 @@
-"""The classes that targeted attacks aim at."""
+"""Targets of targeted attacks."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attacks.base import check_tensor
+from ifdefense.arguments import MAX_SEED, integer
+
 
 def random_targets(labels: Tensor, num_classes: int, seed: int = 0) -> Tensor:
-    """A fixed random class for every example, never its own, as the published protocol asks.
+    """Uniform random classes other than the labels, as in the published protocol.
 
-    The draw is NumPy's ``default_rng(seed).integers(1, num_classes, B)``, added to the label modulo the
-    number of classes: draw the targets of a whole data set at once, so that they do not depend on how it is
-        cut into batches.
+    ``(labels + default_rng(seed).integers(1, num_classes, B)) % num_classes``. Draw the targets of a whole
+    data set at once: they depend on the position in the array.
 
     Args:
         labels: ``(B,)`` true classes.
@@ -20,12 +22,16 @@ def random_targets(labels: Tensor, num_classes: int, seed: int = 0) -> Tensor:
         seed: seed of the draw.
 
     Returns:
-        ``(B,)`` int64 classes on the labels' device.
+        ``(B,)`` int64, on the labels' device.
 
     Raises:
-        ValueError: if there is no other class to aim at.
+        TypeError: if the labels are no tensor or the seed is no integer.
+        ValueError: if there are fewer than 2 classes or the seed is negative.
     """
+    check_tensor("labels", labels)
     if num_classes < 2:
         raise ValueError(f"a target other than the label needs at least 2 classes, got {num_classes}")
-    offset = torch.from_numpy(np.random.default_rng(seed).integers(1, num_classes, len(labels)))
+    offset = torch.from_numpy(
+        np.random.default_rng(integer("seed", seed, 0, MAX_SEED)).integers(1, num_classes, len(labels))
+    )
     return (labels.long() + offset.to(labels.device)) % num_classes

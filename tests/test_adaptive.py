@@ -1,17 +1,23 @@
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import pytest
 import torch
-from attack_checks import CLASSES, clouds, victim
+from attack_checks import CLASSES, check, clouds, victim
 from torch import Tensor, nn
 
-from attacks.base import Attack, Oracle, ThreatModel
-from attacks.defence_aware.adaptive import BPDA, EOT, Adaptive, DefenceAware, adaptive, selected
-from attacks.dropping.drop import SaliencyDrop
+from attacks.base import Attack, BudgetError, Oracle, ThreatModel
+from attacks.black_box.square import Square
+from attacks.black_box.transfer import Transfer
+from attacks.defence_aware.adaptive import adaptive
+from attacks.defence_aware.model import BPDA, EOT, DefenceAware, FunctionPurifier
+from attacks.dropping.drop import RandomDrop, SaliencyDrop
+from attacks.functional.selection import selected
+from attacks.gradient.apgd import APGD
 from attacks.gradient.pgd import PGD
+from attacks.optimised.perturb import Perturb
+from attacks.worst_of import WorstOf
 from ifdefense import Defended, Purifier
 from ifdefense.stages.outliers import statistical_outlier_removal
 
@@ -20,6 +26,17 @@ PLAIN = PGD("l2", epsilon=1.5, iterations=15, step=0.1, random_start=False)
 
 def double(count: int = 7) -> Tensor:
     return torch.randn(2, count, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def fixed(function: Callable[[Tensor], Tensor], differentiable: bool = False) -> FunctionPurifier:
+    """A deterministic purifier."""
+    return FunctionPurifier(
+        lambda points, num_points, seed: function(points), deterministic=True, differentiable=differentiable
+    )
+
+
+def random(function: Callable[[Tensor, int], Tensor]) -> FunctionPurifier:
+    return FunctionPurifier(lambda points, num_points, seed: function(points, seed), deterministic=False)
 
 
 def gradient_of(purify: Callable[[Tensor], Tensor], points: Tensor, weight: Tensor) -> Tensor:
@@ -48,21 +65,18 @@ def test_forwards_it_is_the_real_purifier() -> None:
     points = double()
     for purifier in (sor, lambda x: x.detach().flip(1)[:, :4] + 0.3):
         for asked in (points, points.clone().requires_grad_()):
-            assert torch.equal(BPDA(purifier)(asked), purifier(points))
+            assert torch.equal(BPDA(fixed(purifier))(asked), purifier(points))
 
 
 def test_the_gradient_of_a_purified_point_goes_to_the_nearest_input_point() -> None:
     points = double()
     order = torch.tensor([4, 0, 4, 6, 1])  # reordered, one twice, some dropped
-
-    def purifier(given: Tensor) -> Tensor:
-        return given.detach()[:, order] + 1e-3
-
     weight = torch.randn(2, 5, 3, dtype=torch.float64)
     expected = torch.zeros_like(points)
     for place, source in enumerate(order):
         expected[:, source] += weight[:, place]
-    torch.testing.assert_close(gradient_of(BPDA(purifier), points, weight), expected)
+    purify = BPDA(fixed(lambda given: given.detach()[:, order] + 1e-3))
+    torch.testing.assert_close(gradient_of(purify, points, weight), expected)
 
 
 def test_the_nearest_point_is_a_naive_one() -> None:
@@ -72,20 +86,22 @@ def test_the_nearest_point_is_a_naive_one() -> None:
     for b in range(2):
         for m in range(11):
             expected[b, (points[b] - new[b, m]).norm(dim=1).argmin()] += weight[b, m]
-    torch.testing.assert_close(gradient_of(BPDA(lambda x: new), points, weight), expected)
+    torch.testing.assert_close(gradient_of(BPDA(fixed(lambda x: new)), points, weight), expected)
 
 
 def test_identity_keeps_the_order_whatever_is_nearest() -> None:
     points, weight = double(), torch.randn(2, 7, 3, dtype=torch.float64)
-    purify = BPDA(lambda x: x.detach().flip(1), "identity")
+    purify = BPDA(fixed(lambda x: x.detach().flip(1)), "identity")
     torch.testing.assert_close(gradient_of(purify, points, weight), weight)
 
 
-def test_exact_is_the_gradient_of_the_purifier_itself() -> None:
+def test_exact_is_the_gradient_of_a_differentiable_purifier() -> None:
     points, weight = double(), torch.randn(2, 7, 3, dtype=torch.float64)
     centred = weight - weight.mean(1, keepdim=True)
-    exact = BPDA(lambda x: 2 * (x - x.mean(1, keepdim=True)), "exact")
-    torch.testing.assert_close(gradient_of(exact, points, weight), 2 * centred)
+    purifier = fixed(lambda x: 2 * (x - x.mean(1, keepdim=True)), differentiable=True)
+    for exact in (BPDA(purifier), BPDA(purifier, "exact")):
+        torch.testing.assert_close(gradient_of(exact, points, weight), 2 * centred)
+    torch.testing.assert_close(gradient_of(BPDA(purifier, "identity"), points, weight), weight)
 
 
 def test_for_a_choice_of_points_nearest_is_exact() -> None:
@@ -97,8 +113,33 @@ def test_for_a_choice_of_points_nearest_is_exact() -> None:
 
     assert statistical_outlier_removal(points).sum(1).tolist() != [40, 40]
     torch.testing.assert_close(
-        gradient_of(BPDA(sor), points, weight), gradient_of(BPDA(differentiable, "exact"), points, weight)
+        gradient_of(BPDA(fixed(sor)), points, weight),
+        gradient_of(BPDA(fixed(differentiable, differentiable=True)), points, weight),
     )
+
+
+@pytest.mark.parametrize(
+    ("purifier", "message"),
+    [
+        (lambda x: x.detach(), "passes no gradient, though it is declared differentiable"),
+        (lambda x: x.detach() + 0 * x, "passes no gradient for example 0: a step is detached"),
+        (lambda x: torch.cat([x[:1], x[1:].detach()]), "passes no gradient for example 1"),
+        (lambda x: x.detach() + torch.ones(1, requires_grad=True), "passes no gradient for example 0"),
+    ],
+)
+def test_a_step_that_passes_no_gradient_is_an_error(
+    purifier: Callable[[Tensor], Tensor], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        gradient_of(BPDA(fixed(purifier, differentiable=True)), double(), torch.ones(2, 7, 3).double())
+    model = DefenceAware(victim(), fixed(purifier, differentiable=True), eot=EOT(2))
+    with pytest.raises(ValueError, match=message):
+        PGD(iterations=2)(model, double(), torch.zeros(2, dtype=torch.long))
+
+
+def test_a_loss_without_gradient_is_no_error() -> None:
+    purify = BPDA(fixed(lambda x: 2 * x, differentiable=True))
+    assert gradient_of(purify, double(), torch.zeros(2, 7, 3)).abs().max() == 0
 
 
 def test_selected_keeps_the_order_and_fills_up_from_the_first() -> None:
@@ -110,26 +151,16 @@ def test_selected_keeps_the_order_and_fills_up_from_the_first() -> None:
     )
 
 
-class Seeded(nn.Module):
-    def forward(self, points: Tensor, num_points: int | None = None, seed: int = 0) -> Tensor:
+def test_number_of_points_and_seed_reach_the_purifier() -> None:
+    calls = []
+
+    def record(points: Tensor, num_points: int | None, seed: int) -> Tensor:
+        calls.append((num_points, seed))
         return points
 
-
-@pytest.mark.parametrize(
-    ("purifier", "seeded"),
-    [
-        (thinned, True),
-        (Seeded(), True),
-        (Purifier(), True),
-        (functools.partial(Seeded(), num_points=3), True),
-        (functools.partial(thinned, seed=4), False),
-        (sor, False),
-        (nn.Identity(), False),
-    ],
-)
-def test_a_seed_is_given_to_what_takes_one(purifier: Callable[..., Tensor], seeded: bool) -> None:
-    assert BPDA(purifier).seeded == seeded
-    assert BPDA(purifier)(double(40), 1).shape[2] == 3
+    model = DefenceAware(victim(), FunctionPurifier(record, deterministic=False), num_points=9, seed=4)
+    model(double())
+    assert calls == [(9, 4)]
 
 
 # EOT
@@ -148,7 +179,9 @@ def squares(points: Tensor) -> Tensor:
 def test_logits_and_gradients_are_means_over_fresh_seeds() -> None:
     points = double().requires_grad_()
     # The nearest input point of a shifted cloud is not its own, hence the identity.
-    aware = DefenceAware(squares, BPDA(shifted, "identity"), EOT(samples=3, first=2), normalise=False, seed=9)
+    aware = DefenceAware(
+        squares, random(shifted), gradient="identity", eot=EOT(samples=3, first=2), normalise=False, seed=9
+    )
     for seeds in ((2, 3, 4), (5, 6, 7)):
         logits = aware(points)
         (gradient,) = torch.autograd.grad(logits[:, 0].sum(), points)
@@ -165,27 +198,52 @@ def test_seeds_may_stay_the_same() -> None:
     assert [list(EOT(2, 7, fresh=False).seeds(query)) for query in range(2)] == [[7, 8], [7, 8]]
 
 
-def test_only_what_takes_a_seed_is_averaged_by_default() -> None:
-    assert DefenceAware(squares, BPDA(shifted)).eot == EOT(8)
-    assert DefenceAware(squares, BPDA(sor)).eot.samples == 1
+def test_a_deterministic_purifier_needs_no_average_and_draws_are_not_those_of_the_defence() -> None:
+    assert DefenceAware(squares, random(shifted)).eot == EOT(8)
+    assert DefenceAware(squares, fixed(sor)).eot.samples == 1
+    assert 0 not in EOT().seeds(0)
 
 
-# The whole
-
-
-def test_without_a_gradient_it_is_the_defended_classifier() -> None:
+def test_every_attack_starts_from_the_same_draws() -> None:
     model, points = victim(), clouds()
-    purifier = Purifier.from_pretrained("sor")
-    for normalise in (True, False):
-        aware = DefenceAware(model, BPDA(purifier), normalise=normalise, seed=5)
+    labels = model(points).argmax(1)
+    attack, aware = PGD("linf", delta=0.05, iterations=6), DefenceAware(model, random(thinned), eot=EOT(3))
+    whole, again = attack(aware, points, labels), attack(aware, points, labels)
+    assert torch.equal(whole.points, again.points)
+    for i in range(len(points)):
+        alone = attack(aware, points[i : i + 1], labels[i : i + 1])
+        torch.testing.assert_close(alone.points[0], whole.points[i], rtol=0, atol=1e-6)
+        assert alone.success[0] == whole.success[i]
+    both = WorstOf((attack, attack))(aware, points, labels)
+    assert torch.equal(both.points, whole.points)
+
+
+# The defended classifier
+
+
+@pytest.mark.parametrize("name", ["sor", "srs"])
+def test_without_a_gradient_it_is_the_defended_classifier(name: str) -> None:
+    model, points = victim(), clouds()
+    purifier = Purifier.from_pretrained(name)
+    for normalise in (True, False, None):
+        aware = DefenceAware(model, purifier, normalise=normalise, seed=5)
         defended = Defended(model, purifier, normalise=normalise, seed=5)
         assert torch.equal(aware(points), defended(points))
+
+
+def test_purifiers_of_the_library_say_what_they_are() -> None:
+    sor_ = Purifier.from_pretrained("sor")
+    assert DefenceAware(victim(), sor_).purifier.gradient == "exact"
+    points, weight = double(40), torch.randn(2, 40, 3, dtype=torch.float64)
+    torch.testing.assert_close(
+        gradient_of(BPDA(sor_), points, weight), gradient_of(BPDA(sor_, "nearest"), points, weight)
+    )
 
 
 def test_the_gradient_passes_the_normalisation() -> None:
     """What is scaled back does not change the logits, so the gradient along the scale is 0."""
     points = double(30).requires_grad_()
-    aware = DefenceAware(victim(), BPDA(nn.Identity(), "exact"))
+    aware = DefenceAware(victim(), fixed(lambda x: 1 * x, differentiable=True), normalise=True)
     (gradient,) = torch.autograd.grad(aware(points)[:, 0].sum(), points)
     assert gradient.abs().max() > 1e-6
     assert (gradient * points).sum((1, 2)).abs().max() < 1e-9 and gradient.sum(1).abs().max() < 1e-9
@@ -214,7 +272,7 @@ def test_it_breaks_a_defence_that_the_plain_attack_does_not() -> None:
     plain = attack(reach, points, labels)
     assert plain.success.all()
     assert (reach(first_half(plain.points)).argmax(1) == labels).all()
-    result = adaptive(attack, first_half, normalise=False, fallback=False)(reach, points, labels)
+    result = attack(DefenceAware(reach, fixed(first_half)), points, labels)
     assert result.success.all()
     assert (reach(first_half(result.points)).argmax(1) == 1).all()
     # It moves the one point that counts behind the defence.
@@ -224,112 +282,29 @@ def test_it_breaks_a_defence_that_the_plain_attack_does_not() -> None:
     assert (result.distances["l2"] <= 1 + 1e-9).all()
 
 
-def test_it_is_at_least_as_strong_as_the_plain_attack_behind_outlier_removal() -> None:
-    model, points = victim(), clouds()
-    labels = model(sor(points)).argmax(1)
-    strength = []
-    for epsilon in (0.05, 0.1, 0.2, 0.4):
-        attack = PGD("l2", epsilon=epsilon, iterations=15, random_start=False)
-        behind = model(sor(attack(model, points, labels).points)).argmax(1) != labels
-        through = adaptive(attack, sor, normalise=False, fallback=False)(model, points, labels).success
-        safe = adaptive(attack, sor, normalise=False)(model, points, labels).success
-        strength.append((int(behind.sum()), int(through.sum())))
-        assert (safe | ~behind).all() and (safe | ~through).all()
-    assert all(through >= behind for behind, through in strength)
-    assert strength[-1][1] == len(labels)
-
-
 def test_success_is_that_on_the_real_defence() -> None:
     model, points = victim(), clouds()
     labels = model(points).argmax(1)
-    defended = Defended(model, Purifier.from_pretrained("sor"), seed=3)
-    attack = adaptive(
-        PGD("l2", epsilon=0.3, iterations=5), defended.purifier, eot=EOT(2), seed=3, fallback=False
-    )
-    result = attack(model, points, labels, (labels + 1) % CLASSES)
+    purifier = Purifier.from_pretrained("srs")
+    defended = Defended(model, purifier, seed=3)
+    aware = DefenceAware(model, purifier, eot=EOT(2), seed=3)
+    result = PGD("l2", epsilon=0.3, iterations=5)(aware, points, labels, (labels + 1) % CLASSES)
     reached = defended(result.points).argmax(1) == (labels + 1) % CLASSES
     assert torch.equal(result.success, reached)
-
-
-def masked(points: Tensor) -> Tensor:
-    """The identity, but no gradient tells."""
-    return points.detach() + 0 * points
-
-
-def test_the_plain_attack_stands_in_where_gradients_are_hidden() -> None:
-    model, points = victim(), clouds()
-    labels = model(points).argmax(1)
-    labels[::2] = (labels[::2] + 1) % CLASSES  # every other one is misclassified from the beginning
-    plain = PLAIN(model, points, labels)
-    assert plain.success.all()
-    alone = adaptive(PLAIN, masked, gradient="exact", normalise=False, fallback=False)(model, points, labels)
-    assert alone.success.tolist() == [True, False] * 3
-    result = adaptive(PLAIN, masked, gradient="exact", normalise=False)(model, points, labels)
-    assert result.success.all()
-    torch.testing.assert_close(result.points[1::2], plain.points[1::2], rtol=0, atol=1e-9)
-    assert torch.equal(result.points[::2], points[::2])
-    torch.testing.assert_close(result.distances["l2"], (result.points - points).flatten(1).norm(dim=1))
-    assert result.iterations.tolist() == [15, 30] * 3
-    assert result.queries.tolist() == [16, 16 + 16 + 1] * 3
-
-
-def test_a_plain_targeted_attack_stands_in_too_where_it_only_leaves_the_true_class() -> None:
-    model, points = victim(), clouds()
-    labels = model(points).argmax(1)
-    targets = model(points).argmin(1)
-    weak = PGD("l2", epsilon=0.1, iterations=15, random_start=False)
-    plain = weak(model, points, labels, targets)
-    wrong = model(plain.points).argmax(1) != labels
-    astray = wrong & ~plain.success
-    assert astray.any()
-    result = adaptive(weak, masked, gradient="exact", normalise=False)(model, points, labels, targets)
-    assert torch.equal(model(result.points).argmax(1) != labels, wrong)
-    assert torch.equal(result.success, plain.success)
-    torch.testing.assert_close(result.points[astray], plain.points[astray], rtol=0, atol=1e-9)
-
-
-def test_the_plain_attack_has_the_same_random_numbers() -> None:
-    model, points = victim(), clouds()
-    labels = model(points).argmax(1)
-    attack = PGD("l2", epsilon=1.5, iterations=5)
-
-    def nowhere(given: Tensor) -> Tensor:
-        return given.detach() * 0 + points[:1]  # the same cloud for all
-
-    result = adaptive(attack, nowhere, gradient="identity", normalise=False)(
-        model, points, labels, generator=torch.Generator().manual_seed(8)
-    )
-    assert not result.success.all()  # one answer cannot be wrong for all classes
-    plain = attack(model, points, labels, generator=torch.Generator().manual_seed(8))
-    assert plain.success.any()
-
-    undefended = adaptive(attack, masked, gradient="exact", normalise=False)(
-        model, points, labels, generator=torch.Generator().manual_seed(8)
-    )
-    assert (undefended.success | ~plain.success).all()
-
-
-def test_examples_do_not_depend_on_their_batch_and_seeds_repeat() -> None:
-    model, points = victim(), clouds()
-    labels = model(points).argmax(1)
-    attack = adaptive(PGD("linf", delta=0.05, iterations=6, early_stop=True), thinned, eot=EOT(3))
-    whole, again = attack(model, points, labels), attack(model, points, labels)
-    assert torch.equal(whole.points, again.points)
-    for i in range(len(points)):
-        alone = attack(model, points[i : i + 1], labels[i : i + 1])
-        torch.testing.assert_close(alone.points[0], whole.points[i], rtol=0, atol=1e-6)
-        assert alone.success[0] == whole.success[i]
 
 
 def test_the_input_and_the_models_are_left_untouched() -> None:
     model, points = victim(), clouds()
     labels = model(points).argmax(1)
     copies = points.clone(), labels.clone()
-    defence = nn.Sequential(nn.Dropout(0.9))  # off in evaluation, as an attacked model is
+    dropout = nn.Dropout(0.9)  # off in evaluation, as an attacked model is
+    defence = fixed(dropout, differentiable=True)
+    defence.dropout = dropout
     model.train()
     defence.train()
-    result = adaptive(PGD(iterations=2), defence, gradient="exact")(model, points, labels)
-    assert model.training and model.head.training and defence[0].training
+    aware = DefenceAware(model, defence)
+    result = PGD(iterations=2)(aware, points, labels)
+    assert model.training and model.head.training and dropout.training
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert torch.equal(points, copies[0]) and torch.equal(labels, copies[1])
     assert not result.points.requires_grad
@@ -338,10 +313,9 @@ def test_the_input_and_the_models_are_left_untouched() -> None:
 def test_attacks_that_drop_points_are_adaptive_too() -> None:
     model, points = victim(), clouds()
     labels = model(points).argmax(1)
-    purifier = Purifier.from_pretrained("sor")
-    for defence in (purifier, functools.partial(purifier, num_points=40)):
-        attack = adaptive(SaliencyDrop(num=9), defence, eot=EOT(1))
-        result = attack(model, points, labels)
+    for num_points in (None, 40):
+        aware = DefenceAware(model, Purifier.from_pretrained("sor"), eot=EOT(1), num_points=num_points)
+        result = SaliencyDrop(num=9)(aware, points, labels)
         assert result.points.shape == (6, 31, 3)
         assert result.distances["dropped"].tolist() == [9] * 6
 
@@ -361,54 +335,191 @@ class Guess(Attack):
 
 def test_attacks_without_gradients_ask_the_real_defence() -> None:
     points, labels, _ = half_case()
-    attack = adaptive(Guess(), first_half, normalise=False, fallback=False)
-    assert attack(reach, points, labels).success.all()
-    assert not attack(reach, points - 0.5, labels).success.any()
+    aware = DefenceAware(reach, fixed(first_half))
+    assert Guess()(aware, points, labels).success.all()
+    assert not Guess()(aware, points - 0.5, labels).success.any()
+
+
+# The worst of several attacks
+
+
+class Fixed(Attack):
+    """Returns the clouds plus a shift per example, found by the first coordinate."""
+
+    def __init__(self, shifts: list[float], goal: str = "both") -> None:
+        self.shifts, self.goal = torch.tensor(shifts, dtype=torch.float64), goal
+        self.seen: list[int] = []
+        self.drawn: list[float] = []
+
+    @property
+    def threat(self) -> ThreatModel:
+        return ThreatModel("white-box", self.goal, "shift", "linf", 9.0)  # type: ignore[arg-type]
+
+    def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        self.seen += points[:, 0, 1].long().tolist()
+        self.drawn.append(float(torch.rand((), generator=generator)))
+        shift = torch.zeros_like(points)
+        shift[..., 0] = self.shifts[points[:, 0, 1].long()].unsqueeze(1)
+        return points + shift, torch.full_like(oracle.queries, len(self.shifts))
+
+
+def ladder(points: Tensor) -> Tensor:
+    """Class by the mean of x: 0 below 0.5, then 1, and 2 from 1.5 on."""
+    x = points[..., 0].mean(1)
+    return torch.stack([0.5 - x, 0.5 - (x - 1).abs(), x - 1.5], 1)
+
+
+def numbered() -> Tensor:
+    points = torch.zeros(4, 5, 3, dtype=torch.float64)
+    points[..., 1] = torch.arange(4.0)[:, None]
+    return points
+
+
+def test_each_cloud_keeps_the_first_result_that_reaches_the_goal() -> None:
+    one, two, three = Fixed([1, 0, 0, 0]), Fixed([2, 2, 0, 0]), Fixed([1, 1, 1, 0])
+    attack = WorstOf((one, two, three))
+    result = attack(ladder, numbered(), torch.zeros(4, dtype=torch.long))
+    assert result.points[:, 0, 0].tolist() == [1, 2, 1, 0]
+    assert result.success.tolist() == [True, True, True, False]
+    assert (one.seen, two.seen, three.seen) == ([0, 1, 2, 3], [1, 2, 3], [2, 3])
+    assert result.iterations.tolist() == [4, 8, 12, 12]
+    assert result.queries.tolist() == [2, 3, 4, 4]  # a check after each attack, and the last one
+    assert len(set(one.drawn + two.drawn + three.drawn)) == 1  # the same random numbers
+
+
+def test_a_missed_target_is_better_than_the_true_class_and_equals_keep_the_first() -> None:
+    attack = WorstOf((Fixed([0, 0, 1, 0]), Fixed([1, 2, 2, 0]), Fixed([1, 1, 1, 0.1])))
+    targets = torch.full((4,), 2)
+    result = attack(ladder, numbered(), torch.zeros(4, dtype=torch.long), targets)
+    assert result.points[:, 0, 0].tolist() == [1, 2, 2, 0]
+    assert result.success.tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_the_worst_of_real_attacks_is_sound_and_at_least_as_strong_as_each(targeted: bool) -> None:
+    parts = (APGD("linf", delta=0.05, iterations=5), PGD("linf", delta=0.05), Square(delta=0.05, queries=20))
+    attack = WorstOf(parts)
+    result = check(attack, targeted)
+    model, points = victim(), clouds()
+    labels = model(points).argmax(1)
+    targets = (labels + 1) % CLASSES if targeted else None
+    found = torch.stack([part(model, points, labels, targets).success for part in parts])
+    assert (result.success | ~found.any(0)).all()
+    assert attack.threat == ThreatModel("white-box", "both", "shift", "linf", 0.05)
+    assert attack.budget(7) == 0.05
+
+
+def test_the_threat_model_is_the_most_knowledge_and_the_common_goal() -> None:
+    drops = WorstOf((Transfer(SaliencyDrop(7), reach), RandomDrop(7)))
+    assert drops.threat == ThreatModel("score-based", "untargeted", "drop", count=7)
+    assert WorstOf((Perturb(),)).threat == Perturb().threat and WorstOf((Perturb(),)).budget(9) is None
+
+
+def test_a_part_that_breaks_its_threat_model_is_caught() -> None:
+    with pytest.raises(BudgetError, match=r"linf 9\.5 over its budget 9"):
+        WorstOf((Fixed([0, 0, 0, 0]), Fixed([9.5, 0, 0, 0])))(ladder, numbered(), torch.zeros(4).long())
+
+
+# Adaptive attacks
+
+
+def test_it_is_at_least_as_strong_as_the_plain_attack_behind_outlier_removal() -> None:
+    model, points = victim(), clouds()
+    labels = model(sor(points)).argmax(1)
+    strength = []
+    for epsilon in (0.05, 0.1, 0.2, 0.4):
+        attack = PGD("l2", epsilon=epsilon, iterations=15, random_start=False)
+        behind = model(sor(attack(model, points, labels).points)).argmax(1) != labels
+        both, aware = adaptive(attack, model, fixed(sor))
+        through, safe = attack(aware, points, labels).success, both(aware, points, labels).success
+        strength.append((int(behind.sum()), int(through.sum())))
+        assert (safe | ~behind).all() and (safe | ~through).all()
+    assert all(through >= behind for behind, through in strength)
+    assert strength[-1][1] == len(labels)
+
+
+def misleading(points: Tensor) -> Tensor:
+    """The identity with a gradient that points the wrong way."""
+    return 2 * points.detach() - points
+
+
+def test_the_plain_attack_stands_in_where_gradients_mislead() -> None:
+    model, points = victim(), clouds()
+    labels = model(points).argmax(1)
+    labels[::2] = (labels[::2] + 1) % CLASSES  # every other one is misclassified from the beginning
+    plain = PLAIN(model, points, labels)
+    assert plain.success.all()
+    both, aware = adaptive(PLAIN, model, fixed(misleading, differentiable=True))
+    alone = PLAIN(aware, points, labels)
+    failed = ~alone.success
+    assert failed.any()
+    result = both(aware, points, labels)
+    assert result.success.all()
+    torch.testing.assert_close(result.points[failed], plain.points[failed], rtol=0, atol=1e-9)
+    torch.testing.assert_close(result.points[~failed], alone.points[~failed], rtol=0, atol=1e-9)
+    torch.testing.assert_close(result.distances["l2"], (result.points - points).flatten(1).norm(dim=1))
+    assert result.iterations.tolist() == torch.where(failed, 30, 15).tolist()
+    assert result.queries.tolist() == torch.where(failed, 15 + 3, 15 + 2).tolist()
+
+
+def test_a_plain_targeted_attack_stands_in_too_where_it_only_leaves_the_true_class() -> None:
+    model, points = victim(), clouds()
+    labels = model(points).argmax(1)
+    targets = model(points).argmin(1)
+    weak = PGD("l2", epsilon=0.1, iterations=15, random_start=False)
+    plain = weak(model, points, labels, targets)
+    wrong = model(plain.points).argmax(1) != labels
+    both, aware = adaptive(weak, model, fixed(misleading, differentiable=True))
+    alone = model(weak(aware, points, labels, targets).points).argmax(1) != labels
+    astray = wrong & ~plain.success & ~alone
+    assert astray.any()
+    result = both(aware, points, labels, targets)
+    assert torch.equal(model(result.points).argmax(1) != labels, wrong | alone)
+    torch.testing.assert_close(result.points[astray], plain.points[astray], rtol=0, atol=1e-9)
 
 
 def test_the_threat_model_is_that_of_the_attack() -> None:
-    attack = adaptive(PGD("linf", epsilon=0.1), sor)
-    assert isinstance(attack, Adaptive) and isinstance(attack, Attack)
+    attack, _ = adaptive(PGD("linf", epsilon=0.1), victim(), fixed(sor))
     assert attack.threat == PGD("linf", epsilon=0.1).threat
     assert attack.budget(7) == 0.1
-    assert attack.constrain(torch.ones(1, 2, 3), torch.zeros(1, 2, 3)).max() == pytest.approx(0.1)
 
 
 LABELS = torch.tensor([0, 1])
 
 
+def attacked(purifier: FunctionPurifier, **settings: str) -> object:
+    return PGD()(DefenceAware(victim(), purifier, **settings), double(20), LABELS)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: adaptive(PGD(), sor, gradient="none"), "unknown gradient 'none'; there are: nearest, iden"),
-        (lambda: adaptive(adaptive(PGD(), sor), sor), "the attack is adaptive already"),
-        (lambda: EOT(samples=0), "samples must be at least 1, got 0"),
+        (lambda: BPDA(fixed(sor), "none"), "unknown gradient 'none'; there are: nearest, identity, exact"),
+        (lambda: BPDA(fixed(sor), "exact"), 'gradient="exact" needs a differentiable purifier'),
+        (lambda: EOT(samples=0), "samples must be an integer at least 1, got 0"),
+        (lambda: EOT(first=-1), "first must be an integer at least 0, got -1"),
+        (lambda: DefenceAware(victim(), fixed(sor), seed=-1), "seed must be at least 0, got -1"),
         (
-            lambda: adaptive(PGD(), sor, gradient="exact")(victim(), double(), LABELS),
-            'gradient="exact" needs a purifier that passes gradients',
-        ),
-        (
-            lambda: adaptive(PGD(), first_half, gradient="identity")(victim(), double(20), LABELS),
+            lambda: attacked(fixed(first_half), gradient="identity"),
             r"as many points as came in: \(2, 10, 3\) came out for \(2, 20, 3\)",
         ),
-        (
-            lambda: adaptive(PGD(), lambda x: x[0])(victim(), double(), LABELS),
-            r"the purifier must return clouds of shape \(2, M, 3\), it returned \(7, 3\)",
-        ),
-        (
-            lambda: adaptive(PGD(), lambda x: x[:1])(victim(), double(), LABELS),
-            r"it returned \(1, 7, 3\)",
-        ),
-        (
-            lambda: adaptive(PGD(), sor)(victim(), double(), LABELS - 1),
-            "class -1 in labels is out of range",
-        ),
+        (lambda: attacked(fixed(lambda x: x[0])), r"shape \(2, M, 3\), it returned \(20, 3\)"),
+        (lambda: attacked(fixed(lambda x: x[:1])), r"it returned \(1, 20, 3\)"),
         (
             lambda: selected(double(), torch.zeros(2, 7, dtype=torch.bool)),
             "example 0: the filter keeps no point",
         ),
+        (lambda: WorstOf(()), "WorstOf needs at least one attack"),
+        (lambda: WorstOf((PGD(), PGD("linf"))), "the attacks differ in what they may change"),
+        (lambda: WorstOf((PGD(), SaliencyDrop())), "the attacks differ in what they may change"),
+        (lambda: WorstOf((Fixed([], "targeted"), Fixed([], "untargeted"))), "some of the attacks are target"),
     ],
 )
 def test_bad_input_is_named(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_bare_function_is_no_purifier() -> None:
+    with pytest.raises(TypeError, match="does not say if it is deterministic: wrap it in FunctionPurifier"):
+        DefenceAware(victim(), sor)  # type: ignore[arg-type]

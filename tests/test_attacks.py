@@ -5,12 +5,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import attacks
 from attacks import (
     PGD,
     Attack,
@@ -359,26 +361,81 @@ LABELS = torch.tensor([0, 1])
             lambda: PGD()(lambda p: constant(p) + p.mean() / 0, ZEROS, LABELS),
             "NaN or infinite logits for example 0",
         ),
-        (lambda: PGD(delta=-1.0), "budget must not be negative"),
-        (lambda: PGD(epsilon=-1.0), "budget must not be negative"),
-        (lambda: PGD(iterations=0), "iterations must be at least 1"),
+        (lambda: PGD(delta=-1.0), "PGD: delta must be a number at least 0, got -1.0"),
+        (lambda: PGD(epsilon=-1.0), "PGD: epsilon must be a number at least 0, got -1.0"),
+        (lambda: PGD(iterations=0), "iterations must be an integer at least 1"),
+        (lambda: PGD(step=-1), "PGD: step must be a number at least 0, got -1"),
+        (lambda: PGD(delta=math.nan), "PGD: delta must be a number at least 0, got nan"),
         (lambda: PGD(norm="l3"), "unknown norm 'l3'; there are: l2, point-l2, linf"),
-        (lambda: Perturb(searches=0), "searches and iterations must be at least 1"),
-        (lambda: Perturb(first_weight=90), "0 < first_weight <= largest_weight"),
-        (lambda: Perturb(kappa=-1), "must not be negative"),
-        (lambda: Perturb(polish=-1), "polish must not be negative"),
-        (lambda: SaliencyDrop(0), "num and per_round must be at least 1"),
+        (lambda: Perturb(searches=0), "searches must be an integer at least 1"),
+        (lambda: Perturb(first_weight=90), "first_weight must not exceed largest_weight, got 90 and 80.0"),
+        (lambda: Perturb(kappa=-1), "kappa must be a number at least 0"),
+        (lambda: Perturb(polish=-1), "polish must be an integer at least 0"),
+        (lambda: SaliencyDrop(0), "num must be an integer at least 1"),
         (lambda: SaliencyDrop(40)(constant, ZEROS, LABELS), "cannot drop 40 points from clouds of 40"),
         (
             lambda: SaliencyDrop(5)(constant, ZEROS, LABELS, LABELS + 1),
             "SaliencyDrop is an untargeted attack",
         ),
         (lambda: random_targets(LABELS * 0, 1), "at least 2 classes, got 1"),
+        (lambda: random_targets(LABELS * 0, 4, seed=-1), "seed must be at least 0, got -1"),
     ],
 )
 def test_bad_input_is_named(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: PGD()(constant, ZEROS.numpy(), LABELS), r"points must be a torch.Tensor, got numpy.ndarray"),
+        (lambda: PGD()(constant, ZEROS, LABELS.numpy()), "labels must be a torch.Tensor, got numpy.ndarray;"),
+        (lambda: PGD()(constant, ZEROS, [0, 1]), "labels must be a torch.Tensor, got list"),
+        (lambda: PGD()(constant, ZEROS, LABELS, LABELS.numpy()), "targets must be a torch.Tensor"),
+        (lambda: PGD()(constant, ZEROS, LABELS, generator=3), "generator must be a torch.Generator on the"),
+        (lambda: random_targets(LABELS, 4, seed=0.5), "seed must be an integer, got 0.5"),
+        (lambda: random_targets(LABELS.numpy(), 4), "labels must be a torch.Tensor, got numpy.ndarray"),
+    ],
+)
+def test_wrong_types_are_named(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_numpy_integers_are_seeds_and_settings() -> None:
+    seed = np.random.default_rng(0).integers(5, 6)[()]
+    assert torch.equal(random_targets(LABELS, 4, seed=seed), random_targets(LABELS, 4, seed=5))
+    assert PGD(iterations=np.int64(3), delta=np.float32(0.5)).budget(3) == pytest.approx(1.5)
+
+
+def attacks_of_the_package() -> list[Attack]:
+    found = [getattr(attacks, name) for name in attacks.__all__]
+    kinds = [kind for kind in found if isinstance(kind, type) and issubclass(kind, Attack)]
+    return [kind() for kind in kinds if kind not in (Attack, attacks.Transfer, attacks.WorstOf)]
+
+
+SIGNED = {("KNN", "alpha"), ("SaliencyDrop", "alpha")}
+
+
+@pytest.mark.parametrize("attack", attacks_of_the_package(), ids=lambda attack: type(attack).__name__)
+def test_every_setting_of_every_attack_is_checked(attack: Attack) -> None:
+    name = type(attack).__name__
+    for field in dataclasses.fields(attack):  # type: ignore[arg-type]
+        value = getattr(attack, field.name)
+        numeric = isinstance(value, int | float) and not isinstance(value, bool)
+        if not numeric and field.name not in ("step", "epsilon", "polish"):
+            if isinstance(value, str):
+                with pytest.raises(ValueError, match=f"{name}: unknown {field.name} 'nonsense'; there are"):
+                    dataclasses.replace(attack, **{field.name: "nonsense"})  # type: ignore[type-var]
+            continue
+        bad = [math.nan, "1", True, torch.tensor(1.0)]
+        bad += [] if (name, field.name) in SIGNED else [-1]
+        bad += [] if field.name == "largest_weight" else [math.inf]
+        bad += [0.5] if isinstance(value, int) else []
+        for wrong in bad:
+            with pytest.raises(ValueError, match=rf"^{name}: {field.name} must be "):
+                dataclasses.replace(attack, **{field.name: wrong})  # type: ignore[type-var]
 
 
 class Cheat(Attack):

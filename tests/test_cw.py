@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Oracle
-from attacks.optimised.carlini_wagner import CarliniWagner, Perturb, Problem
+from attacks.optimised.carlini_wagner import CarliniWagner, Problem
+from attacks.optimised.perturb import Perturb
 
 
 class Net(nn.Module):

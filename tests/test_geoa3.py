@@ -11,8 +11,8 @@ from torch import Tensor
 
 from attacks.base import ThreatModel
 from attacks.functional import distances
-from attacks.gradient.si_adv import estimated_normals
 from attacks.optimised.geoa3 import GeoA3
+from ifdefense.geometry.normals import estimated_normals
 
 QUICK = GeoA3(k=6, searches=2, iterations=20, first_weight=0.1, rate=0.05)
 ZERO = torch.zeros(2, dtype=torch.long)
@@ -129,8 +129,8 @@ def test_defaults_are_the_published_ones() -> None:
     ("call", "message"),
     [
         (lambda: GeoA3(misclassification="dlr"), "unknown misclassification 'dlr'; there are: cross-entropy"),
-        (lambda: GeoA3(curvature_weight=-1), "weights must not be negative"),
-        (lambda: GeoA3(iterations=0), "searches and iterations must be at least 1"),
+        (lambda: GeoA3(curvature_weight=-1), "curvature_weight must be a number at least 0, got -1"),
+        (lambda: GeoA3(iterations=0), "iterations must be an integer at least 1"),
         (lambda: GeoA3(normals=torch.zeros(1, 5, 3))(Linear(1), grids(), ZERO), "do not fit clouds of shape"),
         (lambda: GeoA3()(Linear(1), grids()[:, :16], ZERO), "k must lie in 1..16"),
     ],

@@ -8,7 +8,9 @@ from attack_checks import check, clouds, victim
 from torch import Tensor
 
 from attacks.base import ThreatModel
-from attacks.optimised.hit_adv import HiTADV, deformed, roughness
+from attacks.functional import distances
+from attacks.optimised.hit_adv import HiTADV, deformed
+from ifdefense.geometry.normals import estimated_normals
 
 SMALL = HiTADV(epsilon=0.4, centres=10, candidates=15, neighbours=6, searches=2, iterations=12)
 
@@ -49,6 +51,12 @@ def test_equal_shifts_move_the_cloud_as_a_whole_however_far_the_centres_are() ->
     far = torch.full((1, 3, 3), 50.0)
     moved = deformed(points, far, shift.expand(1, 3, 3), torch.full((1, 3), 0.1))
     torch.testing.assert_close(moved, points + shift)
+
+
+def roughness(points: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Curvature and its variation, as the score of the attack takes them."""
+    curvature = distances.curvature(points, estimated_normals(points, k + 1), k)
+    return curvature, distances.spread(points, curvature, k)
 
 
 def test_a_plane_is_smooth_and_its_edge_is_rough() -> None:
@@ -92,12 +100,12 @@ def test_an_example_that_fails_keeps_its_last_iterate() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epsilon": -1.0}, "must not be negative"),
-        ({"rate": 0.0}, "must not be negative"),
-        ({"centres": 300}, "1 <= centres <= candidates must hold, got 300 and 256"),
-        ({"smallest": 2.0}, "0 < smallest <= largest, got 2.0 and 1.2"),
-        ({"first_weight": 90.0}, "0 < first_weight <= largest_weight"),
-        ({"searches": 0}, "searches and iterations must be at least 1"),
+        ({"epsilon": -1.0}, "epsilon must be a number at least 0"),
+        ({"rate": 0.0}, "rate must be a number greater than 0"),
+        ({"centres": 300}, "centres must not exceed candidates, got 300 and 256"),
+        ({"smallest": 2.0}, "smallest must not exceed largest, got 2.0 and 1.2"),
+        ({"first_weight": 90.0}, "first_weight must not exceed largest_weight, got 90.0 and 80.0"),
+        ({"searches": 0}, "searches must be an integer at least 1"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, float], message: str) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from attacks.base import ThreatModel
 from attacks.functional import distances
-from attacks.optimised.knn import KNN, outside, outward_normals
+from attacks.optimised.knn import KNN, outside
+from ifdefense.geometry.normals import outward_normals
 
 QUICK = KNN(kappa=1.0, epsilon=0.5, chamfer_weight=1e-3, knn_weight=1e-3, iterations=20, rate=0.02)
 NORMAL = torch.tensor([9.0, -3.0, 6.0], dtype=torch.float64)
@@ -37,7 +38,8 @@ def test_knn_holds_what_every_attack_holds(targeted: bool) -> None:
 def test_no_point_moves_inwards(normals: str | None) -> None:
     points = clouds()
     given = None if normals is None else points.clone()  # of a unit sphere
-    result = KNN(**{**vars(QUICK), "normals": given})(victim(), points, victim()(points).argmax(1))
+    attack = KNN(**{**vars(QUICK), "normals": given, "project": None if given is not None else True})
+    result = attack(victim(), points, victim()(points).argmax(1))
     along = outward_normals(points) if given is None else given
     depth = ((result.points - points) * along).sum(2)
     assert depth.min() > -1e-12
@@ -68,6 +70,17 @@ def test_the_shift_on_a_linear_classifier_is_known(normal: list[float], left: li
     expected = NORMAL / (10 * 27) * torch.tensor(left)
     shift = result.points - points
     torch.testing.assert_close(shift, expected.expand_as(shift), rtol=0, atol=1e-3)
+
+
+def test_without_normals_nothing_is_projected_by_default() -> None:
+    points = clouds()
+    labels = victim()(points).argmax(1)
+    by_default = QUICK(victim(), points, labels)
+    free, kept = (
+        KNN(**{**vars(QUICK), "normals": points, "project": project})(victim(), points, labels)
+        for project in (False, None)
+    )
+    assert torch.equal(by_default.points, free.points) and not torch.equal(kept.points, free.points)
 
 
 def test_points_are_kept_within_the_budget_and_use_it() -> None:
@@ -112,16 +125,16 @@ def test_defaults_are_the_published_ones() -> None:
         5,
         1.05,
     )
-    assert (attack.iterations, attack.rate, attack.noise, attack.project) == (2500, 1e-3, 1e-7, True)
+    assert (attack.iterations, attack.rate, attack.noise, attack.project) == (2500, 1e-3, 1e-7, None)
     assert attack.threat == ThreatModel("white-box", "both", "shift", "point-l2", 0.1)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: KNN(iterations=0), "iterations and k must be at least 1"),
-        (lambda: KNN(epsilon=-0.1), "budget must not be negative, got epsilon=-0.1"),
-        (lambda: KNN(rate=0), "must not be negative"),
+        (lambda: KNN(iterations=0), "KNN: iterations must be an integer at least 1, got 0"),
+        (lambda: KNN(epsilon=-0.1), "KNN: epsilon must be a number at least 0, got -0.1"),
+        (lambda: KNN(rate=0), "KNN: rate must be a number greater than 0, got 0"),
         (lambda: KNN(normals=torch.zeros(1, 5, 3))(linear, grid(), ONE), r"\(1, 5, 3\) do not fit clouds of"),
     ],
 )

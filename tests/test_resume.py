@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import torch
 from attack_checks import SmallNet, clouds, victim
 from torch import Tensor, nn
 
-from attacks import PGD, Perturb, SaliencyDrop
+from attacks import EOT, PGD, DefenceAware, Perturb, SaliencyDrop
 from attacks.black_box.transfer import Transfer
-from attacks.resume import attack_in_batches, digest
+from attacks.digests import digest
+from attacks.resume import attack_in_batches
+from ifdefense import Purifier
 
 ATTACK = PGD("linf", delta=0.3, iterations=3)
 
@@ -171,7 +174,7 @@ def test_damaged_files_are_made_again_with_a_warning(
         path.write_bytes(b"" if damage == "empty" else b"not an archive")
     with caplog.at_level(logging.WARNING):
         assert equal(call(), first)
-    assert "is made again" in caplog.text and path.name in caplog.text
+    assert "is computed again" in caplog.text and path.name in caplog.text
     caplog.clear()
     assert equal(call(), first)
     assert not caplog.text
@@ -183,6 +186,8 @@ def test_errors_name_the_example_of_the_whole_set(model: Counting, points: Tenso
         attack_in_batches(ATTACK, model, points, labels, batch_size=2)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         attack_in_batches(ATTACK, model, clouds(), labels, batch_size=0)
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        attack_in_batches(ATTACK, model, clouds(), labels, batch_size=2, seed=-1)
 
 
 def test_a_model_that_is_only_a_function_is_not_kept(points: Tensor, labels: Tensor, tmp_path: Path) -> None:
@@ -192,7 +197,7 @@ def test_a_model_that_is_only_a_function_is_not_kept(points: Tensor, labels: Ten
         return net(given)
 
     attack_in_batches(ATTACK, model, points, labels, batch_size=3)
-    with pytest.raises(ValueError, match=r"model that is a torch\.nn\.Module: one function cannot be told"):
+    with pytest.raises(ValueError, match=r"only cached for a torch\.nn\.Module: a function cannot be told"):
         attack_in_batches(ATTACK, model, points, labels, batch_size=3, folder=tmp_path)
     with pytest.raises(ValueError, match=r"surrogate is .*<locals>.*, which cannot be told from another"):
         attack_in_batches(Transfer(ATTACK, model), net, points, labels, batch_size=3, folder=tmp_path)
@@ -206,6 +211,78 @@ def test_progress_is_shown_on_request(
     attack_in_batches(ATTACK, model, points, labels, batch_size=3, progress=True)
     shown = capsys.readouterr()
     assert shown.out == "" and "2/2" in shown.err
+
+
+Rewrite = Callable[[str, str, str], None]
+
+
+@pytest.fixture
+def rewrite(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Rewrite:
+    """Lets a module's source be another, in which a text is replaced."""
+
+    def replace(module: str, old: str, new: str) -> None:
+        loaded = sys.modules[module]
+        text = Path(str(loaded.__file__)).read_text()
+        assert old in text
+        changed = tmp_path_factory.mktemp("source") / "changed.py"
+        changed.write_text(text.replace(old, new))
+        monkeypatch.setattr(loaded, "__file__", str(changed))
+
+    return replace
+
+
+@pytest.mark.parametrize(
+    ("attack", "module", "old", "new"),
+    [
+        (ATTACK, "attacks.gradient.pgd", "taken[active] += 1", "taken[active] += 2"),
+        (ATTACK, "attacks.functional.losses", "return loss if targeted else -loss", "return loss"),
+        (ATTACK, "attacks.functional.projections", "clamp_max(1)", "clamp_max(2)"),
+        (ATTACK, "attacks.base", "TOLERANCE = 1e-4", "TOLERANCE = 1e-3"),
+        (ATTACK, "ifdefense.geometry.points", "total = a.new_zeros(())", "total = a.new_ones(())"),
+        (Perturb(searches=1, iterations=1), "attacks.functional.distances", "amax(1)", "amin(1)"),
+        (Perturb(searches=1, iterations=1), "attacks.optimised.carlini_wagner", "/ 2)", "/ 3)"),
+        (Perturb(searches=1, iterations=1), "attacks.nearest", "rank > had", "rank >= had"),
+        (Transfer(ATTACK, victim()), "attacks.gradient.pgd", "taken[active] += 1", "taken[active] += 2"),
+    ],
+)
+def test_a_change_of_code_that_an_attack_imports_makes_its_batches_again(
+    attack: PGD, module: str, old: str, new: str, points: Tensor, labels: Tensor, tmp_path: Path,
+    rewrite: Rewrite,
+) -> None:  # fmt: skip
+    def files() -> int:
+        attack_in_batches(attack, victim(), points, labels, batch_size=6, folder=tmp_path)
+        return len(list(tmp_path.iterdir()))
+
+    assert files() == 1
+    rewrite(module, old, new)
+    assert files() == 2
+
+
+def test_docstrings_comments_and_code_of_other_attacks_make_no_difference(rewrite: Rewrite) -> None:
+    before = digest(ATTACK)
+    rewrite("attacks.functional.losses", '"""Cross-entropy of', '"""Crossed entropy of')
+    rewrite(
+        "attacks.base",
+        "        labels = self._classes",
+        "        # A comment.\n        labels = self._classes",
+    )
+    rewrite("attacks.base", '"""Indices of examples in a batch."""', "")
+    rewrite("attacks.optimised.carlini_wagner", "/ 2)", "/ 3)")
+    rewrite("attacks", "__all__ = [", "__all__: list[str] = [")
+    assert digest(ATTACK) == before
+    assert digest(Perturb()) != before
+
+
+def test_the_code_of_a_defence_counts(rewrite: Rewrite) -> None:
+    model = DefenceAware(victim(), Purifier.from_pretrained("sor"))
+    before = digest(model)
+    assert before == digest(DefenceAware(victim(), Purifier.from_pretrained("sor")))
+    assert before != digest(DefenceAware(victim(), Purifier.from_pretrained("srs")))
+    assert before != digest(DefenceAware(victim(), Purifier.from_pretrained("sor"), eot=EOT(3)))
+    rewrite("attacks.defence_aware.model", "# adds exactly 0", "# adds 0")
+    assert digest(model) == before
+    rewrite("ifdefense.stages.outliers", "return ", "pass; return ")
+    assert digest(model) != before
 
 
 class Holder:

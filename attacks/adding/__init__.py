@@ -1,1 +1,1 @@
-"""Attacks that add points."""
+"""Adding points, clusters and objects."""

@@ -1,4 +1,4 @@
-"""Points that a classifier relies on, and groups of them: where points are added."""
+"""Critical points and clusters of them, where added points start."""
 
 from __future__ import annotations
 
@@ -11,19 +11,10 @@ from ifdefense.geometry.points import gather, squared_distances
 
 
 def critical_points(oracle: Oracle, points: Tensor, count: int) -> Tensor:
-    """Points with the largest gradient of the cross-entropy, largest first.
+    """``(B, count, 3)`` points with the largest gradient of the cross-entropy, in descending order.
 
-    Where Xiang et al., 2019, `arXiv:1809.07016 <https://arxiv.org/abs/1809.07016>`_, start; by the squared
-    gradient as in IF-Defense's code. The cross-entropy is that of the target, or of the true class in an
-    untargeted attack. Costs one query.
-
-    Args:
-        oracle: model under attack and goal.
-        points: ``(B, N, 3)`` clouds.
-        count: how many; if more than N, the ranking starts over.
-
-    Returns:
-        ``(B, count, 3)``.
+    Xiang et al., 2019, `arXiv:1809.07016 <https://arxiv.org/abs/1809.07016>`_. One query; the ranking is
+    repeated if ``count`` exceeds N.
     """
     _, gradient = oracle.gradient(points, cross_entropy)
     order = gradient.square().sum(2).argsort(dim=1, descending=True, stable=True)
@@ -31,19 +22,18 @@ def critical_points(oracle: Oracle, points: Tensor, count: int) -> Tensor:
 
 
 def dbscan(points: Tensor, radius: float, least: int) -> Tensor:
-    """Density-based clusters, of a batch at once.
+    """DBSCAN (Ester et al., 1996, KDD) of a batch.
 
-    Ester et al., 1996, KDD. A core point has ``least`` points, itself included, within ``radius``; core
-    points within ``radius`` of each other share a cluster, and other points belong to that of their nearest
-    core point if it is within ``radius``. (The original gives those to the cluster that is found first.)
+    Differs from the original in that a border point joins the cluster of its nearest core point, not the
+    first one found.
 
     Args:
-        points: ``(B, K, 3)`` points.
-        radius: in units of the points.
-        least: points that make a neighbourhood dense.
+        points: ``(B, K, 3)``.
+        radius: radius of a neighbourhood, in units of the points.
+        least: points in the neighbourhood of a core point, including itself.
 
     Returns:
-        ``(B, K)`` labels, the lowest index of a core point of the cluster, or -1 for none.
+        ``(B, K)`` lowest index of a core point of the cluster, or -1 for noise.
     """
     size = points.shape[1]
     distance = squared_distances(points, points)
@@ -64,21 +54,21 @@ def dbscan(points: Tensor, radius: float, least: int) -> Tensor:
 def seed_clusters(
     points: Tensor, num: int, size: int, radius: float, least: int, generator: torch.Generator
 ) -> Tensor:
-    """Groups of points to start added clusters from: the largest clusters of `dbscan`.
+    """Groups where added points start: the largest clusters of `dbscan`.
 
-    Where there are fewer, the rest are the nearest points of a random one; points that belong to no cluster
-    are left out as long as there are others.
+    If there are fewer than ``num``, the others are neighbourhoods of random points, without noise points
+    unless there are no others.
 
     Args:
         points: ``(B, K, 3)`` critical points.
         num: groups.
-        size: points in a group that is not a cluster.
+        size: points of such a neighbourhood.
         radius: of `dbscan`.
         least: of `dbscan`.
-        generator: source of randomness, on the CPU; all examples share it.
+        generator: source of randomness, on the CPU, shared by all examples.
 
     Returns:
-        ``(B, num, K)`` members of each group; none is empty.
+        ``(B, num, K)`` masks, none empty.
 
     Raises:
         ValueError: if there are fewer points than groups.
@@ -103,16 +93,7 @@ def seed_clusters(
 
 
 def draw_members(members: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Draws from each group without replacement, all over again where it has fewer than ``size``.
-
-    Args:
-        members: ``(B, num, K)`` members of each group, none empty.
-        size: points to draw.
-        generator: source of randomness, on the CPU; all examples share it.
-
-    Returns:
-        ``(B, num, size)`` indices.
-    """
+    """``(B, num, size)`` indices drawn from masks ``(B, num, K)``, repeating only where there are too few."""
     draw = torch.rand(members.shape[1:], generator=generator).to(members.device)
     order = torch.where(members, draw, torch.inf).argsort(2)
     turn = torch.arange(size, device=members.device) % members.sum(2, keepdim=True)

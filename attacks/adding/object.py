@@ -9,73 +9,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attacks.adding.critical import critical_points, seed_clusters
-from attacks.base import Oracle, ThreatModel
+from attacks.adding.groups import AddGroups
+from attacks.base import Oracle, Rows
 from attacks.functional import distances
-from attacks.optimised.carlini_wagner import CarliniWagner, Problem, Rows, shared_noise
+from attacks.functional.noise import shared_noise
+from attacks.optimised.carlini_wagner import Problem
+from attacks.settings import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveOrInfinite
 from ifdefense.geometry.points import gather, squared_distances
 
 
 @dataclass(frozen=True)
-class AddObject(CarliniWagner):
-    """Adds a few small objects, turned, placed and deformed.
+class AddObject(AddGroups):
+    """Adds a few small objects, rotated, translated and deformed.
 
     Xiang et al., 2019, `arXiv:1809.07016 <https://arxiv.org/abs/1809.07016>`_, with the settings of
-    IF-Defense, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_.
+    IF-Defense, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_. Varies shapes, places and angles about
+    the up axis z; the distance of `CarliniWagner` is the norm of the deformation plus ``chamfer_weight``
+    times the one-sided squared Chamfer distance. Objects start at random angles at the central critical
+    points of the largest clusters. Added points come last; the original ones are not moved.
 
-    Minimises ``hinge(logits) + weight * distance``, as `CarliniWagner` does, over the shapes of the objects,
-    their places and their angles about the up axis z; the distance is the norm of the deformation of all
-    objects together plus ``chamfer_weight`` times the mean squared distance of the added points from the
-    nearest original ones. An object starts at the critical point nearest the middle of one of the largest
-    clusters, by DBSCAN, of the critical points, at a random angle. Objects come one after another, last in
-    the returned clouds; the original points stay as they are.
-
-    Differs from IF-Defense's code in the axis, which is y there as its clouds stand on y, in the default
-    shape, which is an aeroplane of ModelNet40 there, and in that all clouds of a batch share their random
-    numbers.
+    Differs from IF-Defense's code: the up axis is y there; the default shape is a procedural aeroplane, not
+    one of ModelNet40; all clouds of a batch share their random numbers.
 
     Attributes:
-        kappa: margin of the hinge in logits (published: 0).
-        first_weight: weight of the distance in the first search (published: 5).
-        largest_weight: upper end of the bisection (published: 40).
-        searches: steps of the bisection (published: 5).
-        iterations: steps of Adam a search (published: 500).
-        rate: learning rate of Adam (published: 1e-2).
-        noise: standard deviation of the noise each search starts from (published: 1e-7).
-        polish: steps after the first success of a search (published: all that are left), see `CarliniWagner`.
-        num: objects to add (published: 3).
-        size: points of an object, drawn anew for each (published: 64).
-        scale: largest distance of a point from the object's mean, in units of the cloud (published: 0.3).
-        shape: ``(M, 3)`` points to draw an object from, in any frame, z up; by default those of an aeroplane
-            of `ifdefense.data`.
-        chamfer_weight: weight of the Chamfer distance against the deformation (published: 0.2).
-        critical: critical points to look for clusters in (published: 128); all if there are fewer.
-        radius: radius of DBSCAN's neighbourhoods in units of the cloud (published: 0.2).
-        least: points that make a neighbourhood dense (published: 3).
-
-    Raises:
-        ValueError: if a number is out of range, or ``shape`` has too few points.
+        size: points per object, drawn anew for each (published: 64); others as in `AddGroups`.
+        scale: radius of an object in units of the cloud (published: 0.3).
+        shape: ``(M, 3)`` points to draw objects from, z up, in any frame; an aeroplane by default.
     """
 
-    first_weight: float = 5.0
-    largest_weight: float = 40.0
-    searches: int = 5
-    num: int = 3
-    size: int = 64
-    scale: float = 0.3
+    largest_weight: PositiveOrInfinite = 40.0
+    size: PositiveInt = 64
+    chamfer_weight: NonNegativeFloat = 0.2
+    scale: PositiveFloat = 0.3
     shape: Tensor | None = field(default=None, compare=False)
-    chamfer_weight: float = 0.2
-    critical: int = 128
-    radius: float = 0.2
-    least: int = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num < 1 or self.size < 1 or self.critical < self.num:
-            raise ValueError(
-                "num and size must be at least 1, and critical at least num, "
-                f"got num={self.num}, size={self.size}, critical={self.critical}"
-            )
         if self.shape is not None and (
             self.shape.ndim != 2 or self.shape.shape[1] != 3 or len(self.shape) < self.size
         ):
@@ -83,16 +52,10 @@ class AddObject(CarliniWagner):
                 f"shape must be (M, 3) with at least {self.size} points, got {tuple(self.shape.shape)}"
             )
 
-    @property
-    def threat(self) -> ThreatModel:
-        """White box, targeted or untargeted, ``num`` objects of ``size`` points."""
-        return ThreatModel("white-box", "both", "add", count=self.num * self.size)
-
     def problem(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> Problem:
-        """Varies the objects' shapes, places and angles."""
+        """Varies shapes, places and angles of the objects."""
         batch = len(points)
-        critical = critical_points(oracle, points, min(self.critical, points.shape[1]))
-        members = seed_clusters(critical, self.num, 1, self.radius, self.least, generator)
+        critical, members = self.seeds(oracle, points, 1, generator)
         places = _middles(critical, members)
         objects = self._objects(points, generator).expand(batch, -1, -1, -1)
 
@@ -113,7 +76,7 @@ class AddObject(CarliniWagner):
         return Problem(start, clouds, distance)
 
     def _objects(self, points: Tensor, generator: torch.Generator) -> Tensor:
-        """``(num, size, 3)`` points of the objects, around the origin."""
+        """``(num, size, 3)`` objects around the origin."""
         shape = (_aeroplane() if self.shape is None else self.shape.detach()).to(points)
         shape = shape - shape.mean(0)
         shape = self.scale * shape / torch.linalg.vector_norm(shape, dim=1).max()
@@ -123,21 +86,21 @@ class AddObject(CarliniWagner):
 
 
 def _middles(points: Tensor, members: Tensor) -> Tensor:
-    """``(B, num, 3)`` the member of each group ``(B, num, K)`` that is nearest to its mean."""
+    """``(B, num, 3)`` member of each group ``(B, num, K)`` nearest to its mean."""
     share = members.to(points.dtype) / members.sum(2, keepdim=True)
     distance = squared_distances(share @ points, points)
     return gather(points, torch.where(members, distance, torch.inf).argmin(2))
 
 
 def _placed(shapes: Tensor, places: Tensor, angles: Tensor) -> Tensor:
-    """Turns ``(B, num, size, 3)`` shapes by ``(B, num)`` angles about z and moves them to their places."""
+    """Rotates ``(B, num, size, 3)`` shapes by ``(B, num)`` angles about z and translates them."""
     cos, sin = angles.cos().unsqueeze(2), angles.sin().unsqueeze(2)
     x, y, z = shapes.unbind(3)
     return torch.stack([cos * x - sin * y, sin * x + cos * y, z], 3) + places.unsqueeze(2)
 
 
 def _aeroplane() -> Tensor:
-    """``(1024, 3)`` points of an aeroplane, always the same."""
+    """``(1024, 3)`` points of a fixed procedural aeroplane."""
     from ifdefense.shapes.procedural import make_shape  # not needed by the other attacks
 
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Adding single points close to the surface."""
+"""Adding points close to the surface."""
 
 from __future__ import annotations
 
@@ -11,32 +11,29 @@ from torch import Tensor
 from attacks.adding.critical import critical_points
 from attacks.base import Oracle, ThreatModel
 from attacks.functional import distances
-from attacks.optimised.carlini_wagner import CarliniWagner, Problem, shared_noise
+from attacks.functional.noise import shared_noise
+from attacks.optimised.carlini_wagner import CarliniWagner, Problem
+from attacks.settings import PositiveFloat, PositiveInt, PositiveOrInfinite
 
 
 @dataclass(frozen=True)
 class _AddPoints(CarliniWagner):
-    """Adds points that start at the critical ones; a subclass says how far a set of points is."""
+    """Adds points that start at the critical ones; a subclass defines their distance."""
 
-    num: int = 512
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num < 1:
-            raise ValueError(f"num must be at least 1, got {self.num}")
+    num: PositiveInt = 512
 
     @property
     def threat(self) -> ThreatModel:
-        """White box, targeted or untargeted, ``num`` points as close to the cloud as possible."""
+        """White-box, targeted or untargeted, ``num`` points."""
         return ThreatModel("white-box", "both", "add", count=self.num)
 
     @staticmethod
     @abstractmethod
     def distance(added: Tensor, clean: Tensor) -> Tensor:
-        """``(B,)`` distances of added points from clean clouds."""
+        """``(B,)`` distances of added points to clean clouds."""
 
     def problem(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> Problem:
-        """Varies the added points, from the critical ones on."""
+        """Varies the added points."""
         critical = critical_points(oracle, points, self.num)
         return Problem(
             start=lambda generator: [critical + self.noise * shared_noise(critical, generator)],
@@ -47,69 +44,45 @@ class _AddPoints(CarliniWagner):
 
 @dataclass(frozen=True)
 class AddCD(_AddPoints):
-    """Adds points that are close to the cloud on average.
+    """Adds points close to the cloud on average (Chamfer distance).
 
     Xiang et al., 2019, `arXiv:1809.07016 <https://arxiv.org/abs/1809.07016>`_, with the settings of
-    IF-Defense, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_.
+    IF-Defense, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_. The distance of `CarliniWagner` is the
+    mean squared distance of the added points to the nearest original ones. They start at the critical points
+    and come last; the original points are not moved.
 
-    Minimises ``hinge(logits) + weight * distance``, as `CarliniWagner` does; the distance is the mean over
-    the added points of the squared distance to the nearest original one. They start at the points with the
-    largest squared gradient of the cross-entropy and come last in the returned clouds; the original ones stay
-    as they are.
-
-    Differs from IF-Defense's code in that a cloud with fewer than ``num`` points is starting points over
-    again, and in that all clouds of a batch start from the same noise.
+    Differs from IF-Defense's code in that clouds of fewer than ``num`` points repeat their critical points,
+    and in that all clouds of a batch share their noise.
 
     Attributes:
-        kappa: margin of the hinge in logits (published: 0).
-        first_weight: weight of the distance in the first search (published: 5e3).
-        largest_weight: upper end of the bisection (published: 4e4).
-        searches: steps of the bisection (published: 10).
-        iterations: steps of Adam a search (published: 500).
-        rate: learning rate of Adam (published: 1e-2).
-        noise: standard deviation of the noise each search starts from (published: 1e-7).
-        polish: steps after the first success of a search (published: all that are left), see `CarliniWagner`.
         num: points to add (published: 512).
-
-    Raises:
-        ValueError: if a number is out of range.
     """
 
-    first_weight: float = 5e3
-    largest_weight: float = 4e4
+    first_weight: PositiveFloat = 5e3
+    largest_weight: PositiveOrInfinite = 4e4
 
     @staticmethod
     def distance(added: Tensor, clean: Tensor) -> Tensor:
-        """One-sided Chamfer distance, squared."""
+        """One-sided squared Chamfer distance."""
         return distances.directed_chamfer(added, clean)
 
 
 @dataclass(frozen=True)
 class AddHD(_AddPoints):
-    """Adds points none of which is far from the cloud.
+    """Adds points none of which is far from the cloud (Hausdorff distance).
 
-    As `AddCD`, but the distance is the largest squared distance of an added point from its nearest original
-    one.
+    As `AddCD`, `arXiv:1809.07016 <https://arxiv.org/abs/1809.07016>`_ and
+    `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_, with the largest squared distance of an added
+    point to the nearest original one.
 
     Attributes:
-        kappa: margin of the hinge in logits (published: 0).
-        first_weight: weight of the distance in the first search (published: 2e2).
-        largest_weight: upper end of the bisection (published: 9e2).
-        searches: steps of the bisection (published: 10).
-        iterations: steps of Adam a search (published: 500).
-        rate: learning rate of Adam (published: 1e-2).
-        noise: standard deviation of the noise each search starts from (published: 1e-7).
-        polish: steps after the first success of a search (published: all that are left), see `CarliniWagner`.
         num: points to add (published: 512).
-
-    Raises:
-        ValueError: if a number is out of range.
     """
 
-    first_weight: float = 2e2
-    largest_weight: float = 9e2
+    first_weight: PositiveFloat = 2e2
+    largest_weight: PositiveOrInfinite = 9e2
 
     @staticmethod
     def distance(added: Tensor, clean: Tensor) -> Tensor:
-        """One-sided Hausdorff distance, squared."""
+        """One-sided squared Hausdorff distance."""
         return distances.directed_hausdorff(added, clean)

@@ -1,1 +1,1 @@
-"""Attacks without gradients of the model: score-based and transfer."""
+"""Score-based and transfer attacks."""

@@ -1,4 +1,4 @@
-"""Gradients with and without statistical outlier removal, taken together."""
+"""Joint gradients with and without outlier removal."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from attacks.base import Ball, Oracle, ThreatModel
-from attacks.defence_aware.adaptive import selected
 from attacks.functional.losses import cross_entropy
+from attacks.functional.selection import selected
+from attacks.settings import NonNegativeFloat, PositiveInt
 from ifdefense.geometry.points import knn
 
 
 def far_from_neighbours(points: Tensor, k: int = 10, sigmas: float = 1.0) -> Tensor:
-    """``(B, N)`` mask of the points that statistical outlier removal keeps.
+    """``(B, N)`` mask of points whose mean distance to ``k`` neighbours is at most ``mean + sigmas * std``.
 
-    A point stays when its mean distance to ``k`` neighbours is at most ``mean + sigmas * std`` over its
-    cloud. The distances are not squared and the deviation is that of the whole population, as in JGBA;
-    `ifdefense.stages.outliers.statistical_outlier_removal` is that of DUP-Net.
+    As in JGBA, of plain distances with the population's deviation; DUP-Net's filter is
+    `ifdefense.stages.outliers.statistical_outlier_removal`.
     """
     squared, _ = knn(points, points, min(k + 1, points.shape[1]))
     value = squared[..., 1:].sqrt().mean(2)
@@ -31,47 +31,32 @@ def far_from_neighbours(points: Tensor, k: int = 10, sigmas: float = 1.0) -> Ten
 class JGBA(Ball):
     """Joint gradient based attack: fools a classifier with and without outlier removal.
 
-    Ma et al., 2020, "Efficient Joint Gradient Based Attack Against SOR Defense for 3D Point Cloud
-    Classification", ACM MM, `doi:10.1145/3394171.3413875 <https://doi.org/10.1145/3394171.3413875>`_.
+    Ma et al., 2020, ACM MM, `doi:10.1145/3394171.3413875 <https://doi.org/10.1145/3394171.3413875>`_. Each
+    step moves each point a fixed length against the mean of two gradients of the cross-entropy: of the cloud
+    and of its points after outlier removal, which is exact as the removal only selects points.
 
-    Every step moves each point a fixed length against the mean of two gradients of the cross-entropy: that
-    of the cloud, and that of the points which outlier removal leaves of it, an exact gradient as it is a
-    choice among the points.
-
-    Differs from the public code, which limits each *step* to ``epsilon`` and so reaches 0.4: here the whole
-    displacement stays within ``epsilon``. There the coordinates are clipped to [-1, 1], here not. Classifiers
-    see as many points as without outlier removal, those that stay in turn again, which is no difference for
-    a maximum over points.
+    Differs from the public code, which limits each *step* to ``epsilon``, so that shifts reach 0.4, and clips
+    coordinates to [-1, 1]. Here removed points are replaced by repeated ones.
 
     Attributes:
-        epsilon: largest displacement of a point (published: 0.1).
+        epsilon: longest shift of a point (published: 0.1).
         iterations: steps (published: 40).
         step: length of a point's step (published: 0.01).
-        outliers: the removal that is aimed at, a mask of the points that stay (published: 10 neighbours, 1
-            standard deviation).
-
-    Raises:
-        ValueError: if a length is negative or there is no iteration.
+        outliers: mask of points to keep (published: 10 neighbours, 1 standard deviation).
     """
 
-    epsilon: float = 0.1
-    iterations: int = 40
-    step: float = 0.01
+    epsilon: NonNegativeFloat = 0.1
+    iterations: PositiveInt = 40
+    step: NonNegativeFloat = 0.01
     outliers: Callable[[Tensor], Tensor] = far_from_neighbours
-
-    def __post_init__(self) -> None:
-        if self.epsilon < 0 or self.step < 0:
-            raise ValueError(f"a budget must not be negative, got epsilon={self.epsilon}, step={self.step}")
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
 
     @property
     def threat(self) -> ThreatModel:
-        """White box, with the knowledge of the outlier removal; shifts of single points."""
+        """White-box with the outlier removal; shifts of points."""
         return ThreatModel("white-box", "both", "shift", "point-l2", self.epsilon)
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Descends along the joint gradient; the last iterate is the result."""
+        """Descends along the joint gradient; returns the last iterate."""
         attacked = points
         tiny = torch.finfo(points.dtype).tiny
         for _ in range(self.iterations):
@@ -82,7 +67,7 @@ class JGBA(Ball):
         return attacked, torch.full_like(oracle.queries, self.iterations)
 
     def _through_removal(self, oracle: Oracle, points: Tensor) -> Tensor:
-        """``(B, N, 3)`` gradient of the loss after outlier removal; 0 for points that it takes away."""
+        """``(B, N, 3)`` gradient of the loss after outlier removal, 0 for removed points."""
         mask = self.outliers(points)
         with torch.enable_grad():
             source = points.detach().requires_grad_()

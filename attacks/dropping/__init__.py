@@ -1,1 +1,1 @@
-"""Attacks that drop points."""
+"""Dropping points."""

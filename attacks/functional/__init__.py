@@ -1,1 +1,1 @@
-"""Distances, losses and projections as plain functions."""
+"""Plain functions: distances, losses, projections, selections, noise."""

@@ -1,9 +1,8 @@
-"""Distances between an attacked cloud and the clean one, ``(B, N, 3)`` twice to ``(B,)``, all differentiable.
+"""Differentiable distances between attacked and clean clouds, ``(B, N, 3)`` and ``(B, M, 3)`` to ``(B,)``.
 
-Those of a shift compare point by point; those of sets take clouds of any two sizes, and ``directed`` ones
-look from the attacked points to the clean ones only. Gradients are finite where points coincide. Of a
-nearest neighbour only the choice is searched, without a gradient, so that no N x M matrix is kept for the
-backward pass.
+Norms of a shift compare point by point (N = M). ``directed`` distances go from the attacked points to the
+clean ones. Gradients are finite where points coincide. Neighbours are searched without gradients, so no
+N x M matrix is kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from ifdefense.geometry.points import gather, knn, squared_distances
 
 
 class _GlobalL2(torch.autograd.Function):
-    """Norm of each example, whose gradient scales the shift by one number an example, and is 0 at 0."""
+    """Norm per example with gradient 0 at 0."""
 
     @staticmethod
     def forward(ctx: Any, shift: Tensor) -> Tensor:
@@ -35,12 +34,12 @@ class _GlobalL2(torch.autograd.Function):
 
 
 def l2(points: Tensor, clean: Tensor) -> Tensor:
-    """Norm of the displacements of all points together."""
+    """Euclidean norm of the shift of all points."""
     return cast(Tensor, _GlobalL2.apply(points - clean))  # type: ignore[no-untyped-call]
 
 
 def point_l2(points: Tensor, clean: Tensor) -> Tensor:
-    """Largest displacement of a point."""
+    """Longest shift of a point."""
     sizes: Tensor = torch.linalg.vector_norm(points - clean, dim=2)
     return sizes.amax(1)
 
@@ -51,57 +50,37 @@ def linf(points: Tensor, clean: Tensor) -> Tensor:
 
 
 def nearest(points: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest clean point of every attacked one.
-
-    Args:
-        points: ``(B, N, 3)`` points.
-        clean: ``(B, M, 3)`` points to choose from.
-
-    Returns:
-        ``(B, N)`` squared distances, differentiable in both clouds, and ``(B, N)`` indices into ``clean``.
-    """
+    """``(B, N)`` squared distances to the nearest clean points, and ``(B, N)`` indices of those."""
     with torch.no_grad():
         index = knn(points, clean, 1)[1].squeeze(2)
     return (points - gather(clean, index)).square().sum(2), index
 
 
 def directed_chamfer(points: Tensor, clean: Tensor, *, squared: bool = True) -> Tensor:
-    """Mean over ``points`` of the distance to the nearest point of ``clean``.
-
-    Args:
-        points: ``(B, N, 3)`` points.
-        clean: ``(B, M, 3)`` points.
-        squared: mean of squared distances, as in all published attacks, or of plain ones.
-    """
+    """Mean distance to the nearest clean point; ``squared`` as in all published attacks."""
     distance = nearest(points, clean)[0]
     return (distance if squared else _root(distance)).mean(1)
 
 
 def chamfer(points: Tensor, clean: Tensor, *, squared: bool = True) -> Tensor:
-    """Two-sided Chamfer distance: the sum, not the average, of the directed ones."""
+    """Two-sided Chamfer distance: the sum of the directed ones."""
     return directed_chamfer(points, clean, squared=squared) + directed_chamfer(clean, points, squared=squared)
 
 
 def directed_hausdorff(points: Tensor, clean: Tensor, *, squared: bool = True) -> Tensor:
-    """Largest distance of one of ``points`` from its nearest point of ``clean``.
-
-    Args:
-        points: ``(B, N, 3)`` points.
-        clean: ``(B, M, 3)`` points.
-        squared: the square of that distance, as in all published attacks, or itself.
-    """
+    """Largest distance to the nearest clean point; ``squared`` as in all published attacks."""
     distance = nearest(points, clean)[0].amax(1)
     return distance if squared else _root(distance)
 
 
 def hausdorff(points: Tensor, clean: Tensor, *, squared: bool = True) -> Tensor:
-    """Two-sided Hausdorff distance: the larger of the directed ones."""
+    """Two-sided Hausdorff distance: the maximum of the directed ones."""
     there = directed_hausdorff(points, clean, squared=squared)
     return torch.maximum(there, directed_hausdorff(clean, points, squared=squared))
 
 
 def diameter(points: Tensor) -> Tensor:
-    """Distance, not squared, of the farthest pair of points of each cloud: ``(B, N, 3)`` to ``(B,)``."""
+    """Distance of the farthest pair of points per cloud, ``(B, N, 3)`` to ``(B,)``."""
     with torch.no_grad():
         pair = squared_distances(points, points).flatten(1).argmax(1)
     ends = gather(points, torch.stack([pair // points.shape[1], pair % points.shape[1]], 1))
@@ -109,20 +88,16 @@ def diameter(points: Tensor) -> Tensor:
 
 
 def knn_smoothness(points: Tensor, k: int = 5, alpha: float = 1.05) -> Tensor:
-    """How far outliers stand off: the mean of ``d`` over all points, counting those with a large one only.
+    """Outlier loss ``mean(d * (d > mean(d) + alpha * std(d)))`` over the points of a cloud.
 
     Tsai et al., 2020, `Robust Adversarial Objects against Deep Learning Models
-    <https://doi.org/10.1609/aaai.v34i01.5443>`_: ``d`` is a point's mean squared distance to its ``k``
-    nearest neighbours, and large if above ``mean(d) + alpha * std(d)`` over its cloud. The threshold is a
-    constant to the gradient.
+    <https://doi.org/10.1609/aaai.v34i01.5443>`_. ``d`` is the mean squared distance of a point to its ``k``
+    nearest neighbours; the threshold is constant for the gradient.
 
     Args:
-        points: ``(B, N, 3)`` points.
-        k: neighbours, the point itself not counted (published: 5).
-        alpha: standard deviations, with N - 1 in the denominator, above the mean (published: 1.05).
-
-    Returns:
-        ``(B,)``, in squared units of the input.
+        points: ``(B, N, 3)``.
+        k: neighbours, without the point itself (published: 5).
+        alpha: unbiased standard deviations above the mean (published: 1.05).
     """
     neighbours = gather(points, _neighbours(points, k))  # (B, N, k, 3)
     distance = (neighbours - points.unsqueeze(2)).square().sum(3).mean(2)
@@ -132,19 +107,17 @@ def knn_smoothness(points: Tensor, k: int = 5, alpha: float = 1.05) -> Tensor:
 
 
 def curvature(points: Tensor, normals: Tensor, k: int = 16) -> Tensor:
-    """Local curvature: how steeply the neighbours of a point stand on its tangent plane.
+    """Local curvature: mean of ``|<(q - p) / |q - p|, n>|`` over the ``k`` nearest neighbours q of p.
 
-    Wen et al., 2020, `arXiv:1912.11171 <https://arxiv.org/abs/1912.11171>`_: the mean over the
-    ``k`` nearest neighbours q of a point p with normal n of ``|<(q - p) / |q - p|, n>|``; a neighbour at the
-    same place counts 0.
+    Wen et al., 2020, `arXiv:1912.11171 <https://arxiv.org/abs/1912.11171>`_. Coincident neighbours count 0.
 
     Args:
-        points: ``(B, N, 3)`` points.
-        normals: ``(B, N, 3)`` unit normals; their signs do not matter.
-        k: neighbours, the point itself not counted.
+        points: ``(B, N, 3)``.
+        normals: ``(B, N, 3)`` unit normals of either sign.
+        k: neighbours, without the point itself.
 
     Returns:
-        ``(B, N)`` sines between 0 and 1.
+        ``(B, N)`` in [0, 1].
     """
     offset = gather(points, _neighbours(points, k)) - points.unsqueeze(2)  # (B, N, k, 3)
     length = _root(offset.square().sum(3))
@@ -153,10 +126,9 @@ def curvature(points: Tensor, normals: Tensor, k: int = 16) -> Tensor:
 
 
 def curvature_difference(points: Tensor, clean: Tensor, normals: Tensor, k: int = 16) -> Tensor:
-    """Mean squared difference between a point's `curvature` and that of its nearest clean point.
+    """Mean squared difference of `curvature` to the nearest clean point, whose normal is used for both.
 
-    Wen et al., 2020, `arXiv:1912.11171 <https://arxiv.org/abs/1912.11171>`_; an attacked point takes the
-    normal of its nearest clean point.
+    Wen et al., 2020, `arXiv:1912.11171 <https://arxiv.org/abs/1912.11171>`_.
 
     Args:
         points: ``(B, N, 3)`` attacked points.
@@ -169,11 +141,13 @@ def curvature_difference(points: Tensor, clean: Tensor, normals: Tensor, k: int 
     return (curvature(points, gather(normals, index), k) - expected).square().mean(1)
 
 
-def _neighbours(points: Tensor, k: int) -> Tensor:
-    """``(B, N, k)`` indices of each point's nearest others.
+def spread(points: Tensor, values: Tensor, k: int) -> Tensor:
+    """``(B, N)`` standard deviation of ``values`` ``(B, N)`` over the ``k`` nearest neighbours of a point."""
+    return gather(values.unsqueeze(2), _neighbours(points, k)).squeeze(3).std(2)
 
-    Of points at one place some may count themselves instead of each other, at the same distance, 0.
-    """
+
+def _neighbours(points: Tensor, k: int) -> Tensor:
+    """``(B, N, k)`` indices of the nearest other points; coincident points may count themselves."""
     with torch.no_grad():
         return knn(points, points, k + 1)[1][..., 1:]
 

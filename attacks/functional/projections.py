@@ -1,4 +1,4 @@
-"""Projections of displacements ``(B, N, 3)`` onto the ball of radius ``epsilon`` of a norm."""
+"""Projections of shifts ``(B, N, 3)`` onto the ball of radius ``epsilon`` of a norm."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from torch import Tensor
 
 
 def _shrunk(shift: Tensor, norm: Tensor, epsilon: float) -> Tensor:
-    """Scales down where the norm, which broadcasts against ``shift``, is above ``epsilon``."""
+    """Scales shifts down to a norm of at most ``epsilon``."""
     return shift * (epsilon / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1)
 
 
 def l2(shift: Tensor, epsilon: float) -> Tensor:
-    """Nearest displacements whose norm over all points together is at most ``epsilon``."""
+    """Limits the norm over all points."""
     return _shrunk(shift, shift.flatten(1).norm(dim=1)[:, None, None], epsilon)
 
 
 def point_l2(shift: Tensor, epsilon: float) -> Tensor:
-    """Nearest displacements of which none is longer than ``epsilon``."""
+    """Limits the length of each point's shift."""
     return _shrunk(shift, shift.norm(dim=2, keepdim=True), epsilon)
 
 
 def linf(shift: Tensor, epsilon: float) -> Tensor:
-    """Nearest displacements of which no coordinate is larger than ``epsilon``."""
+    """Limits each coordinate."""
     return shift.clamp(-epsilon, epsilon)

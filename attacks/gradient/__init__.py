@@ -1,1 +1,1 @@
-"""Attacks that take gradient steps within a budget."""
+"""Gradient steps within a budget."""

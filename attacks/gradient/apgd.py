@@ -1,4 +1,4 @@
-"""Auto-PGD: projected gradient descent that sets its own step size."""
+"""Auto-PGD: projected gradient descent with adaptive step sizes."""
 
 from __future__ import annotations
 
@@ -13,70 +13,47 @@ from torch import Tensor
 from attacks.base import Oracle
 from attacks.functional.losses import cross_entropy, dlr
 from attacks.gradient.pgd import Bounded, steepest
+from attacks.settings import PositiveFraction, PositiveInt
 
 LOSSES: dict[str, Callable[[Tensor, Tensor, bool], Tensor]] = {"ce": cross_entropy, "dlr": dlr}
-"""Losses of APGD by the names of AutoAttack."""
+"""Losses by their names in AutoAttack."""
 
 
 @dataclass(frozen=True)
 class APGD(Bounded):
-    """Projected gradient descent with momentum and a step size that each example halves by itself.
+    """Auto-PGD: projected gradient descent with momentum and a step size adapted per example.
 
-    Croce & Hein, 2020, `arXiv:2003.01690 <https://arxiv.org/abs/2003.01690>`_, algorithm 1. With P the
-    projection onto the budget, ``u`` the direction of steepest descent of length 1 in the norm, and a first
-    step ``eta`` of twice the budget::
+    Croce & Hein, 2020, `arXiv:2003.01690 <https://arxiv.org/abs/2003.01690>`_, algorithm 1. With the
+    projection P, the direction u of steepest descent and ``eta`` starting at twice the budget::
 
         z = P(x + eta u),   x' = P(x + alpha (z - x) + (1 - alpha) (x - x_previous))
 
-    At checkpoints, which grow denser (`checkpoints`), an example halves its ``eta`` and goes back to its best
-    point if fewer than the share ``rho`` of its steps have lowered the loss, or if neither ``eta`` nor its
-    best loss has changed since the checkpoint before. ``loss="ce"`` and ``loss="dlr"`` are AutoAttack's
-    APGD-CE and APGD-DLR. The budget is IF-Defense's, so that it compares with `PGD`.
+    At each of the `checkpoints`, ``eta`` is halved and the best point restored if fewer than ``rho`` of the
+    steps lowered the loss, or if neither ``eta`` nor the best loss changed since the last checkpoint. Returns
+    the success of lowest loss, or else the iterate of lowest loss. Budget of `PGD`, for comparison.
 
-    Of all iterates an example keeps the one of lowest loss that has reached the goal, or without any the one
-    of lowest loss. Only examples that have not been broken are started again.
-
-    Differs from AutoAttack's code in that each start is `PGD`'s, uniform noise inside the budget and the same
-    for all examples, not noise of the size of the budget; in that the momentum is 0 after going back to the
-    best point; in a budget of each point's own length (``"point-l2"``), which images have no use for; and in
-    the targeted `attacks.functional.losses.dlr`.
+    Differs from AutoAttack's code: starts are those of `PGD`, inside the budget and shared by the batch;
+    momentum is reset when the best point is restored; targeted `attacks.functional.losses.dlr`;
+    ``"point-l2"`` is added.
 
     Attributes:
-        norm: norm of the budget, as in `Bounded`.
-        delta: size of the budget a coordinate (IF-Defense: 0.08).
-        epsilon: budget in the norm itself, instead of ``delta``.
         loss: ``"ce"`` or ``"dlr"``.
-        iterations: steps a start (published: 100).
-        restarts: starts (published: 1 in AutoAttack, 5 in the comparison with PGD).
-        rho: share of the steps that have to lower the loss (published: 0.75).
+        iterations: steps per start (published: 100).
+        restarts: starts, of the examples without success (published: 1 in AutoAttack, 5 in the paper).
+        rho: fraction of the steps that must lower the loss (published: 0.75).
         alpha: weight of the new step against the last one (published: 0.75).
-        early_stop: whether an example leaves at its first success. AutoAttack goes on and finds no more
-            successes by it, only larger margins.
-
-    Raises:
-        ValueError: if a number is out of range or there is no such loss.
+        early_stop: whether an example stops at its first success (AutoAttack: no).
     """
 
     loss: Literal["ce", "dlr"] = "ce"
-    iterations: int = 100
-    restarts: int = 1
-    rho: float = 0.75
-    alpha: float = 0.75
+    iterations: PositiveInt = 100
+    restarts: PositiveInt = 1
+    rho: PositiveFraction = 0.75
+    alpha: PositiveFraction = 0.75
     early_stop: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.loss not in LOSSES:
-            raise ValueError(f"unknown loss {self.loss!r}; there are: {', '.join(LOSSES)}")
-        if self.iterations < 1 or self.restarts < 1:
-            raise ValueError(
-                f"iterations and restarts must be at least 1, got {self.iterations} and {self.restarts}"
-            )
-        if not (0 < self.rho <= 1 and 0 < self.alpha <= 1):
-            raise ValueError(f"rho and alpha must lie in (0, 1], got {self.rho} and {self.alpha}")
-
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Starts again and again for the examples that still hold."""
+        """Restarts the examples without success."""
         kept = _Best.of(points)
         taken = torch.zeros_like(oracle.queries)
         for _ in range(self.restarts):
@@ -90,7 +67,7 @@ class APGD(Bounded):
     def _descend(
         self, oracle: Oracle, points: Tensor, start: Tensor, rows: Tensor, kept: _Best, taken: Tensor
     ) -> None:
-        """One start for the examples ``rows``; updates what is kept and the steps taken."""
+        """One start of the examples ``rows``; updates ``kept`` and ``taken``."""
         loss, marks = LOSSES[self.loss], checkpoints(self.iterations)
         current, previous = start, start.clone()
         eta = points.new_full((len(points),), 2 * self.budget(points.shape[1]))
@@ -137,10 +114,9 @@ class APGD(Bounded):
 
 
 def checkpoints(iterations: int) -> list[int]:
-    """Steps after which step sizes are reconsidered, ``ceil(p_j * iterations)``, ascending.
+    """Steps ``ceil(p_j * iterations)`` at which step sizes are reconsidered.
 
-    ``p_0 = 0``, ``p_1 = 0.22`` and ``p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06)`` (Croce & Hein, 2020,
-    section 3.2).
+    ``p_0 = 0``, ``p_1 = 0.22``, ``p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06)`` (section 3.2).
     """
     before, share = 0.0, 0.22
     marks = []
@@ -153,7 +129,7 @@ def checkpoints(iterations: int) -> list[int]:
 
 @dataclass
 class _Best:
-    """The best cloud of each example so far: by success first, then by the loss."""
+    """Best cloud per example: by success, then by loss."""
 
     points: Tensor
     value: Tensor
@@ -161,12 +137,12 @@ class _Best:
 
     @classmethod
     def of(cls, points: Tensor) -> _Best:
-        """Nothing but the clean clouds."""
+        """Starts with the clean clouds."""
         value = torch.full_like(points[:, 0, 0], torch.inf)
         return cls(points.clone(), value, torch.zeros_like(value, dtype=torch.bool))
 
     def update(self, rows: Tensor, points: Tensor, value: Tensor, reached: Tensor) -> None:
-        """Takes those of the clouds ``(b, N, 3)`` that are better than what ``rows`` have."""
+        """Takes the clouds ``(b, N, 3)`` that improve on those of ``rows``."""
         had = self.reached[rows]
         better = (reached & ~had) | ((reached == had) & (value < self.value[rows]))
         taken = rows[better]

@@ -8,48 +8,42 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.base import PROJECTIONS, Ball, Norm, Oracle, ThreatModel
+from attacks.base import Ball, Norm, Oracle, ThreatModel
 from attacks.functional.losses import cross_entropy
+from attacks.settings import NonNegativeFloat, PositiveInt
 
 
 @dataclass(frozen=True)
 class Bounded(Ball):
-    """An attack that shifts points within a ball around the clean cloud; not an attack by itself.
+    """Base of attacks that shift points within a ball around the clean cloud.
 
     Attributes:
-        norm: norm of the budget: over all points together, of each point, or of each coordinate.
-        delta: size of the budget a coordinate (IF-Defense: 0.08). The budget itself is ``delta * sqrt(3 N)``
-            for ``"l2"``, 4.43 for 1,024 points, ``delta * sqrt(3)`` for ``"point-l2"`` and ``delta`` for
-            ``"linf"``: each ball holds the next.
-        epsilon: budget in the norm itself, instead of ``delta``.
+        norm: norm of the budget: of the whole shift, of each point, or of each coordinate.
+        delta: budget per coordinate (IF-Defense: 0.08); the radius is ``delta * sqrt(3 N)`` for ``"l2"``
+            (4.43 for 1,024 points), ``delta * sqrt(3)`` for ``"point-l2"`` and ``delta`` for ``"linf"``.
+        epsilon: radius of the ball, instead of ``delta``.
 
     Raises:
-        ValueError: if a budget is negative or there is no such norm.
+        ValueError: if a setting is out of range.
     """
 
     norm: Norm = "l2"
-    delta: float = 0.08
-    epsilon: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.norm not in PROJECTIONS:
-            raise ValueError(f"unknown norm {self.norm!r}; there are: {', '.join(PROJECTIONS)}")
-        if self.delta < 0 or (self.epsilon is not None and self.epsilon < 0):
-            raise ValueError(f"a budget must not be negative, got delta={self.delta}, epsilon={self.epsilon}")
+    delta: NonNegativeFloat = 0.08
+    epsilon: NonNegativeFloat | None = None
 
     @property
     def threat(self) -> ThreatModel:
-        """White box, targeted or untargeted shifts within the budget of 1,024 points."""
+        """White-box, targeted or untargeted shifts."""
         return ThreatModel("white-box", "both", "shift", self.norm, self.budget(1024))
 
     def budget(self, num_points: int) -> float:
-        """Radius of the ball that the shift of a cloud of ``num_points`` points must stay in."""
+        """Radius of the ball for a cloud of ``num_points`` points."""
         if self.epsilon is not None:
             return self.epsilon
         return self.delta * _per_coordinate(self.norm, num_points)
 
     def randomised(self, points: Tensor, generator: torch.Generator) -> Tensor:
-        """Clouds ``(B, N, 3)`` plus the same uniform noise, as wide as the budget a coordinate, projected."""
+        """Clouds ``(B, N, 3)`` plus shared uniform noise in ``[-delta, delta]``, projected."""
         width = self.budget(points.shape[1]) / _per_coordinate(self.norm, points.shape[1])
         noise = torch.rand(points.shape[1:], generator=generator, dtype=points.dtype) * 2 - 1
         return self.constrain(points + width * noise.to(points.device), points)
@@ -57,50 +51,34 @@ class Bounded(Ball):
 
 @dataclass(frozen=True)
 class Iterated(Bounded):
-    """A bounded attack in steps of a fixed length; not an attack by itself.
+    """Base of bounded attacks with steps of a fixed length.
 
     Attributes:
         iterations: steps (IF-Defense: 50).
-        step: length of a step, as a share of the budget; by default one over the iterations (IF-Defense).
-
-    Raises:
-        ValueError: if there is no iteration.
+        step: length of a step as a fraction of the budget; ``1 / iterations`` by default (IF-Defense).
     """
 
-    iterations: int = 50
-    step: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+    iterations: PositiveInt = 50
+    step: NonNegativeFloat | None = None
 
 
 @dataclass(frozen=True)
 class PGD(Iterated):
     """Projected gradient descent on the cross-entropy from a random start.
 
-    Madry et al., 2018, `arXiv:1706.06083 <https://arxiv.org/abs/1706.06083>`_, with the settings of
-    IF-Defense, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_.
+    Madry et al., 2018, `arXiv:1706.06083 <https://arxiv.org/abs/1706.06083>`_, with the budget and steps of
+    IF-Defense, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_: ``x' = P(x - step * u)`` with the
+    direction of steepest ascent u in the norm.
 
-    Each step goes a fixed length, in the norm of the budget, down the gradient of the loss: along the whole
-    gradient for ``"l2"``, along each point's own for ``"point-l2"``, along each coordinate's sign for
-    ``"linf"``.
+    Differs from IF-Defense's code: its script minimises the hinge with ``kappa = 0``, which stops at the
+    decision boundary, instead of the cross-entropy; it measures the budget from the random start, here from
+    the clean cloud; and here all clouds of a batch share their noise.
 
-    Differs from IF-Defense's code in that the budget is measured from the clean cloud, not from the random
-    start, and in that all clouds of a batch start from the same noise.
+    Other settings are those of `Bounded` and `Iterated`.
 
     Attributes:
-        norm: norm of the budget, as in `Bounded`.
-        delta: size of the budget a coordinate (IF-Defense: 0.08).
-        epsilon: budget in the norm itself, instead of ``delta``.
-        iterations: steps (IF-Defense: 50).
-        step: length of a step, as a share of the budget; by default one over the iterations (IF-Defense).
-        random_start: whether to start from uniform noise in ``[-delta, delta]``, projected onto the budget.
-        early_stop: whether an example stops once it has reached its goal. Published figures come without.
-
-    Raises:
-        ValueError: if a budget is negative or there is no iteration.
+        random_start: whether to start from noise inside the budget.
+        early_stop: whether an example stops at its first success (published: no).
     """
 
     random_start: bool = True
@@ -123,7 +101,7 @@ def descend(
     momentum: float = 0.0,
     early_stop: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Projected steps of a fixed length down the cross-entropy; the last iterate is the result.
+    """Projected steps of a fixed length down the cross-entropy; returns the last iterate.
 
     Args:
         attack: gives the norm and the budget.
@@ -131,13 +109,12 @@ def descend(
         points: ``(B, N, 3)`` clean clouds.
         start: ``(B, N, 3)`` clouds to start from; written to.
         iterations: steps.
-        step: length of a step as a share of the budget; by default one over the iterations.
-        momentum: share of the former direction that is kept; gradients then count by their L1 norm (Dong et
-            al., 2018, `arXiv:1710.06081 <https://arxiv.org/abs/1710.06081>`_, equation 6).
-        early_stop: whether an example stops once it has reached its goal.
+        step: length of a step as a fraction of the budget; ``1 / iterations`` by default.
+        momentum: decay of the accumulated gradients, see `attacks.MIFGM`.
+        early_stop: whether an example stops at its first success.
 
     Returns:
-        ``(B, N, 3)`` attacked clouds and the ``(B,)`` steps that each example took.
+        ``(B, N, 3)`` attacked clouds and the ``(B,)`` steps per example.
     """
     length = attack.budget(points.shape[1]) * (1 / iterations if step is None else step)
     attacked, velocity = start, torch.zeros_like(start) if momentum else None
@@ -161,7 +138,7 @@ def descend(
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
-    """Direction of steepest ascent of length 1 in the norm; 0 where the gradient vanishes."""
+    """Direction of steepest ascent with norm 1; 0 where the gradient vanishes."""
     if norm == "linf":
         return gradient.sign()
     if norm == "l2":

@@ -1,1 +1,1 @@
-"""Attacks that minimise a distance or a smoothness by optimisation."""
+"""Optimisation of a distance, of smoothness or of transferability."""

@@ -1,4 +1,4 @@
-"""Perturbations that survive an auto-encoder, and so carry over to other networks."""
+"""Transferable perturbations that survive an auto-encoder."""
 
 from __future__ import annotations
 
@@ -9,74 +9,60 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attacks.autoencoder import network
 from attacks.base import Ball, Oracle, ThreatModel
 from attacks.functional import distances
 from attacks.functional.losses import hinge
+from attacks.functional.noise import shared_noise
 from attacks.nearest import Nearest
-from attacks.optimised import autoencoder
-from attacks.optimised.carlini_wagner import shared_noise
+from attacks.settings import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True)
 class AdvPC(Ball):
-    """Fools a classifier on a cloud and on what an auto-encoder makes of it.
+    """Fools a classifier on a cloud and on its reconstruction by an auto-encoder, for transferability.
 
     Hamdi et al., ECCV 2020, `arXiv:1912.00461 <https://arxiv.org/abs/1912.00461>`_, with the settings of
-    IF-Defense, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_.
+    IF-Defense, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_. Adam minimises
+    ``(1 - gamma) hinge(x) + gamma hinge(AE(x))``, projected onto the budget after each step.
 
-    Adam minimises ``(1 - gamma) hinge(x) + gamma hinge(AE(x))``, and each step is clipped to the budget. Of
-    the iterates that fool the classifier, those are preferred whose reconstruction does so too, and among
-    them the nearest is returned.
-
-    Differs from the public code, in which an example whose reconstruction never succeeds keeps its last
-    iterate even if others have succeeded; in that the budget is one of coordinates, as in the paper, not of
-    the lengths of points, as in IF-Defense's code; and in that all clouds of a batch start from the same
-    noise.
+    Iterates kept: the nearest in the Euclidean norm of those that reach the goal with their reconstruction
+    too; else the nearest that reach it alone; else the last one. The authors' code compares by the largest
+    change of a coordinate, accepts only iterates whose reconstruction leaves the true class as well, and
+    otherwise returns the clean cloud. The PyTorch version with these settings does the same, but otherwise
+    returns the last iterate, and limits the lengths of points instead of coordinates. Here all clouds of a
+    batch share their noise.
 
     Attributes:
         epsilon: largest change of a coordinate (published: 0.18).
         kappa: margin of the hinge in logits (published: 30).
-        gamma: share of the loss of the reconstruction (published: 0.25).
+        gamma: weight of the reconstruction (published: 0.25).
         restarts: runs of Adam (published: 2).
-        iterations: steps of Adam a run (published: 200).
+        iterations: steps of Adam per run (published: 200).
         rate: learning rate of Adam (published: 1e-2).
-        noise: standard deviation of the noise each run starts from (published: 1e-7).
-        autoencoder: differentiable, ``(B, N, 3)`` clouds to ``(B, M, 3)``; by default the one that travels
-            with the package.
-
-    Raises:
-        ValueError: if a number is out of range.
+        noise: standard deviation of the noise at the start of a run (published: 1e-7).
+        autoencoder: differentiable, ``(B, N, 3)`` to ``(B, M, 3)`` clouds; the shipped one by default.
     """
 
-    epsilon: float = 0.18
-    kappa: float = 30.0
-    gamma: float = 0.25
-    restarts: int = 2
-    iterations: int = 200
-    rate: float = 1e-2
-    noise: float = 1e-7
+    epsilon: NonNegativeFloat = 0.18
+    kappa: NonNegativeFloat = 30.0
+    gamma: Fraction = 0.25
+    restarts: PositiveInt = 2
+    iterations: PositiveInt = 200
+    rate: PositiveFloat = 1e-2
+    noise: NonNegativeFloat = 1e-7
     autoencoder: Callable[[Tensor], Tensor] | None = None
-
-    def __post_init__(self) -> None:
-        if min(self.epsilon, self.kappa, self.noise) < 0 or self.rate <= 0:
-            raise ValueError(f"epsilon, kappa, noise and rate must not be negative: {self}")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma must lie in 0..1, got {self.gamma}")
-        if self.restarts < 1 or self.iterations < 1:
-            raise ValueError(
-                f"restarts and iterations must be at least 1, got {self.restarts} and {self.iterations}"
-            )
 
     @property
     def threat(self) -> ThreatModel:
-        """White box, shifts of coordinates."""
+        """White-box shifts of coordinates."""
         return ThreatModel("white-box", "both", "shift", "linf", self.epsilon)
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Descends from every start; the nearest success of all iterates is the result."""
+        """Restarts; returns the iterates described above."""
         encode = self.autoencoder
         if encode is None and self.gamma:
-            encode = autoencoder.pretrained(points.device, points.dtype)
+            encode = network.pretrained(points.device, points.dtype)
         loss = functools.partial(hinge, kappa=self.kappa)
         nearest = Nearest(points)
         for _ in range(self.restarts):
@@ -103,7 +89,7 @@ def _through(
     points: Tensor,
     loss: Callable[[Tensor, Tensor, bool], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Logits of the reconstruction, and the ``(B, N, 3)`` gradient of the loss there by the points."""
+    """Logits of the reconstruction and the ``(B, N, 3)`` gradient of its loss by the points."""
     with torch.enable_grad():
         source = points.detach().requires_grad_()
         rebuilt = encode(source)

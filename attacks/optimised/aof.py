@@ -1,4 +1,4 @@
-"""Attacking the low frequencies of a cloud."""
+"""Transferable perturbations of low frequencies."""
 
 from __future__ import annotations
 
@@ -11,23 +11,18 @@ from torch import Tensor
 from attacks.base import Ball, Oracle, ThreatModel
 from attacks.functional import distances
 from attacks.functional.losses import hinge
+from attacks.functional.noise import shared_noise
 from attacks.nearest import Nearest
-from attacks.optimised.carlini_wagner import shared_noise
+from attacks.settings import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from ifdefense.geometry.points import knn, squared_distances
 
 
 def graph_laplacian(points: Tensor, k: int = 30) -> Tensor:
-    """Laplacian ``D - A`` of the graph of nearest neighbours.
-
-    Two points are joined with weight ``exp(-d^2)`` if either is among the ``k`` nearest of the other, itself
-    included. From `arXiv:2201.10937 <https://arxiv.org/abs/2201.10937>`_.
+    """``(B, N, N)`` Laplacian ``D - A`` of the nearest-neighbour graph with weights ``exp(-d^2)``.
 
     Args:
         points: ``(B, N, 3)``, unit sphere.
-        k: neighbours, the point itself included.
-
-    Returns:
-        ``(B, N, N)`` symmetric, with rows that sum to 0.
+        k: neighbours, including the point itself; an edge exists if either end chooses the other.
     """
     index = knn(points, points, min(k, points.shape[1]))[1]
     joined = torch.zeros(*points.shape[:2], points.shape[1], dtype=torch.bool, device=points.device)
@@ -37,8 +32,8 @@ def graph_laplacian(points: Tensor, k: int = 30) -> Tensor:
 
 
 def low_frequencies(points: Tensor, k: int = 30, count: int = 100) -> Tensor:
-    """``(B, N, min(count, N))`` orthonormal eigenvectors of the graph's Laplacian with least eigenvalues."""
-    # In single precision an eigenvalue is known to 1e-6 of the largest, too little to tell the lowest apart.
+    """``(B, N, min(count, N))`` eigenvectors of the Laplacian with the smallest eigenvalues."""
+    # Single precision resolves 1e-6 of the largest eigenvalue, too coarse to separate the smallest ones.
     vectors = torch.linalg.eigh(graph_laplacian(points.double(), k)).eigenvectors
     basis: Tensor = vectors[..., :count].to(points.dtype)
     return basis
@@ -46,61 +41,45 @@ def low_frequencies(points: Tensor, k: int = 30, count: int = 100) -> Tensor:
 
 @dataclass(frozen=True)
 class AOF(Ball):
-    """Attack on frequency: changes the low frequencies of a cloud, which carry over to other networks.
+    """Attack on frequency: shifts the low frequencies of a cloud, for transferability.
 
-    Liu et al., 2022, `arXiv:2201.10937 <https://arxiv.org/abs/2201.10937>`_.
+    Liu et al., 2022, `arXiv:2201.10937 <https://arxiv.org/abs/2201.10937>`_. With the lowest eigenvectors V
+    of the graph Laplacian, Adam minimises ``(1 - gamma) hinge(x) + gamma hinge(V V^T x)`` over the low
+    frequencies ``V V^T x``; after each step the cloud is projected onto the budget and split again.
 
-    With V the lowest eigenvectors of the graph's Laplacian, a cloud x is the sum of its low frequencies
-    ``V V^T x`` and of what is left. Adam minimises ``(1 - gamma) hinge(x) + gamma hinge(V V^T x)`` over the
-    low frequencies; after each step the cloud is brought back into the budget and split anew.
-
-    Of the iterates that fool the classifier, those are preferred whose low frequencies alone do so too, and
-    among them the nearest is returned. Differs from the public code, in which an example whose low
-    frequencies never succeed alone keeps its last iterate even if others have succeeded; and all clouds of a
-    batch start from the same noise.
+    Returns the nearest iterate that reaches the goal with its low frequencies alone too, else the nearest
+    that reaches it, else the last. Differs from the public code, which accepts only the first kind; and in
+    that all clouds of a batch share their noise.
 
     Attributes:
-        epsilon: largest displacement of a point (published: 0.18).
+        epsilon: longest shift of a point (published: 0.18).
         kappa: margin of the hinge in logits (published: 30).
-        gamma: share of the loss of the low frequencies alone (published: 0.25).
-        neighbours: of a point in the graph (published: 30).
-        frequencies: eigenvectors that are attacked (published: 100).
+        gamma: weight of the low frequencies alone (published: 0.25).
+        neighbours: neighbours in the graph (published: 30).
+        frequencies: eigenvectors (published: 100).
         restarts: runs of Adam (published: 2).
-        iterations: steps of Adam a run (published: 200).
+        iterations: steps of Adam per run (published: 200).
         rate: learning rate of Adam (published: 1e-2).
-        noise: standard deviation of the noise each run starts from (published: 1e-7).
-
-    Raises:
-        ValueError: if a number is out of range.
+        noise: standard deviation of the noise at the start of a run (published: 1e-7).
     """
 
-    epsilon: float = 0.18
-    kappa: float = 30.0
-    gamma: float = 0.25
-    neighbours: int = 30
-    frequencies: int = 100
-    restarts: int = 2
-    iterations: int = 200
-    rate: float = 1e-2
-    noise: float = 1e-7
-
-    def __post_init__(self) -> None:
-        if min(self.epsilon, self.kappa, self.noise) < 0 or self.rate <= 0:
-            raise ValueError(f"epsilon, kappa, noise and rate must not be negative: {self}")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma must lie in 0..1, got {self.gamma}")
-        if min(self.neighbours, self.frequencies, self.restarts, self.iterations) < 1:
-            raise ValueError(
-                f"neighbours, frequencies, restarts and iterations must be at least 1, got {self}"
-            )
+    epsilon: NonNegativeFloat = 0.18
+    kappa: NonNegativeFloat = 30.0
+    gamma: Fraction = 0.25
+    neighbours: PositiveInt = 30
+    frequencies: PositiveInt = 100
+    restarts: PositiveInt = 2
+    iterations: PositiveInt = 200
+    rate: PositiveFloat = 1e-2
+    noise: NonNegativeFloat = 1e-7
 
     @property
     def threat(self) -> ThreatModel:
-        """White box, shifts of single points."""
+        """White-box shifts of points."""
         return ThreatModel("white-box", "both", "shift", "point-l2", self.epsilon)
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Descends from every start; the nearest success of all iterates is the result."""
+        """Restarts; returns the iterates described above."""
         basis = low_frequencies(points, self.neighbours, self.frequencies)
         loss = functools.partial(hinge, kappa=self.kappa)
         nearest = Nearest(points)

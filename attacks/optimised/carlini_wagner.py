@@ -1,4 +1,4 @@
-"""Carlini & Wagner's optimisation: the nearest cloud that is classified as the attacker wants."""
+"""Search of Carlini & Wagner for the nearest adversarial cloud."""
 
 from __future__ import annotations
 
@@ -11,25 +11,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.base import Attack, Oracle, ThreatModel
-from attacks.functional import distances
+from attacks.base import Attack, Oracle, Rows
 from attacks.functional.losses import hinge
 from attacks.nearest import Nearest
-
-Rows = Tensor | slice
-"""Indices into a batch."""
+from attacks.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, PositiveOrInfinite
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What an attack of this family searches, on one batch.
-
-    ``rows`` are the examples of the batch that variables and clouds stand for.
+    """Search space of an attack on one batch; ``rows`` are the examples that variables belong to.
 
     Attributes:
-        start: the variables that a search begins with, fresh tensors with the batch as first axis.
-        clouds: variables and rows to the ``(b, M, 3)`` clouds they stand for; differentiable.
-        distance: variables, their clouds and rows to the ``(b,)`` distance to be made small; differentiable.
+        start: new variables, with the batch as first axis, for a search.
+        clouds: variables and rows to ``(b, M, 3)`` clouds; differentiable.
+        distance: variables, their clouds and rows to the ``(b,)`` distance to minimise; differentiable.
     """
 
     start: Callable[[torch.Generator], list[Tensor]]
@@ -39,76 +34,61 @@ class Problem:
 
 @dataclass(frozen=True)
 class CarliniWagner(Attack):
-    """Minimises ``loss(logits) + weight * distance`` and bisects each example's weight.
+    """Minimises ``loss(logits) + weight * distance`` with a bisection of the weight per example.
 
-    Carlini & Wagner, 2017, `arXiv:1608.04644 <https://arxiv.org/abs/1608.04644>`_; with a weight on the
-    distance, as in IF-Defense, not on the loss. A subclass says in `problem` what varies and which distance
-    counts.
+    Carlini & Wagner, 2017, `arXiv:1608.04644 <https://arxiv.org/abs/1608.04644>`_; the weight is on the
+    distance, as in IF-Defense, not on the loss. Each search is a run of Adam from new noise. The weight is
+    raised after a success and lowered after a failure, to the middle of the remaining interval, or doubled
+    while that is unbounded. Returns the success of smallest distance, or else the last iterate.
 
-    Each search is one run of Adam from fresh noise; all examples take part, each with its own weight. A
-    weight is raised after a search that succeeded and lowered after one that failed: halfway to the end of
-    the range that is still open, or twofold while that has no upper end. The success with the smallest
-    distance among all iterates is returned; an example without one keeps its last iterate.
+    A subclass defines the `problem`. The published settings of an attack are its defaults.
 
     Attributes:
         kappa: margin of the hinge in logits.
         first_weight: weight of the distance in the first search.
-        largest_weight: upper end of the bisection, infinite for none.
+        largest_weight: upper end of the bisection, possibly infinite.
         searches: steps of the bisection.
-        iterations: steps of Adam a search.
+        iterations: steps of Adam per search.
         rate: learning rate of Adam.
-        noise: standard deviation of the noise each search starts from.
-        polish: steps that an example takes after its first success in a search, to come nearer; then it
-            leaves the batch, and the time goes to the hard ones. ``None`` for all the steps of the search.
+        noise: standard deviation of the noise at the start of a search.
+        polish: steps of an example after its first success in a search, before it leaves the batch; ``None``
+            for all steps, as published.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if a setting is out of range.
     """
 
     nearer_only: ClassVar[bool] = True
-    """Whether a search also fails if an earlier one has been nearer, as in IF-Defense's code."""
+    """Whether a search that comes no nearer than an earlier one counts as failed, as in IF-Defense."""
 
-    kappa: float = 0.0
-    first_weight: float = 10.0
-    largest_weight: float = 80.0
-    searches: int = 10
-    iterations: int = 500
-    rate: float = 1e-2
-    noise: float = 1e-7
-    polish: int | None = field(default=None, kw_only=True)
+    kappa: NonNegativeFloat = 0.0
+    first_weight: PositiveFloat = 10.0
+    largest_weight: PositiveOrInfinite = 80.0
+    searches: PositiveInt = 10
+    iterations: PositiveInt = 500
+    rate: PositiveFloat = 1e-2
+    noise: NonNegativeFloat = 1e-7
+    polish: NonNegativeInt | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.polish is not None and self.polish < 0:
-            raise ValueError(f"polish must not be negative, got {self.polish}")
-        if self.searches < 1 or self.iterations < 1:
+        super().__post_init__()
+        if self.first_weight > self.largest_weight:
             raise ValueError(
-                f"searches and iterations must be at least 1, got {self.searches} and {self.iterations}"
+                f"first_weight must not exceed largest_weight, got {self.first_weight} and "
+                f"{self.largest_weight}"
             )
-        if not 0 < self.first_weight <= self.largest_weight:
-            raise ValueError(
-                "weights must satisfy 0 < first_weight <= largest_weight, "
-                f"got {self.first_weight} and {self.largest_weight}"
-            )
-        if self.kappa < 0 or self.noise < 0 or self.rate <= 0:
-            raise ValueError(f"kappa, noise and rate must not be negative: {self}")
 
     @abstractmethod
     def problem(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> Problem:
-        """What varies, which clouds it makes and how far they are.
-
-        Args:
-            oracle: model under attack and goal.
-            points: ``(B, N, 3)`` clean clouds; not to be changed.
-            generator: source of randomness, on the CPU.
-        """
+        """Search space of a batch; the arguments are those of `Attack.run`."""
 
     @property
     def loss(self) -> Callable[[Tensor, Tensor, bool], Tensor]:
-        """One of `attacks.functional.losses`; by default the hinge with margin ``kappa``."""
+        """Adversarial loss; by default the hinge with margin ``kappa``."""
         return functools.partial(hinge, kappa=self.kappa)
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Bisects the weight of every example at once."""
+        """Bisects the weights of all examples at once."""
         problem = self.problem(oracle, points, generator)
         lower = points.new_zeros(len(points))
         upper = torch.full_like(lower, self.largest_weight)
@@ -135,7 +115,7 @@ class CarliniWagner(Attack):
         generator: torch.Generator,
         taken: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One run of Adam: the nearest success, its distance (infinite without one), and the last iterate."""
+        """One run of Adam: nearest success, its distance (infinite without one) and last iterate."""
         variables = [variable.requires_grad_() for variable in problem.start(generator)]
         adam = torch.optim.Adam(variables, lr=self.rate)
         everyone = slice(None)
@@ -151,7 +131,7 @@ class CarliniWagner(Attack):
             taken[rows] += 1
             reached = oracle.reached(logits, rows)
             nearest.see(clouds.detach(), distance.detach(), reached.long(), rows)
-            # Adam goes on with the variables of those who have left; nobody looks at them any more.
+            # Adam also updates the variables of examples that have left; they are not read again.
             gradients = torch.autograd.grad([clouds, distance], variables, [gradient, weight[rows]])
             for variable, slope in zip(variables, gradients, strict=True):
                 variable.grad = slope
@@ -162,48 +142,3 @@ class CarliniWagner(Attack):
                 if len(rows) == 0:
                     break
         return nearest.points, nearest.size, problem.clouds(variables, everyone).detach()
-
-
-@dataclass(frozen=True)
-class Perturb(CarliniWagner):
-    """Shifts points as little as possible towards another class.
-
-    Xiang et al., 2019, `arXiv:1809.07016 <https://arxiv.org/abs/1809.07016>`_, with the settings of
-    IF-Defense, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_.
-
-    Minimises ``hinge(logits) + weight * |shift|``, as `CarliniWagner` does. Nothing is clipped, so the size
-    of the shift is an outcome, not a budget.
-
-    Differs from IF-Defense's code in that all clouds of a batch start from the same noise.
-
-    Attributes:
-        kappa: margin of the hinge in logits (published: 0).
-        first_weight: weight of the distance in the first search (published: 10).
-        largest_weight: upper end of the bisection (published: 80).
-        searches: steps of the bisection (published: 10).
-        iterations: steps of Adam a search (published: 500).
-        rate: learning rate of Adam (published: 1e-2).
-        noise: standard deviation of the noise each search starts from (published: 1e-7).
-        polish: steps after the first success of a search (published: all that are left), see `CarliniWagner`.
-
-    Raises:
-        ValueError: if a number is out of range.
-    """
-
-    @property
-    def threat(self) -> ThreatModel:
-        """White box, targeted or untargeted, the smallest global shift."""
-        return ThreatModel("white-box", "both", "shift", "l2")
-
-    def problem(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> Problem:
-        """Varies the clouds themselves."""
-        return Problem(
-            start=lambda generator: [points + self.noise * shared_noise(points, generator)],
-            clouds=lambda variables, _: variables[0],
-            distance=lambda _, clouds, rows: distances.l2(clouds, points[rows]),
-        )
-
-
-def shared_noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise for one example, to be added to all of a batch, ``like.shape[1:]``."""
-    return torch.randn(like.shape[1:], generator=generator, dtype=like.dtype).to(like.device)

@@ -1,4 +1,4 @@
-"""GeoA3: shifts that keep the geometry."""
+"""Geometry-aware shifts."""
 
 from __future__ import annotations
 
@@ -10,72 +10,49 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from attacks.base import Oracle, ThreatModel
+from attacks.base import Oracle, Rows, ThreatModel
 from attacks.functional import distances
 from attacks.functional.losses import cross_entropy
-from attacks.optimised.carlini_wagner import CarliniWagner, Problem, Rows, shared_noise
-from ifdefense.geometry.normals import estimated_normals
+from attacks.functional.noise import shared_noise
+from attacks.optimised.carlini_wagner import CarliniWagner, Problem
+from attacks.settings import NonNegativeFloat, PositiveInt, PositiveOrInfinite
+from ifdefense.geometry.normals import estimated_normals, given_normals
 from ifdefense.geometry.points import gather
 
 
 @dataclass(frozen=True)
 class GeoA3(CarliniWagner):
-    """Shifts points such that the surface stays where it was and bends as it did.
+    """Smallest geometry-aware shift: keeps the surface and its curvature.
 
-    Wen et al., 2020, `arXiv:1912.11171 <https://arxiv.org/abs/1912.11171>`_, with the settings of the
-    authors' code.
+    Wen et al., 2020, `arXiv:1912.11171 <https://arxiv.org/abs/1912.11171>`_. Minimises
+    ``loss(logits) + weight * (chamfer + hausdorff_weight * hausdorff + curvature_weight * curvature)``, see
+    `CarliniWagner`, with the two-sided Chamfer and one-sided Hausdorff distance (both squared) and
+    `distances.curvature_difference`.
 
-    Minimises ``loss(logits) + weight * distance``, as `CarliniWagner` does; the distance is the two-sided
-    Chamfer distance, plus ``hausdorff_weight`` times the one-sided Hausdorff distance (both squared), plus
-    ``curvature_weight`` times `distances.curvature_difference`. Nothing is clipped.
-
-    Differs from the authors' code in that an iterate is judged by its own distance, not by that of the
-    iterate before, in that a search has succeeded if any iterate has, whatever the last example of the batch
-    does, in that normals are estimated where none are given, and in that all clouds of a batch start from the
-    same noise.
+    Differs from the authors' code: an iterate is judged by its own distance, not its predecessor's; a search
+    succeeds per example, not with the last one of the batch; all clouds of a batch share their noise.
 
     Attributes:
-        kappa: margin of the hinge in logits (published: 0).
-        first_weight: weight of the distance in the first search (published: 10).
-        largest_weight: upper end of the bisection (published: none).
-        searches: steps of the bisection (published: 10).
-        iterations: steps of Adam a search (published: 500).
-        rate: learning rate of Adam (published: 1e-2).
-        noise: standard deviation of the noise each search starts from (published: 1e-3).
-        polish: steps after the first success of a search (published: all that are left), see `CarliniWagner`.
         misclassification: the loss (published: cross-entropy; the paper compares both).
         hausdorff_weight: weight of the Hausdorff distance (published: 0.1).
-        curvature_weight: weight of the difference in curvature (published: 1).
-        k: neighbours that the curvature is taken from (published: 16).
-        normals: ``(B, N, 3)`` unit normals, of either sign, of the very batch that is attacked; by default
-            those of principal components.
-
-    Raises:
-        ValueError: if a number is out of range, or normals do not fit the clouds.
+        curvature_weight: weight of the curvature difference (published: 1).
+        k: neighbours of the curvature (published: 16).
+        normals: ``(B, N, 3)`` unit normals of the attacked batch, of either sign; estimated by default.
     """
 
     nearer_only: ClassVar[bool] = False
 
-    largest_weight: float = math.inf
-    noise: float = 1e-3
+    largest_weight: PositiveOrInfinite = math.inf
+    noise: NonNegativeFloat = 1e-3
     misclassification: Literal["cross-entropy", "hinge"] = "cross-entropy"
-    hausdorff_weight: float = 0.1
-    curvature_weight: float = 1.0
-    k: int = 16
+    hausdorff_weight: NonNegativeFloat = 0.1
+    curvature_weight: NonNegativeFloat = 1.0
+    k: PositiveInt = 16
     normals: Tensor | None = field(default=None, compare=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.misclassification not in ("cross-entropy", "hinge"):
-            raise ValueError(
-                f"unknown misclassification {self.misclassification!r}; there are: cross-entropy, hinge"
-            )
-        if min(self.hausdorff_weight, self.curvature_weight) < 0 or self.k < 1:
-            raise ValueError(f"weights must not be negative and k at least 1: {self}")
 
     @property
     def threat(self) -> ThreatModel:
-        """White box, targeted or untargeted, the smallest change of the geometry."""
+        """White-box, targeted or untargeted, smallest change of the geometry."""
         return ThreatModel("white-box", "both", "shift")
 
     @property
@@ -85,12 +62,9 @@ class GeoA3(CarliniWagner):
 
     def problem(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> Problem:
         """Varies the clouds themselves."""
-        if self.normals is not None and self.normals.shape != points.shape:
-            given, clean = tuple(self.normals.shape), tuple(points.shape)
-            raise ValueError(f"normals of shape {given} do not fit clouds of shape {clean}")
-        normals = estimated_normals(points) if self.normals is None else self.normals.to(points)
+        normals = estimated_normals(points) if self.normals is None else given_normals(self.normals, points)
         curvature = distances.curvature(points, normals, self.k)
-        # What a point takes from its nearest clean one: one search serves all three distances.
+        # One neighbour search serves all three distances.
         expected = torch.cat([normals, curvature.unsqueeze(2)], 2)
 
         def distance(_: list[Tensor], clouds: Tensor, rows: Rows) -> Tensor:

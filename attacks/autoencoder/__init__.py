@@ -1,0 +1,1 @@
+"""Auto-encoder of AdvPC: network and training."""

@@ -1,0 +1,254 @@
+"""A defended classifier as an attacker sees it who knows the defence: BPDA and EOT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from attacks.base import Model, Stochastic
+from attacks.settings import NonNegativeInt, PositiveInt, check_settings
+from ifdefense.arguments import MAX_SEED, integer
+from ifdefense.geometry.frame import to_unit_sphere
+from ifdefense.geometry.points import gather, knn
+
+Gradient = Literal["nearest", "identity", "exact"]
+
+
+class PurifierLike(Protocol):
+    """What is needed of a purifier, such as an `ifdefense.Purifier` or a `FunctionPurifier`."""
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the result does not depend on the seed."""
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the result is differentiable in the points."""
+
+    @property
+    def normalise(self) -> bool:
+        """Whether purified clouds are normalised to the unit sphere before they are classified."""
+
+    def __call__(self, points: Tensor, num_points: int | None = None, seed: int = 0) -> Tensor:
+        """Purified clouds ``(B, M, 3)``; ``num_points`` is M, by default N."""
+
+
+class FunctionPurifier(nn.Module):
+    """A function that stands in for a purifier.
+
+    Args:
+        function: ``(points (B, N, 3), num_points, seed)`` to ``(B, M, 3)``, in the same frame.
+        deterministic: whether the seed has no effect.
+        differentiable: whether the result is differentiable in the points.
+        normalise: whether purified clouds are normalised before they are classified.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor, int | None, int], Tensor],
+        *,
+        deterministic: bool,
+        differentiable: bool = False,
+        normalise: bool = False,
+    ) -> None:
+        super().__init__()
+        self.function = function
+        self.deterministic = deterministic
+        self.differentiable = differentiable
+        self.normalise = normalise
+
+    def forward(self, points: Tensor, num_points: int | None = None, seed: int = 0) -> Tensor:
+        """Calls the function."""
+        return self.function(points, num_points, seed)
+
+
+class BPDA(nn.Module):
+    """A purifier with an approximate gradient: real forward pass, differentiable backward pass.
+
+    Backward pass differentiable approximation, Athalye et al., 2018, section 4.1,
+    `arXiv:1802.00420 <https://arxiv.org/abs/1802.00420>`_.
+
+    Args:
+        purifier: the real purifier.
+        gradient: ``"nearest"`` passes the gradient of a purified point to the nearest input point, which is
+            exact for a purifier that selects points; ``"identity"`` passes it to the input point of the same
+            index; ``"exact"`` differentiates the purifier. By default ``"exact"`` if the purifier is
+            differentiable, else ``"nearest"``.
+
+    Raises:
+        TypeError: if the purifier does not declare its properties.
+        ValueError: for an unknown gradient, or ``"exact"`` of a purifier that is not differentiable.
+    """
+
+    def __init__(self, purifier: PurifierLike, gradient: Gradient | None = None) -> None:
+        super().__init__()
+        missing = [
+            name for name in ("deterministic", "differentiable", "normalise") if not hasattr(purifier, name)
+        ]
+        if missing:
+            raise TypeError(f"the purifier does not say if it is {missing[0]}: wrap it in FunctionPurifier")
+        if gradient is None:
+            gradient = "exact" if purifier.differentiable else "nearest"
+        if gradient not in get_args(Gradient):
+            raise ValueError(f"unknown gradient {gradient!r}; there are: {', '.join(get_args(Gradient))}")
+        if gradient == "exact" and not purifier.differentiable:
+            raise ValueError('gradient="exact" needs a differentiable purifier')
+        self.purifier = purifier
+        self.gradient = gradient
+
+    def forward(self, points: Tensor, num_points: int | None = None, seed: int = 0) -> Tensor:
+        """Purified clouds ``(B, M, 3)``, equal to those of the purifier.
+
+        Raises:
+            ValueError: if the purifier returns a wrong shape or, with ``"exact"``, passes no gradient.
+        """
+
+        def purify(given: Tensor) -> Tensor:
+            return self._purified(given, num_points, seed)
+
+        if not (torch.is_grad_enabled() and points.requires_grad):
+            return purify(points)
+        if self.gradient == "exact":
+            exact: Tensor = _Exact.apply(points, purify)  # type: ignore[no-untyped-call]
+            return exact
+        with torch.no_grad():
+            purified = purify(points.detach())
+        if self.gradient == "identity":
+            if purified.shape != points.shape:
+                raise ValueError(
+                    f'gradient="identity" needs as many points as came in: {tuple(purified.shape)} came out '
+                    f"for {tuple(points.shape)}"
+                )
+            source = points
+        else:
+            source = gather(points, knn(purified, points.detach(), 1)[1].squeeze(2))
+        return purified + (source - source.detach())  # adds exactly 0
+
+    def _purified(self, points: Tensor, num_points: int | None, seed: int) -> Tensor:
+        purified = self.purifier(points, num_points, seed)
+        if purified.ndim != 3 or len(purified) != len(points) or purified.shape[2] != 3:
+            raise ValueError(
+                f"the purifier must return clouds of shape ({len(points)}, M, 3), "
+                f"it returned {tuple(purified.shape)}"
+            )
+        return purified.to(points)
+
+
+class _Exact(torch.autograd.Function):
+    """Differentiates a purifier and raises where its gradient vanishes, which hides a detached step."""
+
+    @staticmethod
+    def forward(ctx: Any, points: Tensor, purify: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.enable_grad():
+            ctx.points = points.detach().requires_grad_()
+            ctx.purified = purify(ctx.points)
+        if not ctx.purified.requires_grad:
+            raise ValueError("the purifier passes no gradient, though it is declared differentiable")
+        purified: Tensor = ctx.purified.detach()
+        return purified
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+        (gradient,) = torch.autograd.grad(ctx.purified, ctx.points, grad, allow_unused=True)
+        lost = grad.flatten(1).any(1)
+        if gradient is not None:
+            lost = lost & ~gradient.flatten(1).any(1)
+        if lost.any():
+            example = int(lost.nonzero()[0])
+            raise ValueError(f"the purifier passes no gradient for example {example}: a step is detached")
+        return gradient, None
+
+
+@dataclass(frozen=True)
+class EOT:
+    """Expectation over transformation: gradients are averaged over random draws of the purifier.
+
+    Athalye et al., 2018, section 4.2, `arXiv:1802.00420 <https://arxiv.org/abs/1802.00420>`_. The draws are
+    not those of the defence, which the attacker cannot foresee. An attacker who knows its seed is
+    ``EOT(samples=1, first=seed, fresh=False)``. All clouds of a batch share the draws.
+
+    Attributes:
+        samples: draws per gradient.
+        first: first seed.
+        fresh: whether every gradient has new draws.
+    """
+
+    samples: PositiveInt = 8
+    first: NonNegativeInt = 1
+    fresh: bool = True
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def seeds(self, query: int) -> range:
+        """Seeds of a query, counted from 0."""
+        start = self.first + (query * self.samples if self.fresh else 0)
+        return range(start, start + self.samples)
+
+
+class DefenceAware(Stochastic):
+    """A defended classifier with gradients: the model to attack for an attacker who knows the defence.
+
+    If a gradient is asked for, the mean logits through `BPDA` over the draws of `EOT`; otherwise the logits
+    of the real defence. As attacks evaluate their result without gradients, success is that on the real
+    defence::
+
+        attacks.PGD()(attacks.DefenceAware(classifier, purifier), clouds, labels)
+
+    Args:
+        classifier: ``(B, M, 3)`` clouds to ``(B, C)`` logits.
+        purifier: the defence; a function has to be wrapped in `FunctionPurifier`.
+        gradient: see `BPDA`.
+        eot: draws per gradient; by default 8, or 1 if the purifier is deterministic.
+        num_points: points of a purified cloud; by default as many as came in.
+        normalise: whether purified clouds are normalised to the unit sphere; by default as the purifier says.
+        seed: seed of the real defence.
+
+    Raises:
+        TypeError, ValueError: as `BPDA`, or for an invalid seed.
+    """
+
+    def __init__(
+        self,
+        classifier: Model,
+        purifier: PurifierLike,
+        *,
+        gradient: Gradient | None = None,
+        eot: EOT | None = None,
+        num_points: int | None = None,
+        normalise: bool | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.purifier = BPDA(purifier, gradient)
+        self.eot = eot if eot is not None else EOT(samples=1) if purifier.deterministic else EOT()
+        self.num_points = num_points
+        self.normalise = purifier.normalise if normalise is None else normalise
+        self.seed = integer("seed", seed, 0, MAX_SEED)
+        self._gradients = 0
+
+    def restart(self) -> None:
+        """Starts with the first draws of `EOT` again."""
+        self._gradients = 0
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Logits ``(B, C)`` of clouds ``(B, N, 3)``."""
+        if not (torch.is_grad_enabled() and points.requires_grad):
+            return self._logits(points, self.seed)
+        seeds = self.eot.seeds(self._gradients)
+        self._gradients += 1
+        total = self._logits(points, seeds[0])
+        for seed in seeds[1:]:
+            total = total + self._logits(points, seed)
+        return total / len(seeds)
+
+    def _logits(self, points: Tensor, seed: int) -> Tensor:
+        purified = self.purifier(points, self.num_points, seed)
+        return self.classifier(to_unit_sphere(purified) if self.normalise else purified)

@@ -1,0 +1,49 @@
+"""Choosing points of clouds: by a mask, by saliency."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ifdefense.geometry.points import gather
+
+
+def selected(points: Tensor, mask: Tensor) -> Tensor:
+    """Kept points in their order, repeated from the first up to the original number.
+
+    Linear in the points, so an outlier filter has an exact gradient wherever its mask is constant.
+
+    Args:
+        points: ``(B, N, 3)`` clouds.
+        mask: ``(B, N)`` points to keep, at least one per cloud.
+
+    Returns:
+        ``(B, N, 3)``, differentiable.
+
+    Raises:
+        ValueError: if the mask of a cloud is empty.
+    """
+    count = mask.sum(1, keepdim=True)
+    if (count == 0).any():
+        raise ValueError(f"example {int((count == 0).nonzero()[0, 0])}: the filter keeps no point")
+    kept_first = (~mask).byte().argsort(dim=1, stable=True)
+    turn = torch.arange(points.shape[1], device=points.device) % count
+    return gather(points, kept_first.gather(1, turn))
+
+
+def saliency(points: Tensor, gradient: Tensor, alpha: float = 1.0) -> Tensor:
+    """First-order gain of moving a point to the centre of its cloud, as good as dropping it.
+
+    Zheng et al., 2019, `arXiv:1812.01687 <https://arxiv.org/abs/1812.01687>`_, equation (8):
+    ``r^alpha <x - c, g>`` with the median c, ``r = |x - c|`` and the gradient g of the attacker's loss.
+
+    Args:
+        points: ``(B, N, 3)`` clouds.
+        gradient: ``(B, N, 3)`` gradient of the loss that the attacker minimises.
+        alpha: exponent of the radius (published: 1).
+
+    Returns:
+        ``(B, N)``.
+    """
+    offset = points - points.median(1, keepdim=True).values
+    return offset.norm(dim=2) ** alpha * (offset * gradient).sum(2)

@@ -1,0 +1,93 @@
+"""Ranges of settings, declared in the annotations of dataclass fields and checked in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number.
+
+    Attributes:
+        low: smallest value.
+        high: largest value.
+        above: whether ``low`` itself is excluded.
+        finite: whether infinity is refused; NaN always is.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    finite: bool = True
+
+    def __contains__(self, value: float) -> bool:
+        if self.finite and not math.isfinite(value):
+            return False
+        return (self.low < value if self.above else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        if math.isfinite(self.high):
+            return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}]"
+        if math.isfinite(self.low):
+            return f"{'greater than' if self.above else 'at least'} {self.low:g}"
+        return "finite"
+
+
+PositiveInt = Annotated[int, Range(1)]
+NonNegativeInt = Annotated[int, Range(0)]
+PositiveFloat = Annotated[float, Range(0, above=True)]
+NonNegativeFloat = Annotated[float, Range(0)]
+FiniteFloat = Annotated[float, Range()]
+PositiveOrInfinite = Annotated[float, Range(0, above=True, finite=False)]
+Fraction = Annotated[float, Range(0, 1)]
+PositiveFraction = Annotated[float, Range(0, 1, above=True)]
+
+
+def check_settings(settings: object) -> None:
+    """Checks the fields of a dataclass that are annotated with a `Range` or a `Literal`.
+
+    Raises:
+        ValueError: if a value is of the wrong kind, out of range, NaN or not one of the literals.
+    """
+    owner = type(settings).__name__
+    for name, (kind, rule, optional) in _rules(type(settings)).items():
+        value = getattr(settings, name)
+        if optional and value is None:
+            continue
+        if not isinstance(rule, Range):
+            if value not in rule:
+                known = ", ".join(map(str, rule))
+                raise ValueError(f"{owner}: unknown {name} {value!r}; there are: {known}")
+            continue
+        number, called = (Integral, "an integer") if kind is int else (Real, "a number")
+        if isinstance(value, bool) or not isinstance(value, number) or value not in rule:
+            raise ValueError(f"{owner}: {name} must be {called} {rule}, got {value!r}")
+
+
+@functools.cache
+def _rules(cls: type) -> dict[str, tuple[Any, Range | tuple[Any, ...], bool]]:
+    """Type, rule and whether ``None`` is allowed, for each field that has a rule."""
+    if not dataclasses.is_dataclass(cls):
+        return {}
+    try:
+        hints = get_type_hints(cls, include_extras=True)
+    except NameError:  # annotations of a class that cannot be resolved here
+        return {}
+    rules = {}
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        for part in parts:
+            kind, *notes = get_args(part) or (part,)
+            if get_origin(part) is Literal:
+                rules[field.name] = (None, get_args(part), type(None) in parts)
+            elif notes and isinstance(notes[0], Range):
+                rules[field.name] = (kind, notes[0], type(None) in parts)
+    return rules

@@ -1,0 +1,85 @@
+"""The worst of several attacks, per cloud."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks.base import Attack, Oracle, ThreatModel
+
+_STRONGEST = ("white-box", "score-based", "transfer")
+
+
+@dataclass(frozen=True)
+class WorstOf(Attack):
+    """Several attacks on the same model; each cloud keeps the first result that reaches the goal.
+
+    An ensemble as in AutoAttack, Croce & Hein, 2020, `arXiv:2003.01690 <https://arxiv.org/abs/2003.01690>`_.
+    Attacks run in their order on the clouds that have resisted so far, all with the same random numbers. If
+    none reaches a target, a misclassified result is preferred, then that of the first attack.
+
+    Attributes:
+        attacks: attacks of the same kind of change, norm and budget.
+
+    Raises:
+        ValueError: if there is no attack, or the threat models do not fit together.
+    """
+
+    attacks: tuple[Attack, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        threats = [attack.threat for attack in self.attacks]
+        if not threats:
+            raise ValueError("WorstOf needs at least one attack")
+        changes = {dataclasses.replace(threat, knowledge="white-box", goal="both") for threat in threats}
+        if len(changes) > 1:
+            raise ValueError(f"the attacks differ in what they may change: {', '.join(map(str, changes))}")
+        if {"targeted", "untargeted"} <= {threat.goal for threat in threats}:
+            raise ValueError("some of the attacks are targeted, some untargeted")
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The most knowledge and the common goal of the attacks."""
+        threats = [attack.threat for attack in self.attacks]
+        knowledge = min((threat.knowledge for threat in threats), key=_STRONGEST.index)
+        goal = next((threat.goal for threat in threats if threat.goal != "both"), "both")
+        return dataclasses.replace(threats[0], knowledge=knowledge, goal=goal)
+
+    def budget(self, num_points: int) -> float | None:
+        """Largest budget of the attacks."""
+        budgets = [attack.budget(num_points) for attack in self.attacks]
+        return max((budget for budget in budgets if budget is not None), default=None)
+
+    def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Runs the attacks on the clouds that have resisted so far."""
+        state = generator.get_state()
+        rank, iterations = torch.zeros_like(oracle.queries), torch.zeros_like(oracle.queries)
+        attacked = points
+        for number, attack in enumerate(self.attacks):
+            rows = (rank < 2).nonzero().squeeze(1)
+            if len(rows) == 0:
+                break
+            generator.set_state(state)
+            part = oracle.part(rows)
+            found, taken = attack.run(part, points[rows], generator)
+            found = attack.constrain(found, points[rows])
+            new = _rank(part, found)
+            oracle.queries[rows] += part.queries
+            iterations[rows] += taken
+            if number == 0:
+                attacked, rank = found, new
+            else:
+                better = new > rank[rows]
+                attacked[rows[better]], rank[rows[better]] = found[better], new[better]
+        return attacked, iterations
+
+
+def _rank(oracle: Oracle, points: Tensor) -> Tensor:
+    """``(b,)`` 2 where the goal is reached, 1 where the cloud is misclassified otherwise, else 0."""
+    logits = oracle.logits(points)
+    reached, wrong = oracle.reached(logits), logits.argmax(1) != oracle.labels
+    return reached.long() + (reached | wrong).long()
