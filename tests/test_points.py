@@ -248,6 +248,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setitem(sys.modules, "pytorch3d", ModuleType("pytorch3d"))
     monkeypatch.setitem(sys.modules, "pytorch3d.ops", module)
     operations._pytorch3d.cache_clear()
+    monkeypatch.setattr(operations, "_KERNEL_DEVICES", {"cpu"})  # as if this were a GPU
     yield calls
     operations._pytorch3d.cache_clear()
 
@@ -278,10 +279,19 @@ def test_double_precision_and_other_starts_stay_here(stand_in: list[str]) -> Non
     assert stand_in == []
 
 
+def test_on_a_cpu_results_do_not_depend_on_pytorch3d(
+    stand_in: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "_KERNEL_DEVICES", {"cuda"})
+    results()
+    assert stand_in == []
+
+
 def test_pytorch3d_itself_gives_the_same_results(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pytorch3d.ops", reason="pytorch3d is not installed")
+    monkeypatch.setattr(operations, "_KERNEL_DEVICES", {"cpu"})
     theirs = results()
-    monkeypatch.setattr(operations, "_pytorch3d", lambda: None)
+    monkeypatch.setattr(operations, "_KERNEL_DEVICES", set())
     for one, other in zip(results(), theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 

@@ -231,7 +231,8 @@ def test_selections_come_back_exactly_through_a_chain(clouds: Tensor) -> None:
     [
         ("threshold", 1.0, "threshold is a probability"),
         ("second_threshold", float("nan"), "second_threshold is a probability"),
-        ("box", float("inf"), "box must have a positive side"),
+        ("box", float("inf"), "box must be a cube around the unit cube"),
+        ("box", 1e-9, "box must be a cube around the unit cube"),
         ("offset", 10.0, "offset must be less than half of the box"),
         ("points", 0, "points must be at least 1"),
     ],

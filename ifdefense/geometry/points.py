@@ -21,6 +21,7 @@ _CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
 
 # Pairs of points beyond which a KD-tree is faster on a CPU.
 _TREE = 1 << 24
+_KERNEL_DEVICES = {"cuda"}
 
 
 @functools.cache
@@ -33,8 +34,13 @@ def _pytorch3d() -> ModuleType | None:
 
 
 def _kernels(points: Tensor) -> ModuleType | None:
-    """pytorch3d's kernels, if they are there and take such points."""
-    return _pytorch3d() if points.dtype == torch.float32 else None
+    """pytorch3d's kernels, if they are there and take such points.
+
+    On a GPU only: on a CPU its sampling is half as fast as ours, and distances differ in the last bit, so
+    results would depend on what is installed.
+    """
+    usable = points.dtype == torch.float32 and points.device.type in _KERNEL_DEVICES
+    return _pytorch3d() if usable else None
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
@@ -169,8 +175,8 @@ def farthest_point_sampling(points: Tensor, num: int, *, start: int = 0) -> Tens
 def spread_sampling(points: Tensor, num: int, *, block: int = 4096) -> Tensor:
     """Farthest-point sampling in linear time: exact for small clouds, block by block for large ones.
 
-    Clouds of more than ``block`` points are cut at medians into compact blocks of at most half that, each thinned
-    by itself: as evenly spread, but where blocks meet.
+    Clouds of more than ``block`` points are cut at medians into compact blocks of at most half that, each
+    thinned by itself: as evenly spread, but where blocks meet.
 
     Args:
         points: (B, N, 3) points.

@@ -53,8 +53,8 @@ class Calibration:
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
                 raise ValueError(f"{name} is a probability in (0, 1), got {value}")
-        if not 0 < self.box < math.inf:
-            raise ValueError(f"box must have a positive side, got {self.box}")
+        if not 0.5 <= self.box <= 4:
+            raise ValueError(f"box must be a cube around the unit cube, of side 0.5 to 4, got {self.box}")
         if not abs(self.offset) < self.box / 2:
             raise ValueError(f"offset must be less than half of the box, got {self.offset}")
         if self.points is not None and self.points < 1:

@@ -17,8 +17,8 @@ from ifdefense.stages.repair import BulgeRepair, Repair
 from ifdefense.stages.resampling import SurfaceSampling
 from ifdefense.timing import stage
 
-Extract = Callable[..., list[Mesh]]
-"""``(field, num_clouds, calibration, device=...)`` → one mesh per cloud, empty without a surface."""
+Extract = Callable[[Field, Sequence[Tensor], Calibration], list[Mesh]]
+"""``(field, clouds, calibration)`` → one mesh per cloud, empty without a surface."""
 
 RepairMesh = Callable[[Mesh, Tensor], Repair]
 """``(mesh, points (K, 3))`` → the repaired mesh."""
@@ -53,7 +53,7 @@ class MeshRestorer:
     ) -> list[Restored]:
         """See `ifdefense.restorers.base.Restorer`."""
         with stage("field to mesh"):
-            meshes = self.extract(field, len(clouds), calibration, device=clouds[0].device)
+            meshes = self.extract(field, clouds, calibration)
         repairs: list[Repair | None] = [None] * len(clouds)
         if self.repair is not None:
             with stage("mesh repair"):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,6 +106,7 @@ def mise(
     num_clouds: int,
     options: ExtractionOptions = ExtractionOptions(),
     *,
+    seeds: Sequence[Tensor] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Grid:
@@ -117,6 +119,8 @@ def mise(
         field: the logits, see `Field`.
         num_clouds: clouds in the batch.
         options: resolution, level and box.
+        seeds: one tensor (K, 3) per cloud, points near which a surface may lie unseen by the coarse levels:
+            the cells that hold them are subdivided down to the finest level.
         device: where the field lives and the bookkeeping is done.
         dtype: of the points given to the field and of the values kept.
 
@@ -129,6 +133,8 @@ def mise(
     values = sampler.evaluate(known)[1].reshape(known.shape)
     while cells < options.resolution:
         fresh = _mixed(values > options.level)
+        if seeds is not None:
+            fresh |= _occupied(seeds, cells, options.box, fresh)
         active = fresh.clone()
         cells *= 2
         values, known = _refined(values, known)
@@ -147,6 +153,7 @@ def extract_meshes(
     num_clouds: int,
     options: ExtractionOptions = ExtractionOptions(),
     *,
+    seeds: Sequence[Tensor] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> list[Mesh]:
@@ -158,7 +165,7 @@ def extract_meshes(
         A mesh a cloud in the unit-cube frame, watertight and outward oriented; an empty one where no part of
         a surface is seen.
     """
-    return mise(field, num_clouds, options, device=device, dtype=dtype).meshes()
+    return mise(field, num_clouds, options, seeds=seeds, device=device, dtype=dtype).meshes()
 
 
 @dataclass(frozen=True)
@@ -168,6 +175,8 @@ class Extraction:
     Args:
         resolution: cells a side at the finest level, ``coarse`` times a power of two.
         coarse: cells a side at the first level.
+        seeded: whether cells that hold input points are subdivided in any case: thin parts may lie between
+            the points of the coarse grid.
 
     Raises:
         ValueError: a value outside these ranges.
@@ -175,31 +184,25 @@ class Extraction:
 
     resolution: int = 64
     coarse: int = 16
+    seeded: bool = True
 
     def __post_init__(self) -> None:
         ExtractionOptions(self.resolution, self.coarse)
 
-    def __call__(
-        self,
-        field: Field,
-        num_clouds: int,
-        calibration: Calibration,
-        *,
-        device: torch.device | str | None = None,
-    ) -> list[Mesh]:
+    def __call__(self, field: Field, clouds: Sequence[Tensor], calibration: Calibration) -> list[Mesh]:
         """Surface of each cloud; at the second threshold where the first shows none.
 
         Args:
             field: logits of the batch, see `Field`.
-            num_clouds: clouds in the batch.
+            clouds: ``(N_i, 3)`` what the network has seen, unit cube.
             calibration: threshold and box.
-            device: where the field lives.
 
         Returns:
             One watertight mesh per cloud in the unit-cube frame, empty where there is no surface.
         """
         options = ExtractionOptions(self.resolution, self.coarse, calibration.threshold, calibration.box)
-        meshes = extract_meshes(field, num_clouds, options, device=device)
+        seeds, device = list(clouds) if self.seeded else None, clouds[0].device
+        meshes = extract_meshes(field, len(clouds), options, seeds=seeds, device=device)
         missing = [index for index, mesh in enumerate(meshes) if mesh.is_empty]
         if missing and calibration.second_threshold is not None:
             lower = dataclasses.replace(options, threshold=calibration.second_threshold)
@@ -245,6 +248,16 @@ def _mixed(inside: Tensor) -> Tensor:
         some = some.narrow(dim, 0, size) | some.narrow(dim, 1, size)
         every = every.narrow(dim, 0, size) & every.narrow(dim, 1, size)
     return some & ~every
+
+
+def _occupied(seeds: Sequence[Tensor], cells: int, box: float, like: Tensor) -> Tensor:
+    """Cells, shaped as ``like`` (B, n, n, n), that hold a seed."""
+    marked = torch.zeros_like(like)
+    for row, points in enumerate(seeds):
+        cell = ((points / box + 0.5) * cells).floor().long()
+        x, y, z = cell[((cell >= 0) & (cell < cells)).all(1)].to(like.device).unbind(1)
+        marked[row, x, y, z] = True
+    return marked
 
 
 def _refined(values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:

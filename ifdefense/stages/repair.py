@@ -58,6 +58,10 @@ class BulgeRepair:
         for name in ("radius", "height", "outlier", "min_support", "max_share"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.radius > 1:  # the time grows with its square
+            raise ValueError(f"radius must be at most 1, the side of the unit cube, got {self.radius}")
+        if not math.isfinite(self.height + self.outlier + self.max_share):
+            raise ValueError(f"height, outlier and max_share must be finite, got {self}")
         if self.min_support >= 1:
             raise ValueError(f"min_support is a fraction below 1, got {self.min_support}")
 
