@@ -149,11 +149,6 @@ class Oracle:
     ) -> tuple[Tensor, Tensor]:
         """``(b, C)`` logits and the ``(b, N, 3)`` gradient of the loss of each example.
 
-        Args:
-            points: ``(b, N, 3)`` clouds.
-            loss: one of `attacks.functional.losses`.
-            rows: examples that the clouds belong to.
-
         Raises:
             ValueError: as `logits`, or if the logits do not depend differentiably on the points.
         """
@@ -209,12 +204,7 @@ class Attack(ABC):
 
     @abstractmethod
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Attacks a batch, under ``no_grad`` except inside `Oracle.gradient`.
-
-        Args:
-            oracle: model under attack and goal.
-            points: ``(B, N, 3)`` clean clouds, not to be modified.
-            generator: source of randomness, on the CPU.
+        """Attacks clean clouds ``(B, N, 3)``; runs without gradients except in `Oracle.gradient`.
 
         Returns:
             ``(B, M, 3)`` attacked clouds and the ``(B,)`` iterations per example.

@@ -23,14 +23,7 @@ class Nearest:
         """``(B,)`` distance of the kept cloud."""
 
     def see(self, points: Tensor, size: Tensor, rank: Tensor, rows: Rows = slice(None)) -> None:
-        """Updates the kept clouds.
-
-        Args:
-            points: ``(b, N, 3)`` attacked clouds.
-            size: ``(b,)`` their distances.
-            rank: ``(b,)`` their ranks, 0 for a failure.
-            rows: examples that they belong to.
-        """
+        """Takes clouds ``(b, N, 3)`` of the examples ``rows`` with distances and ranks, 0 for failures."""
         had = self.rank[rows]
         better = (rank > had) | ((rank == had) & (rank > 0) & (size < self.size[rows]))
         which = torch.arange(len(self.size), device=better.device)[rows][better]

@@ -25,10 +25,7 @@ class Square(Bounded):
     Andriushchenko et al., 2020, `arXiv:1912.00049 <https://arxiv.org/abs/1912.00049>`_, algorithm 1, for
     clouds: a square of the image is the neighbourhood of a random point, with the same share of the points,
     and is set to one shift of full length, kept if the loss falls. Loss (margin, or cross-entropy of the
-    target) and schedule are the published ones; the initial stripes are cells of random centres. SimBA
-    (`arXiv:1905.07121 <https://arxiv.org/abs/1905.07121>`_) moves single coordinates, which rarely changes
-    the logits of networks with max-pooling.
-
+    target) and schedule are the published ones; the initial stripes are cells of random centres.
     All examples try the same point, by its index, and the same shift; misclassified clouds are not changed.
 
     Attributes:

@@ -90,14 +90,9 @@ def diameter(points: Tensor) -> Tensor:
 def knn_smoothness(points: Tensor, k: int = 5, alpha: float = 1.05) -> Tensor:
     """Outlier loss ``mean(d * (d > mean(d) + alpha * std(d)))`` over the points of a cloud.
 
-    Tsai et al., 2020, `Robust Adversarial Objects against Deep Learning Models
-    <https://doi.org/10.1609/aaai.v34i01.5443>`_. ``d`` is the mean squared distance of a point to its ``k``
-    nearest neighbours; the threshold is constant for the gradient.
-
-    Args:
-        points: ``(B, N, 3)``.
-        k: neighbours, without the point itself (published: 5).
-        alpha: unbiased standard deviations above the mean (published: 1.05).
+    Tsai et al., 2020, `doi:10.1609/aaai.v34i01.5443 <https://doi.org/10.1609/aaai.v34i01.5443>`_. ``d`` is
+    the mean squared distance of a point to its ``k`` nearest other points (published: 5), ``std`` unbiased
+    (published: alpha 1.05); the threshold is constant for the gradient.
     """
     neighbours = gather(points, _neighbours(points, k))  # (B, N, k, 3)
     distance = (neighbours - points.unsqueeze(2)).square().sum(3).mean(2)
@@ -109,15 +104,8 @@ def knn_smoothness(points: Tensor, k: int = 5, alpha: float = 1.05) -> Tensor:
 def curvature(points: Tensor, normals: Tensor, k: int = 16) -> Tensor:
     """Local curvature: mean of ``|<(q - p) / |q - p|, n>|`` over the ``k`` nearest neighbours q of p.
 
-    Wen et al., 2020, `arXiv:1912.11171 <https://arxiv.org/abs/1912.11171>`_. Coincident neighbours count 0.
-
-    Args:
-        points: ``(B, N, 3)``.
-        normals: ``(B, N, 3)`` unit normals of either sign.
-        k: neighbours, without the point itself.
-
-    Returns:
-        ``(B, N)`` in [0, 1].
+    Wen et al., 2020, `arXiv:1912.11171 <https://arxiv.org/abs/1912.11171>`_. Points and unit normals n of
+    either sign ``(B, N, 3)`` to ``(B, N)`` in [0, 1]; coincident neighbours count 0.
     """
     offset = gather(points, _neighbours(points, k)) - points.unsqueeze(2)  # (B, N, k, 3)
     length = _root(offset.square().sum(3))
@@ -128,13 +116,8 @@ def curvature(points: Tensor, normals: Tensor, k: int = 16) -> Tensor:
 def curvature_difference(points: Tensor, clean: Tensor, normals: Tensor, k: int = 16) -> Tensor:
     """Mean squared difference of `curvature` to the nearest clean point, whose normal is used for both.
 
-    Wen et al., 2020, `arXiv:1912.11171 <https://arxiv.org/abs/1912.11171>`_.
-
-    Args:
-        points: ``(B, N, 3)`` attacked points.
-        clean: ``(B, M, 3)`` clean points.
-        normals: ``(B, M, 3)`` unit normals of the clean points.
-        k: neighbours (published: 16).
+    Wen et al., 2020, `arXiv:1912.11171 <https://arxiv.org/abs/1912.11171>`_, with unit normals ``(B, M, 3)``
+    of the clean points and ``k`` neighbours (published: 16).
     """
     index = nearest(points, clean)[1]
     expected = gather(curvature(clean, normals, k).unsqueeze(2), index).squeeze(2)

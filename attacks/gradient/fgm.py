@@ -47,10 +47,10 @@ class IFGM(Iterated):
 
 @dataclass(frozen=True)
 class MIFGM(IFGM):
-    """`IFGM` along accumulated gradients, ``v = momentum * v + g / |g|_1``.
+    """`IFGM` with momentum.
 
-    Dong et al., 2018, `arXiv:1710.06081 <https://arxiv.org/abs/1710.06081>`_, algorithm 1, with the settings
-    of IF-Defense, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_.
+    Dong et al., 2018, `arXiv:1710.06081 <https://arxiv.org/abs/1710.06081>`_, algorithm 1: steps along
+    ``v = momentum * v + g / |g|_1``. Settings of IF-Defense, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_.
 
     Attributes:
         momentum: decay of the accumulated gradients (published: 1).

@@ -101,20 +101,10 @@ def descend(
     momentum: float = 0.0,
     early_stop: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Projected steps of a fixed length down the cross-entropy; returns the last iterate.
+    """Projected steps of a fixed length down the cross-entropy.
 
-    Args:
-        attack: gives the norm and the budget.
-        oracle: model under attack.
-        points: ``(B, N, 3)`` clean clouds.
-        start: ``(B, N, 3)`` clouds to start from; written to.
-        iterations: steps.
-        step: length of a step as a fraction of the budget; ``1 / iterations`` by default.
-        momentum: decay of the accumulated gradients, see `attacks.MIFGM`.
-        early_stop: whether an example stops at its first success.
-
-    Returns:
-        ``(B, N, 3)`` attacked clouds and the ``(B,)`` steps per example.
+    Settings are those of `PGD` and `attacks.MIFGM`; ``start`` is written to. Returns the last iterate and the
+    ``(B,)`` steps per example.
     """
     length = attack.budget(points.shape[1]) * (1 / iterations if step is None else step)
     attacked, velocity = start, torch.zeros_like(start) if momentum else None

@@ -22,13 +22,8 @@ from ifdefense.geometry.points import farthest_point_sampling, gather, knn, squa
 def deformed(points: Tensor, centres: Tensor, shift: Tensor, sigma: Tensor) -> Tensor:
     """Moves points by the mean shift of the centres, weighted by Gaussians of the distance.
 
-    ``x + sum_j w_j(x) p_j / sum_j w_j(x)`` with ``w_j(x) = exp(-|x - c_j|^2 / (2 sigma_j^2))``.
-
-    Args:
-        points: ``(B, N, 3)``.
-        centres: ``(B, C, 3)``.
-        shift: ``(B, C, 3)`` shifts p of the centres.
-        sigma: ``(B, C)`` widths, in units of the points.
+    ``x + sum_j w_j(x) p_j / sum_j w_j(x)`` with ``w_j(x) = exp(-|x - c_j|^2 / (2 sigma_j^2))``, points x
+    ``(B, N, 3)``, centres c and shifts p ``(B, C, 3)``, widths sigma ``(B, C)``.
     """
     exponent = -squared_distances(points, centres) / (2 * sigma * sigma).unsqueeze(1)
     return points + exponent.softmax(2) @ shift

@@ -20,9 +20,8 @@ from ifdefense.geometry.normals import given_normals, outward_normals
 class KNN(Ball):
     """Shifts points without making outliers.
 
-    Tsai et al., 2020, `Robust Adversarial Objects against Deep Learning Models
-    <https://doi.org/10.1609/aaai.v34i01.5443>`_, with the settings of IF-Defense,
-    `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_. Adam minimises
+    Tsai et al., 2020, `doi:10.1609/aaai.v34i01.5443 <https://doi.org/10.1609/aaai.v34i01.5443>`_, with the
+    settings of IF-Defense, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_. Adam minimises
     ``hinge(logits) + N (chamfer_weight * chamfer + knn_weight * smoothness)`` with the one-sided squared
     Chamfer distance and `distances.knn_smoothness`; after each step, inward shifts are projected onto the
     tangent plane if normals are known, and all shifts onto the budget. Returns the last iterate.

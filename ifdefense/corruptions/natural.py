@@ -1,8 +1,7 @@
-"""The 15 natural corruptions of ModelNet40-C at 5 severities, beside the attacks.
+"""The 15 corruptions of ModelNet40-C at 5 severities, for evaluation.
 
-Sun et al., 2022, `arXiv:2201.12296 <https://arxiv.org/abs/2201.12296>`_: three families of five, by the
-definitions of the paper and the numbers of its published generator. These are for evaluation; what the
-Occupancy Network is trained on is in `ifdefense.corruptions.simulated`.
+Sun et al., 2022, `arXiv:2201.12296 <https://arxiv.org/abs/2201.12296>`_, with the parameters of the published
+generator. Corruptions for training are in `ifdefense.corruptions.simulated`.
 """
 
 from __future__ import annotations
@@ -19,25 +18,22 @@ from ifdefense.geometry import points as operations
 
 Family = Literal["density", "noise", "transformation"]
 
-_GRID = 5  # control points an axis
+_GRID = 5  # control points per axis
 _RADIUS = 0.5  # of the radial basis functions; the default of PyGeM, which the published generator calls
-_LARGEST = 1 << 22  # pairs of points that are compared at once
+_LARGEST = 1 << 22  # pairs of points compared at once
 
 
 class Draw:
-    """Uniform random numbers of a batch, one cloud after another.
-
-    Every cloud takes the same count from the generator, all at once. So cutting a data set into batches does
-    not change it, if one generator serves the batches in their order.
+    """Uniform random numbers for a batch, cloud by cloud, so that batches may be cut anywhere.
 
     Args:
         points: ``(B, N, 3)``, the batch.
-        count: numbers a cloud.
+        count: numbers per cloud.
         generator: source of randomness, on the CPU.
     """
 
     def __init__(self, points: Tensor, count: int, generator: torch.Generator) -> None:
-        # In float64 whatever the clouds are: the same corruption in every precision.
+        # float64 for the same corruption in every precision.
         drawn = torch.rand(len(points), count, generator=generator, dtype=torch.float64)
         self._left = drawn.to(points.device)
 
@@ -59,30 +55,29 @@ class Draw:
         return torch.where(self.uniform(*shape) < 0.5, -1.0, 1.0).double()
 
     def index(self, num: int, *shape: int) -> Tensor:
-        """``(B, *shape)`` indices below ``num``, any of them twice."""
+        """``(B, *shape)`` indices below ``num``, with replacement."""
         return (self.uniform(*shape) * num).long()
 
     def subset(self, num: int, size: int) -> Tensor:
-        """``(B, size)`` indices below ``num``, none of them twice; takes ``num`` numbers."""
+        """``(B, size)`` indices below ``num``, without replacement; takes ``num`` numbers."""
         return self.uniform(num).argsort(1)[:, :size]
 
     def directions(self, count: int) -> Tensor:
-        """``(B, count, 3)`` of length 1, by two uniform angles as published: denser towards the poles."""
+        """``(B, count, 3)`` unit vectors by two uniform angles as published, denser towards the poles."""
         turn, tilt = (2 * math.pi * self.uniform(2, count) - math.pi).unbind(1)
         return torch.stack([turn.cos() * tilt.sin(), turn.sin() * tilt.sin(), tilt.cos()], 2)
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """One corruption of the benchmark.
+    """A corruption.
 
     Attributes:
         family: one of the three.
-        run: ``(points (B, N, 3) float64 with z up, severity 1..5, generator) -> (B, M, 3)``.
-        size: ``(N, severity) -> M``, the points of a corrupted cloud.
-        normalised: whether the published generator centres the bounding box of the result and scales its
-            longest side to 2.
-        least: fewest points that a cloud needs.
+        run: ``(points (B, N, 3) float64 with z up, severity, generator) -> (B, M, 3)``.
+        size: ``(N, severity) -> M``.
+        normalised: whether the published generator normalises the bounding box of the result.
+        least: fewest points of a cloud.
     """
 
     family: Family
@@ -123,27 +118,25 @@ def corrupt(
     inv_rbf        inverse multiquadric, by 0.025 to 0.125      1,024
     ============== ============================================ =====================================
 
-    Counts of points are those for 1,024 and scale with N. For occlusion and LiDAR the severity is the side
-    that is seen, not a strength, as published. What differs from the published generator is said in each
-    function here; for all, random numbers come cloud by cloud, and calls with the same generator on
-    consecutive batches give what one call on all of them gives.
+    Numbers of points are those for 1,024 and scale with N. For occlusion and LiDAR the severity is the side
+    that is seen, not a strength, as published. Calls with one generator on consecutive batches give the same
+    as one call on all of them.
 
     Args:
-        points: ``(B, N, 3)`` clean clouds, centred, in the unit sphere; left untouched.
+        points: ``(B, N, 3)`` clean clouds, centred, in the unit sphere.
         name: one of `CORRUPTIONS`.
         severity: 1 to 5.
-        generator: source of randomness on the CPU; a fresh one of seed 0 by default.
-        up: axis that points up. Shear leaves it straight; cameras and scanners circle about it.
-        normalise: whether the result is brought to a longest side of 2 about its centre where the published
-            generator does so. The cube is larger than the unit sphere: a classifier sees the cloud grown by
-            up to sqrt(3). Without it, clouds stay in the frame of the input.
+        generator: source of randomness on the CPU; by default a new one with seed 0.
+        up: vertical axis.
+        normalise: whether to centre the bounding box and scale its longest side to 2 where the published
+            generator does, which enlarges clouds by up to sqrt(3); otherwise the input frame is kept.
 
     Returns:
-        ``(B, M, 3)`` corrupted clouds, M as in the table, in the dtype and on the device of the points.
+        ``(B, M, 3)`` corrupted clouds, M as in the table.
 
     Raises:
-        ValueError: if the clouds are not finite ``(B, N, 3)``, are too small or have no extent, or if there
-            is no such name, severity or axis.
+        ValueError: for clouds that are not finite ``(B, N, 3)``, too small or without extent, or an unknown
+            name, severity or axis.
     """
     if name not in CORRUPTIONS:
         raise ValueError(f"there is no corruption {name!r}; there are: {', '.join(CORRUPTIONS)}")
@@ -154,7 +147,7 @@ def corrupt(
     _check(points, name)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     corruption, turn = CORRUPTIONS[name], {"x": 2, "y": 1, "z": 0}[up]
-    # A cyclic change of axes is a rotation: nothing is mirrored.
+    # A cyclic permutation of the axes is a rotation, not a reflection.
     upright = points.detach().double().roll(turn, 2)
     if name in _SEEN:
         upright, centre, scale = _normalised(upright)
@@ -183,7 +176,7 @@ def _check(points: Tensor, name: str) -> None:
 
 
 def _normalised(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Clouds centred by their bounding box, longest side 2; with the ``(B, 1, 3)`` centre and the scale."""
+    """Clouds with bounding box centred and longest side 2, the ``(B, 1, 3)`` centre and the scale."""
     low, high = points.amin(1, keepdim=True), points.amax(1, keepdim=True)
     centre, scale = (low + high) / 2, 2 / (high - low).amax(2, keepdim=True)
     return (points - centre) * scale, centre, scale
@@ -193,12 +186,10 @@ def _normalised(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def occlusion(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """What a camera sees that looks down on the object from 30 to 60 degrees, 3 units from its centre.
+    """Points seen by a camera at a distance of 3, elevation of 30 to 60 and azimuth of 72 c +- 36 degrees.
 
-    The camera stands at an azimuth of ``72 * severity`` degrees, give or take 36. Published: a depth image of
-    the mesh, of which 1,024 pixels are drawn. Here there is no mesh: the points that others hide are taken
-    away (`visible`), and N are drawn from the rest, none twice before all have come once. So points are as
-    dense as the cloud is, not as the pixels are, and fewer of them are distinct.
+    Published: 1,024 pixels of a depth image of the mesh. Here: N draws from the `visible` points, repeated
+    only after all have been drawn, so the density is that of the cloud.
     """
     draw = Draw(points, 2 + points.shape[1], generator)
     elevation = math.pi / 6 * (1 + draw.uniform(1))
@@ -207,13 +198,11 @@ def occlusion(points: Tensor, severity: int, generator: torch.Generator) -> Tens
 
 
 def lidar(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """What a scanner sees 22.5 degrees above the object, 5 units from its centre, at beams 1 degree apart.
+    """Points seen by a scanner at a distance of 5, elevation of 22.5 and azimuth of 72 c +- 36 degrees.
 
-    The scanner stands at an azimuth of ``72 * severity`` degrees, give or take 36. Of the points seen, those
-    whose polar angle is within a quarter of a degree of a beam's are moved onto the beam, the others are
-    lost, and three quarters of N are drawn. Published: the points are pixels of a depth image of the mesh;
-    here they are the points that no other hides (`visible`). Where no point is near a beam, all that are seen
-    count.
+    Points within a quarter of a degree of one of the beams, 1 degree apart, are moved onto it, others are
+    lost; 3/4 N are drawn. Published: pixels of a depth image of the mesh. Here: `visible` points, all of them
+    where none is near a beam.
     """
     num = 3 * points.shape[1] // 4
     draw = Draw(points, 1 + points.shape[1], generator)
@@ -234,11 +223,7 @@ def lidar(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
 
 
 def density_inc(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Keeps 1 to 5 regions whole and thins out the rest: half of the points are left.
-
-    Published: of 2,048 points, ``100 * severity`` lie in the regions, each a random point and those nearest
-    to it, and ``1024 - 100 * severity`` are drawn from the others, some of them twice.
-    """
+    """Halves the points, keeping 1 to 5 neighbourhoods of 100 points; others are drawn with replacement."""
     num, size = points.shape[1] // 2, _scaled(100, points.shape[1] // 2)
     draw = Draw(points, severity + num - severity * size, generator)
     rest, kept = points, []
@@ -250,10 +235,7 @@ def density_inc(points: Tensor, severity: int, generator: torch.Generator) -> Te
 
 
 def density_dec(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Loses three quarters of 1 to 5 regions, each 100 points: a random one and those nearest to it.
-
-    Published: each region is chosen from what the ones before have left, and so it is here.
-    """
+    """Drops three quarters of 1 to 5 neighbourhoods of 100 points, one after the other."""
     size = _scaled(100, points.shape[1])
     draw = Draw(points, severity * (1 + size), generator)
     for _ in range(severity):
@@ -264,7 +246,7 @@ def density_dec(points: Tensor, severity: int, generator: torch.Generator) -> Te
 
 
 def cutout(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Loses 2, 3, 5, 7 or 10 regions of 30 points, each a random point and those nearest to it."""
+    """Drops 2, 3, 5, 7 or 10 neighbourhoods of 30 points."""
     count, size = _CUTS[severity - 1], _scaled(30, points.shape[1])
     draw = Draw(points, count, generator)
     for _ in range(count):
@@ -276,19 +258,19 @@ def cutout(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
 
 
 def uniform(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Uniform noise in +-0.01 to +-0.05 on each coordinate."""
+    """Uniform noise of +-0.01 to +-0.05."""
     noise = 2 * Draw(points, 3 * points.shape[1], generator).uniform(points.shape[1], 3) - 1
     return points + 0.01 * severity * noise
 
 
 def gaussian(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Normal noise of standard deviation 0.01 to 0.03 on each coordinate, the result clipped to [-1, 1]."""
+    """Gaussian noise of standard deviation 0.01 to 0.03, clipped to [-1, 1]."""
     noise = Draw(points, 3 * points.shape[1], generator).normal(points.shape[1], 3)
     return (points + (0.005 + 0.005 * severity) * noise).clamp(-1, 1)
 
 
 def impulse(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Moves a thirtieth to a tenth of the points by 0.1 along each axis, one way or the other."""
+    """Moves a thirtieth to a tenth of the points by +-0.1 along each axis."""
     num = points.shape[1]
     count = num // (30, 25, 20, 15, 10)[severity - 1]
     draw = Draw(points, num + 3 * count, generator)
@@ -297,7 +279,7 @@ def impulse(points: Tensor, severity: int, generator: torch.Generator) -> Tensor
 
 
 def upsampling(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Adds copies of a fifth to all of the points, with uniform noise in +-0.05 on each coordinate."""
+    """Adds copies of a fifth to all of the points with uniform noise of +-0.05."""
     num, count = points.shape[1], upsampled(points.shape[1], severity)
     draw = Draw(points, num + 3 * count, generator)
     copies = operations.gather(points, draw.subset(num, count))
@@ -324,7 +306,7 @@ def scattered(num: int, severity: int) -> int:
 
 
 def rotation(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Turns by c to within 2.5 degrees, one way or the other, about each axis; c is 2.5, 5, 7.5, 10 or 15."""
+    """Rotates by +-(c +- 2.5) degrees about each axis, c = 2.5, 5, 7.5, 10 or 15."""
     draw = Draw(points, 6, generator)
     degrees = (2.5, 5.0, 7.5, 10.0, 15.0)[severity - 1] + 2.5 * (2 * draw.uniform(3) - 1)
     angle = torch.deg2rad(degrees * draw.signs(3))
@@ -339,10 +321,7 @@ def rotation(points: Tensor, severity: int, generator: torch.Generator) -> Tenso
 
 
 def shear(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Adds to both level coordinates c times each other coordinate, to within 0.05, one way or the other.
-
-    c is 0.05 to 0.25. Heights stay as they are, as published.
-    """
+    """Adds +-(c +- 0.05) times each other coordinate to the horizontal ones, c = 0.05 to 0.25."""
     draw = Draw(points, 8, generator)
     by = (0.05 * severity + 0.05 * (2 * draw.uniform(4) - 1)) * draw.signs(4)
     x, y, z = points.unbind(2)
@@ -351,11 +330,10 @@ def shear(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
 
 
 def ffd(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Free-form deformation: 5 x 5 x 5 control points about [-1, 1]^3 move, the inside follows.
+    """Free-form deformation with 5 x 5 x 5 control points of [-1, 1]^3 (Sederberg & Parry, 1986).
 
-    Sederberg & Parry, 1986: with the Bernstein polynomials of degree 4 b and the moves m, a point x goes to
-    ``x + sum_ijk b_i(x) b_j(y) b_k(z) m_ijk``. Moves are uniform in +-0.1 to +-0.5 *of the box's side* on
-    each axis. Points outside the box stay.
+    ``x + sum_ijk b_i(x) b_j(y) b_k(z) m_ijk`` with Bernstein polynomials b of degree 4 and moves m uniform in
+    +-0.1 to +-0.5 of the box's side. Points outside the box stay.
     """
     draw = Draw(points, 3 * _GRID**3, generator)
     moves = 2 * (0.1 * severity) * (2 * draw.uniform(_GRID, _GRID, _GRID, 3) - 1)
@@ -369,19 +347,19 @@ def ffd(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
 
 
 def rbf(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Moves 5 x 5 x 5 control points by 0.025 to 0.125 each, with multiquadrics ``sqrt(r^2 + 0.25)``."""
+    """Moves 5 x 5 x 5 control points by 0.025 to 0.125; multiquadrics ``sqrt(r^2 + 0.25)``."""
     return _interpolated(points, severity, generator, lambda squared: (squared + _RADIUS**2).sqrt())
 
 
 def inv_rbf(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """As `rbf`, with the inverse multiquadrics ``1 / sqrt(r^2 + 0.25)``."""
+    """As `rbf`; inverse multiquadrics ``1 / sqrt(r^2 + 0.25)``."""
     return _interpolated(points, severity, generator, lambda squared: (squared + _RADIUS**2).rsqrt())
 
 
 def _interpolated(
     points: Tensor, severity: int, generator: torch.Generator, basis: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Moves points by the radial basis functions and the affine map that take the control points along."""
+    """Interpolates moves of the control points by radial basis functions and an affine map."""
     line = torch.linspace(-1, 1, _GRID, dtype=points.dtype, device=points.device)
     control = torch.cartesian_prod(line, line, line).unsqueeze(0)  # (1, 125, 3)
     moves = 0.025 * severity * Draw(points, 2 * _GRID**3, generator).directions(_GRID**3)
@@ -400,23 +378,22 @@ def _interpolated(
     return points + torch.cat([values, torch.ones_like(points[..., :1]), points], 2) @ weights
 
 
-# What is seen
+# Visibility
 
 
 def visible(points: Tensor, viewpoint: Tensor) -> Tensor:
-    """Which points of a cloud a viewer sees, taking the cloud for the surface that it was sampled from.
+    """Points of a cloud, as samples of a surface, that are visible from outside.
 
-    A point is hidden if another one stands in front of it: no farther from the line of sight than r, the mean
-    distance to the fourth neighbour; nearer to the viewer by more than 2 r; and by more than 4 times its
-    distance from the line of sight, so that a surface does not hide itself until it is seen at 76 degrees. On
-    a uniform random sample, one disc of radius r in 40 is empty, and what is behind it shows.
+    A point is hidden by another one that is within r, the mean distance to the fourth neighbour, of the line
+    of sight, and nearer to the viewer by more than 2 r and by more than 4 times its distance to that line, so
+    that surfaces do not hide themselves up to 76 degrees.
 
     Args:
         points: ``(B, N, 3)`` clouds, N > 4.
-        viewpoint: ``(B, 1, 3)`` places of the viewers, outside.
+        viewpoint: ``(B, 1, 3)`` viewpoints.
 
     Returns:
-        ``(B, N)`` mask, with at least one point each.
+        ``(B, N)`` mask, not empty.
     """
     radius = operations.knn(points, points, 5)[0][..., 4].sqrt().mean(1)[:, None, None]
     offset = points - viewpoint
@@ -435,7 +412,7 @@ def visible(points: Tensor, viewpoint: Tensor) -> Tensor:
 
 
 def _viewpoint(severity: int, elevation: Tensor, share: Tensor) -> Tensor:
-    """``(B, 1, 3)`` places at distance 1: an elevation ``(B, 1)``, and a fifth of the horizon."""
+    """``(B, 1, 3)`` unit vectors at an elevation ``(B, 1)`` within a fifth of the horizon."""
     azimuth = 2 * math.pi * severity / 5 + math.pi / 5 * (2 * share - 1)
     flat = elevation.cos()
     # The published camera turns from the y axis.
@@ -443,14 +420,14 @@ def _viewpoint(severity: int, elevation: Tensor, share: Tensor) -> Tensor:
 
 
 def _resampled(points: Tensor, mask: Tensor, key: Tensor, num: int) -> Tensor:
-    """``(B, num, 3)`` of the marked points in the order of their keys, from the first again when all came."""
+    """``(B, num, 3)`` masked points in the order of their keys, repeated from the first."""
     order = key.masked_fill(~mask, torch.inf).argsort(1)
     slot = torch.arange(num, device=points.device) % mask.sum(1, keepdim=True)
     return operations.gather(points, order.gather(1, slot))
 
 
 def _scaled(count: int, num: int) -> int:
-    """A count of 1,024 points, for ``num``; at least one."""
+    """A count for 1,024 points scaled to ``num``, at least 1."""
     return max(1, round(count * num / 1024))
 
 
