@@ -222,7 +222,8 @@ def _real(rows: NDArray[Any], chosen: tuple[int, int, int]) -> NDArray[np.float6
     axes = [_column(rows, index) for index in chosen]
     if any(axis.ndim != 1 or axis.dtype.kind not in "fiu" for axis in axes):
         raise DataError("the columns of x, y and z must be real numbers")
-    return np.stack([axis.astype(np.float64) for axis in axes], axis=1)
+    with np.errstate(invalid="ignore"):  # a damaged NaN
+        return np.stack([axis.astype(np.float64) for axis in axes], axis=1)
 
 
 def _per_point(values: NDArray[Any], batch: NDArray[Any], batched: bool) -> bool:

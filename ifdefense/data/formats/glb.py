@@ -103,7 +103,10 @@ def _chunks(data: bytes) -> tuple[dict[str, Any], bytes]:
         at += 8 + size
     if JSON not in chunks:
         raise DataError("not a glb file: it has no json")
-    document = json.loads(chunks[JSON].decode("utf-8"))
+    try:
+        document = json.loads(chunks[JSON].decode("utf-8"))
+    except ValueError as error:
+        raise DataError(f"not a complete glb file: its json is damaged: {error}") from None
     if not isinstance(document, dict):
         raise DataError("not a glb file: its json is no object")
     if required := document.get("extensionsRequired"):

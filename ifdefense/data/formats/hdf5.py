@@ -40,7 +40,7 @@ def load(data: bytes, options: Options) -> Arrays:
             options.check_bytes(sum(math.prod(d.shape) * d.dtype.itemsize for d in datasets.values()))
             for name, dataset in datasets.items():
                 _check_stored(name, dataset, len(data), options)
-            return {name: dataset[()] for name, dataset in datasets.items()}
+            return {name: np.asarray(dataset[()]) for name, dataset in datasets.items()}
     except DataError:
         raise
     except MemoryError:

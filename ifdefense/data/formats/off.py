@@ -27,6 +27,8 @@ from ifdefense.geometry.mesh import Mesh
 KIND = "off"
 NORMALS = ("nx", "ny", "nz")
 COLOURS = ("red", "green", "blue", "alpha")
+EXACT = 2**53
+"""Whole numbers up to this are exact in float64."""
 
 
 def decode(data: bytes, options: Options) -> Geometry:
@@ -76,7 +78,12 @@ def _vertices(lines: list[str], prefix: str) -> Columns:
     names += COLOURS[:more]
     columns: Columns = {}
     for name, values in zip(names, block.T, strict=True):
-        whole = name in COLOURS and np.array_equal(values, np.round(values)) and values.max() > 1
+        whole = (
+            name in COLOURS
+            and np.isfinite(values).all()
+            and np.array_equal(values, np.round(values))
+            and 1 < values.max() < EXACT
+        )
         columns[name] = values.astype(np.int64) if whole else values
     return columns
 

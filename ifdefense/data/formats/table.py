@@ -233,7 +233,8 @@ def table_of(columns: Columns, options: Options) -> tuple[PointTable, tuple[str,
     for name, axis in zip(chosen, axes, strict=True):
         if axis.ndim != 1 or axis.dtype.kind not in "fiu":
             raise DataError(f"column {name} must be real numbers, got {axis.dtype} {axis.shape}")
-    points = checked_points(np.stack([axis.astype(np.float64) for axis in axes], axis=1))
+    with np.errstate(invalid="ignore"):  # a damaged NaN
+        points = checked_points(np.stack([axis.astype(np.float64) for axis in axes], axis=1))
     fields = {name: values for name, values in columns.items() if name not in chosen}
     single = all(axis.dtype.kind == "f" and axis.dtype.itemsize <= 4 for axis in axes)
     return PointTable(points, fields), (chosen[0], chosen[1], chosen[2]), single

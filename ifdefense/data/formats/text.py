@@ -54,6 +54,8 @@ def decode(data: bytes, options: Options) -> CloudFile:
     names, header = None, None
     if _is_header(first, rows[1:3], delimiter, options.columns):
         names, header, rows = unique_names(first), "", rows[1:]
+        if options.columns is None and {"0", "1", "2"} <= set(names):  # as pandas numbers them
+            options = dataclasses.replace(options, columns=("0", "1", "2"))
         if not rows:
             raise DataError("there are no points in it, only a line of names")
     elif comment is not None:
@@ -89,12 +91,15 @@ def encode(file: CloudFile, suffix: str) -> bytes:
     layout = file.laid_out(KIND)
     columns = flat_columns(table, layout, text=True)
     header, delimiter = layout.header, layout.delimiter or ("," if suffix == ".csv" else " ")
-    if file.layout.kind != KIND and len(columns) > 3 and layout.named:
-        header = "" if suffix == ".csv" else "# "
+    counted = layout.counted
+    if file.layout.kind != KIND:
+        counted = suffix == ".pts"
+        if len(columns) > 3 and layout.named and not counted:
+            header = "" if suffix == ".csv" else "# "
     strings = {name for name, values in columns.items() if values.dtype.kind not in "fiub"}
     if delimiter == " " and any(re.search(r"\s", str(v)) for name in strings for v in columns[name]):
         delimiter = ","
-    start = f"{len(table.points)}\n" if layout.counted else ""
+    start = f"{len(table.points)}\n" if counted else ""
     if header is not None:
         start += header + _line(list(columns), delimiter)
     cells = [
