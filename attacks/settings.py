@@ -35,9 +35,7 @@ class Range:
     def __str__(self) -> str:
         if math.isfinite(self.high):
             return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}]"
-        if math.isfinite(self.low):
-            return f"{'greater than' if self.above else 'at least'} {self.low:g}"
-        return "finite"
+        return "" if math.isinf(self.low) else f"{'>' if self.above else '>='} {self.low:g}"
 
 
 PositiveInt = Annotated[int, Range(1)]
@@ -56,8 +54,9 @@ def check_settings(settings: object) -> None:
     Raises:
         ValueError: if a value is of the wrong kind, out of range, NaN or not one of the literals.
     """
-    owner = type(settings).__name__
-    for name, (kind, rule, optional) in _rules(type(settings)).items():
+    cls: Any = type(settings)
+    owner = cls.__name__
+    for name, (kind, rule, optional) in _rules(cls).items():
         value = getattr(settings, name)
         if optional and value is None:
             continue
@@ -66,13 +65,15 @@ def check_settings(settings: object) -> None:
                 known = ", ".join(map(str, rule))
                 raise ValueError(f"{owner}: unknown {name} {value!r}; there are: {known}")
             continue
-        number, called = (Integral, "an integer") if kind is int else (Real, "a number")
+        number: Any = Integral if kind is int else Real
         if isinstance(value, bool) or not isinstance(value, number) or value not in rule:
-            raise ValueError(f"{owner}: {name} must be {called} {rule}, got {value!r}")
+            unbounded = "a finite number" if rule.finite and math.isinf(rule.high) else "a number"
+            called = "an integer" if kind is int else unbounded
+            raise ValueError(f"{owner}: {name} must be {called} {rule}".rstrip() + f", got {value!r}")
 
 
 @functools.cache
-def _rules(cls: type) -> dict[str, tuple[Any, Range | tuple[Any, ...], bool]]:
+def _rules(cls: Any) -> dict[str, tuple[Any, Any, bool]]:
     """Type, rule and whether ``None`` is allowed, for each field that has a rule."""
     if not dataclasses.is_dataclass(cls):
         return {}
@@ -80,7 +81,7 @@ def _rules(cls: type) -> dict[str, tuple[Any, Range | tuple[Any, ...], bool]]:
         hints = get_type_hints(cls, include_extras=True)
     except NameError:  # annotations of a class that cannot be resolved here
         return {}
-    rules = {}
+    rules: dict[str, tuple[Any, Any, bool]] = {}
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)

@@ -46,8 +46,8 @@ class WorstOf(Attack):
         """The most knowledge and the common goal of the attacks."""
         threats = [attack.threat for attack in self.attacks]
         knowledge = min((threat.knowledge for threat in threats), key=_STRONGEST.index)
-        goal = next((threat.goal for threat in threats if threat.goal != "both"), "both")
-        return dataclasses.replace(threats[0], knowledge=knowledge, goal=goal)
+        narrowest = next((threat for threat in threats if threat.goal != "both"), threats[0])
+        return dataclasses.replace(narrowest, knowledge=knowledge)
 
     def budget(self, num_points: int) -> float | None:
         """Largest budget of the attacks."""

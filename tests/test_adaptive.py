@@ -496,8 +496,8 @@ def attacked(purifier: FunctionPurifier, **settings: str) -> object:
     [
         (lambda: BPDA(fixed(sor), "none"), "unknown gradient 'none'; there are: nearest, identity, exact"),
         (lambda: BPDA(fixed(sor), "exact"), 'gradient="exact" needs a differentiable purifier'),
-        (lambda: EOT(samples=0), "samples must be an integer at least 1, got 0"),
-        (lambda: EOT(first=-1), "first must be an integer at least 0, got -1"),
+        (lambda: EOT(samples=0), "samples must be an integer >= 1, got 0"),
+        (lambda: EOT(first=-1), "first must be an integer >= 0, got -1"),
         (lambda: DefenceAware(victim(), fixed(sor), seed=-1), "seed must be at least 0, got -1"),
         (
             lambda: attacked(fixed(first_half), gradient="identity"),

@@ -254,12 +254,12 @@ def test_seeds_are_the_largest_clusters_and_then_random_neighbourhoods() -> None
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: AddCD(num=0), "num must be an integer at least 1, got 0"),
-        (lambda: AddHD(searches=0), "searches must be an integer at least 1"),
+        (lambda: AddCD(num=0), "num must be an integer >= 1, got 0"),
+        (lambda: AddHD(searches=0), "searches must be an integer >= 1"),
         (lambda: AddHD(first_weight=1e9), "first_weight must not exceed largest_weight"),
-        (lambda: AddCluster(size=0), "size must be an integer at least 1"),
+        (lambda: AddCluster(size=0), "size must be an integer >= 1"),
         (lambda: AddCluster(num=200), "critical must be at least num, got 128 and 200"),
-        (lambda: AddObject(num=0), "num must be an integer at least 1"),
+        (lambda: AddObject(num=0), "num must be an integer >= 1"),
         (lambda: AddObject(shape=torch.zeros(9, 3)), r"shape must be \(M, 3\) with at least 64 points, got"),
         (lambda: AddCluster()(Linear(1.0), flat(size=2), ZERO), "cannot start 3 groups from 2 points"),
     ],

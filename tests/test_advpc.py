@@ -90,9 +90,9 @@ def test_the_shipped_weights_are_used_by_default(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epsilon": -1.0}, "epsilon must be a number at least 0"),
+        ({"epsilon": -1.0}, "epsilon must be a finite number >= 0"),
         ({"gamma": -0.1}, r"gamma must be a number in \[0, 1\], got -0.1"),
-        ({"iterations": 0}, "iterations must be an integer at least 1"),
+        ({"iterations": 0}, "iterations must be an integer >= 1"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, float], message: str) -> None:

@@ -101,12 +101,12 @@ def test_nearest_prefers_rank_then_nearness() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epsilon": -1.0}, "epsilon must be a number at least 0"),
-        ({"kappa": -1.0}, "kappa must be a number at least 0"),
-        ({"rate": 0.0}, "rate must be a number greater than 0"),
+        ({"epsilon": -1.0}, "epsilon must be a finite number >= 0"),
+        ({"kappa": -1.0}, "kappa must be a finite number >= 0"),
+        ({"rate": 0.0}, "rate must be a finite number > 0"),
         ({"gamma": 1.5}, r"gamma must be a number in \[0, 1\], got 1.5"),
-        ({"frequencies": 0}, "frequencies must be an integer at least 1"),
-        ({"iterations": 0}, "iterations must be an integer at least 1"),
+        ({"frequencies": 0}, "frequencies must be an integer >= 1"),
+        ({"iterations": 0}, "iterations must be an integer >= 1"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, float], message: str) -> None:

@@ -240,11 +240,11 @@ def test_dlr_does_not_change_with_shift_and_scale_and_is_negative_at_the_goal(ta
             "targeted DLR loss needs at least 4",
         ),
         (lambda: APGD(loss="hinge"), "unknown loss 'hinge'; there are: ce, dlr"),
-        (lambda: APGD(iterations=0), "iterations must be an integer at least 1"),
-        (lambda: APGD(restarts=0), "restarts must be an integer at least 1"),
+        (lambda: APGD(iterations=0), "iterations must be an integer >= 1"),
+        (lambda: APGD(restarts=0), "restarts must be an integer >= 1"),
         (lambda: APGD(rho=0.0), r"rho must be a number in \(0, 1\], got 0.0"),
         (lambda: APGD(alpha=1.5), r"alpha must be a number in \(0, 1\], got 1.5"),
-        (lambda: APGD(epsilon=-1.0), "epsilon must be a number at least 0"),
+        (lambda: APGD(epsilon=-1.0), "epsilon must be a finite number >= 0"),
     ],
 )
 def test_bad_input_is_named(call: Callable[[], object], message: str) -> None:

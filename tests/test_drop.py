@@ -101,9 +101,9 @@ def run(attack: Attack, targets: Tensor | None = None) -> object:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: RandomDrop(0), "num must be an integer at least 1, got 0"),
+        (lambda: RandomDrop(0), "num must be an integer >= 1, got 0"),
         (lambda: LocalDrop(5, 6), "clusters must not exceed num, got 6 and 5"),
-        (lambda: LocalDrop(5, 0), "clusters must be an integer at least 1, got 0"),
+        (lambda: LocalDrop(5, 0), "clusters must be an integer >= 1, got 0"),
         (lambda: run(RandomDrop(40)), "cannot drop 40 points from clouds of 40"),
         (lambda: run(LocalDrop(41)), "cannot drop 41 points from clouds of 40"),
         (lambda: run(RandomDrop(4), torch.ones(6, dtype=torch.long)), "RandomDrop is an untargeted attack"),

@@ -100,10 +100,10 @@ def test_examples_that_are_done_leave_the_batch() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FGM(delta=-1.0), "FGM: delta must be a number at least 0, got -1.0"),
+        (lambda: FGM(delta=-1.0), "FGM: delta must be a finite number >= 0, got -1.0"),
         (lambda: FGM(norm="l1"), "unknown norm 'l1'"),
-        (lambda: IFGM(iterations=0), "iterations must be an integer at least 1"),
-        (lambda: MIFGM(momentum=-0.1), "momentum must be a number at least 0"),
+        (lambda: IFGM(iterations=0), "iterations must be an integer >= 1"),
+        (lambda: MIFGM(momentum=-0.1), "momentum must be a finite number >= 0"),
     ],
 )
 def test_bad_settings_are_named(make: Callable[[], object], message: str) -> None:

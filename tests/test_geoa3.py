@@ -129,8 +129,8 @@ def test_defaults_are_the_published_ones() -> None:
     ("call", "message"),
     [
         (lambda: GeoA3(misclassification="dlr"), "unknown misclassification 'dlr'; there are: cross-entropy"),
-        (lambda: GeoA3(curvature_weight=-1), "curvature_weight must be a number at least 0, got -1"),
-        (lambda: GeoA3(iterations=0), "iterations must be an integer at least 1"),
+        (lambda: GeoA3(curvature_weight=-1), "curvature_weight must be a finite number >= 0, got -1"),
+        (lambda: GeoA3(iterations=0), "iterations must be an integer >= 1"),
         (lambda: GeoA3(normals=torch.zeros(1, 5, 3))(Linear(1), grids(), ZERO), "do not fit clouds of shape"),
         (lambda: GeoA3()(Linear(1), grids()[:, :16], ZERO), "k must lie in 1..16"),
     ],

@@ -100,12 +100,12 @@ def test_an_example_that_fails_keeps_its_last_iterate() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epsilon": -1.0}, "epsilon must be a number at least 0"),
-        ({"rate": 0.0}, "rate must be a number greater than 0"),
+        ({"epsilon": -1.0}, "epsilon must be a finite number >= 0"),
+        ({"rate": 0.0}, "rate must be a finite number > 0"),
         ({"centres": 300}, "centres must not exceed candidates, got 300 and 256"),
         ({"smallest": 2.0}, "smallest must not exceed largest, got 2.0 and 1.2"),
         ({"first_weight": 90.0}, "first_weight must not exceed largest_weight, got 90.0 and 80.0"),
-        ({"searches": 0}, "searches must be an integer at least 1"),
+        ({"searches": 0}, "searches must be an integer >= 1"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, float], message: str) -> None:

@@ -82,9 +82,9 @@ def test_a_point_that_the_removal_takes_gets_the_bare_gradient_alone() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epsilon": -1.0}, "epsilon must be a number at least 0"),
-        ({"step": -1.0}, "step must be a number at least 0"),
-        ({"iterations": 0}, "iterations must be an integer at least 1"),
+        ({"epsilon": -1.0}, "epsilon must be a finite number >= 0"),
+        ({"step": -1.0}, "step must be a finite number >= 0"),
+        ({"iterations": 0}, "iterations must be an integer >= 1"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, float], message: str) -> None:

@@ -132,9 +132,9 @@ def test_defaults_are_the_published_ones() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: KNN(iterations=0), "KNN: iterations must be an integer at least 1, got 0"),
-        (lambda: KNN(epsilon=-0.1), "KNN: epsilon must be a number at least 0, got -0.1"),
-        (lambda: KNN(rate=0), "KNN: rate must be a number greater than 0, got 0"),
+        (lambda: KNN(iterations=0), "KNN: iterations must be an integer >= 1, got 0"),
+        (lambda: KNN(epsilon=-0.1), "KNN: epsilon must be a finite number >= 0, got -0.1"),
+        (lambda: KNN(rate=0), "KNN: rate must be a finite number > 0, got 0"),
         (lambda: KNN(normals=torch.zeros(1, 5, 3))(linear, grid(), ONE), r"\(1, 5, 3\) do not fit clouds of"),
     ],
 )

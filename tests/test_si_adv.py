@@ -70,11 +70,11 @@ def test_normals_are_those_of_a_naive_decomposition() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epsilon": -1.0}, "epsilon must be a number at least 0"),
-        ({"step": -1.0}, "step must be a number at least 0"),
-        ({"kappa": -1.0}, "kappa must be a number at least 0"),
-        ({"iterations": 0}, "iterations must be an integer at least 1"),
-        ({"neighbours": 2}, "neighbours must be an integer at least 3, got 2"),
+        ({"epsilon": -1.0}, "epsilon must be a finite number >= 0"),
+        ({"step": -1.0}, "step must be a finite number >= 0"),
+        ({"kappa": -1.0}, "kappa must be a finite number >= 0"),
+        ({"iterations": 0}, "iterations must be an integer >= 1"),
+        ({"neighbours": 2}, "neighbours must be an integer >= 3, got 2"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, float], message: str) -> None:

@@ -124,10 +124,10 @@ def test_defaults_are_the_published_ones() -> None:
     [
         (lambda: Square("l2"), "norm 'point-l2' or 'linf'"),
         (lambda: Square("l7"), "unknown norm 'l7'"),
-        (lambda: Square(queries=1), "queries must be an integer at least 2"),
-        (lambda: Square(cells=0), "cells must be an integer at least 1"),
+        (lambda: Square(queries=1), "queries must be an integer >= 2"),
+        (lambda: Square(cells=0), "cells must be an integer >= 1"),
         (lambda: Square(share=0.0), r"share must be a number in \(0, 1\], got 0.0"),
-        (lambda: Square(delta=-0.1), "delta must be a number at least 0"),
+        (lambda: Square(delta=-0.1), "delta must be a finite number >= 0"),
     ],
 )
 def test_bad_settings_are_named(make: Callable[[], object], message: str) -> None:

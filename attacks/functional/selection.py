@@ -46,4 +46,5 @@ def saliency(points: Tensor, gradient: Tensor, alpha: float = 1.0) -> Tensor:
         ``(B, N)``.
     """
     offset = points - points.median(1, keepdim=True).values
-    return offset.norm(dim=2) ** alpha * (offset * gradient).sum(2)
+    gain: Tensor = offset.norm(dim=2) ** alpha * (offset * gradient).sum(2)
+    return gain
