@@ -1,15 +1,13 @@
-"""``ifdefense-bench attack-speed``: what attacks cost beyond the passes of the model that they need.
+"""Time of attacks in bare forward and backward passes of the model.
 
-The yardstick is as many bare forward and backward passes of the same model on clouds of the same size, down
-to the gradient of the points. Both are timed in turn, so that whatever else the machine does slows both; the
-ratio is the median of those of the pairs.
+The yardstick is as many passes of the same model on clouds of the same size, down to the gradient of the
+points. Attack and yardstick are timed alternately, so that load on the machine slows both; the ratio is the
+median over the pairs.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -21,7 +19,7 @@ import attacks
 import classifiers
 from attacks import Attack
 from benchmarks import record
-from benchmarks.purify_speed import make_clouds
+from benchmarks.clock import make_clouds, seconds, timing_options
 from ifdefense.geometry.frame import to_unit_sphere
 
 CLASSES = 40
@@ -38,11 +36,11 @@ TIMED: dict[str, tuple[Attack, int]] = {
     "kNN": (attacks.KNN(iterations=50), 50),
     "GeoA3": (attacks.GeoA3(searches=2, iterations=25), 50),
 }
-"""Attacks, and the passes that each makes. The optimised ones make fewer than usual: their cost is linear."""
+"""Attacks and their passes. The optimised ones make fewer than usual: their cost is linear."""
 
 
 def bare_passes(model: nn.Module, points: Tensor, labels: Tensor, count: int) -> None:
-    """Forward and backward passes to the gradient of the points, and nothing else."""
+    """Forward and backward passes to the gradient of the points."""
     for _ in range(count):
         leaf = points.detach().requires_grad_()
         torch.autograd.grad(F.cross_entropy(model(leaf), labels, reduction="sum"), leaf)
@@ -63,12 +61,6 @@ def ratios(
     """
     targets = (labels + 1) % CLASSES if attack.threat.goal != "untargeted" else None
     larger = points.repeat(1, 2, 1)[:, : points.shape[1] + attack.threat.count]
-
-    def seconds(call: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-
     taken, parts = [], []
     for _ in range(repeats + 1):
         taken.append(seconds(lambda: attack(model, points, labels, targets)))
@@ -83,39 +75,23 @@ def ratios(
     multiple=True,
     type=click.Choice(list(TIMED)),
     default=TIMED,
-    help="May be given several times; all by default.",
+    help="Repeatable; all by default.",
 )
 @click.option("--clouds", type=click.IntRange(min=1), default=16, show_default=True)
-@click.option(
-    "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Runs for each median."
-)
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of torch; its own choice by default.")
-@click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), default=record.FOLDER / "attack_speed.json"
-)
-def attack_speed(chosen: tuple[str, ...], clouds: int, repeats: int, threads: int | None, out: Path) -> None:
-    """Times attacks on the shipped PointNet against bare forward and backward passes of it.
+@timing_options("attack_speed.json")
+def attack_speed(chosen: tuple[str, ...], clouds: int, repeats: int, out: Path) -> None:
+    """Times attacks on the shipped PointNet against bare forward and backward passes.
 
     The JSON is written after every attack.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    model = classifiers.fold(classifiers.load("pointnet-modelnet40")).requires_grad_(False)
+    model = classifiers.fold(classifiers.load("pointnet-modelnet40"))
     points = to_unit_sphere(torch.from_numpy(make_clouds(clouds)))
     labels = torch.arange(clouds) % CLASSES
     figures: dict[str, dict[str, float]] = {}
-    result = {
-        "command": "ifdefense-bench attack-speed",
-        "clouds": clouds,
-        "points": points.shape[1],
-        "repeats": repeats,
-        "attacks": figures,
-        "machine": record.machine(),
-    }
     for name in chosen:
         attack, passes = TIMED[name]
-        seconds, ratio = ratios(attack, passes, model, points, labels, repeats)
-        figures[name] = {"passes": passes, "seconds": round(seconds, 3), "ratio": round(ratio, 3)}
-        click.echo(f"{name}: {passes} passes in {seconds:.2f} s, {ratio:.2f} times the bare passes")
-        record.write(out, result)
-    click.echo(f"written to {out}")
+        taken, ratio = ratios(attack, passes, model, points, labels, repeats)
+        figures[name] = {"passes": passes, "seconds": round(taken, 3), "ratio": round(ratio, 3)}
+        click.echo(f"{name}: {passes} passes in {taken:.2f} s, {ratio:.2f} times the bare passes")
+        about = {"clouds": clouds, "points": points.shape[1], "repeats": repeats}
+        record.write(out, "attack-speed", **about, attacks=figures)

@@ -1,4 +1,4 @@
-"""The tables of `docs/attacks.md` and `docs/classifiers.md`, from the classes themselves."""
+"""Tables of `docs/attacks.md` and `docs/classifiers.md`, from the classes themselves."""
 
 from __future__ import annotations
 
@@ -10,26 +10,33 @@ from pathlib import Path
 
 import attacks
 import classifiers
+from benchmarks.layout import markdown
 from benchmarks.published import accuracy
-from benchmarks.tables import markdown
 from classifiers import NETWORKS, build
 
 SOURCE = re.compile(r"<(https://(?:arxiv\.org|doi\.org|github\.com)/[^>]+)>")
 
 
 def methods() -> dict[str, type[attacks.Attack]]:
-    """The attacks that stand by themselves; `Transfer` and `Adaptive` are made around one of them."""
-    found = {name: getattr(attacks, name) for name in attacks.__all__}
-    around = (attacks.Attack, attacks.Transfer, attacks.Adaptive)
+    """The attacks that need no other attack, by name."""
+    found = {name: getattr(attacks, name) for name in sorted(attacks.__all__, key=str.lower)}
     return {
         name: value
-        for name, value in sorted(found.items(), key=lambda item: item[0].lower())
-        if isinstance(value, type) and issubclass(value, attacks.Attack) and value not in around
+        for name, value in found.items()
+        if isinstance(value, type) and issubclass(value, attacks.Attack) and _has_defaults(value)
     }
 
 
+def _has_defaults(value: type) -> bool:
+    fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else []
+    missing = dataclasses.MISSING
+    return bool(fields) and all(
+        field.default is not missing or field.default_factory is not missing for field in fields
+    )
+
+
 def sources(value: type) -> list[str]:
-    """Links that a docstring gives, in its order, those of its parents where it gives none."""
+    """Links of a docstring in its order; those of the base class if it has none."""
     for cls in value.__mro__:
         links = SOURCE.findall(cls.__doc__ or "")
         if links:
@@ -48,7 +55,7 @@ def _first_line(value: type) -> str:
 
 
 def threat_models() -> str:
-    """What each attack knows, wants and may do."""
+    """Threat model of each attack."""
     rows = []
     for name, value in methods().items():
         threat = value().threat
@@ -63,7 +70,7 @@ def threat_models() -> str:
 
 
 def defaults() -> str:
-    """Settings of each attack and where they come from."""
+    """Default settings of each attack and their source."""
     rows = []
     for name, value in methods().items():
         settings = ", ".join(
@@ -77,7 +84,7 @@ def defaults() -> str:
 
 @functools.cache
 def networks() -> str:
-    """The classifiers, their sizes, and whose tensor names they have."""
+    """The classifiers, their sizes, and the origin of their tensor names."""
     rows = []
     for name, (module, _, _) in NETWORKS.items():
         size = sum(parameter.numel() for parameter in build(name).parameters())

@@ -1,4 +1,4 @@
-"""``ifdefense-bench``: the demo and the measurements behind every figure of the README."""
+"""``ifdefense-bench``: the demo and the measurements behind every figure."""
 
 from __future__ import annotations
 
@@ -9,27 +9,14 @@ import click
 from ifdefense.console import LazyGroup, use_huge_pages
 
 COMMANDS = {
-    "ablation": ("benchmarks.ablation:ablation", "What each part of the purifier is worth, on validation."),
-    "accuracy": ("benchmarks.accuracy:accuracy", "Accuracy under attack, with and without defences."),
-    "attack-speed": (
-        "benchmarks.attack_speed:attack_speed",
-        "Time of attacks against bare forward and backward passes.",
-    ),
+    "ablation": ("benchmarks.ablation:ablation", "What each part of the purifier contributes."),
+    "attack-speed": ("benchmarks.attack_speed:attack_speed", "Time of attacks in bare passes of the model."),
     "corruptions": ("benchmarks.corruption:corruptions", "Accuracy on corrupted clouds (ModelNet40-C)."),
     "demo": ("benchmarks.demo:demo", "Attack a classifier, purify, classify again."),
-    "point-operations": (
-        "benchmarks.point_operations:point_operations",
-        "Time of neighbour searches and grouping.",
-    ),
-    "purified-set": (
-        "benchmarks.purified_set:purified_set",
-        "Purified copies of clouds, for hybrid training.",
-    ),
-    "purify-speed": ("benchmarks.purify_speed:purify_speed", "Time and memory of purify, stages apart."),
-    "robustness": (
-        "benchmarks.robustness:robustness",
-        "Every attack against every defence, plain and adaptive.",
-    ),
+    "point-operations": ("benchmarks.point_operations:point_operations", "Time of neighbour searches."),
+    "purified-set": ("benchmarks.purified_set:purified_set", "Purified copies of clouds, for training."),
+    "purify-speed": ("benchmarks.purify_speed:purify_speed", "Time and memory of purify."),
+    "robustness": ("benchmarks.robustness:robustness", "Every attack against every defence."),
 }
 
 

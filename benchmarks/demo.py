@@ -1,10 +1,10 @@
-"""The main job from end to end on clouds that it makes itself: attack, purify, classify again, show it."""
+"""The whole job on procedural clouds: attack, purify, classify again, and a report."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -16,6 +16,7 @@ from tqdm import tqdm
 import attacks
 import classifiers
 from benchmarks import record
+from benchmarks.layout import text_table
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.formats import replacing
 from ifdefense.geometry.frame import to_unit_sphere
@@ -26,14 +27,11 @@ from ifdefense.shapes.procedural import make_dataset
 
 CLASSIFIER = "pointnet-procedural"
 SEED = 3_000_000
-"""Of shapes that neither the classifier nor the Occupancy Network was trained on."""
+"""Seed of shapes that no network here was trained on."""
 
 BATCH = 16
-"""Clouds that are classified together."""
-
 NO_DEFENCE = "none"
-SHOWN = DEFAULT
-DEFENCES = (*METHODS,)[::-1]
+DEFENCES = tuple(reversed(METHODS))
 """Columns of the tables, the baselines first."""
 
 FILES = ("report.html", "demo.png", "demo.json")
@@ -45,51 +43,42 @@ class Effort:
 
     Attributes:
         per_class: clouds of each class.
-        pgd: iterations of PGD.
-        searches: binary searches of CW Perturb.
-        iterations: iterations of each search.
-        per_round: points that are dropped before the saliency is computed anew.
+        iterations: iterations of PGD.
+        per_round: points that are dropped per saliency map.
         shown: clouds shown for each attack.
     """
 
     per_class: int = 2
-    pgd: int = 50
-    searches: int = 2
-    iterations: int = 40
+    iterations: int = 50
     per_round: int = 10
     shown: int = 2
 
+    def attacks(self) -> dict[str, attacks.Attack]:
+        """The attacks by name."""
+        return {
+            "PGD": attacks.PGD(iterations=self.iterations),
+            "PGD, L∞ 0.05": attacks.PGD("linf", delta=0.05, iterations=self.iterations),
+            "Drop-400": attacks.SaliencyDrop(400, per_round=self.per_round),
+        }
 
-QUICK = Effort(per_class=1, pgd=15, searches=1, iterations=15, per_round=50, shown=1)
+
+QUICK = Effort(per_class=1, iterations=15, per_round=50, shown=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Attacked:
-    """Clouds after an attack.
+class Round:
+    """One attack against all defences.
 
     Attributes:
-        name: of the attack.
-        points: ``(S, N, 3)`` in the classifier's frame.
-        seconds: time of the attack for all clouds.
+        name: name of the attack.
+        predicted: ``(S,)`` predicted classes by defence.
+        seconds: time of the attack (``"none"``) and of each defence, for all clouds.
+        traces: what the default method made of each cloud.
     """
 
     name: str
-    points: Tensor
-    seconds: float
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Outcome:
-    """What one defence made of one attack.
-
-    Attributes:
-        read: ``(S,)`` classes that are read after the defence.
-        seconds: time of the defence for all clouds.
-        traces: what it did to each cloud.
-    """
-
-    read: Tensor
-    seconds: float
+    predicted: dict[str, Tensor]
+    seconds: dict[str, float]
     traces: list[Trace]
 
 
@@ -102,136 +91,106 @@ class Outcome:
     default=Path("demo"),
     show_default=True,
 )
-@click.option("--force", is_flag=True, help="Write over the results of an earlier demo.")
+@click.option("--force", is_flag=True, help="Replace the results of an earlier demo.")
 def demo(quick: bool, output: Path, force: bool) -> None:
-    """Attacks a classifier, purifies, classifies again; prints a table and writes a report and a picture.
+    """Attacks a classifier, purifies, classifies again; prints tables, writes a report and a picture.
 
-    Needs no data: the clouds are procedural shapes that no network here was trained on, and the weights come
-    with the package.
+    Works offline: the clouds are procedural shapes that no network here was trained on.
     """
     for name in FILES:
         if (output / name).exists() and not force:
             raise click.ClickException(f"{output / name} exists already; --force replaces it")
     effort = QUICK if quick else Effort()
     clouds = make_dataset(effort.per_class, seed=SEED)
-    victim = classifiers.load(CLASSIFIER).eval()
-    labels = torch.from_numpy(clouds.labels)
+    victim = classifiers.fold(classifiers.load(CLASSIFIER))
     clean = to_unit_sphere(torch.from_numpy(clouds.points))
     click.echo(f"{len(clouds)} clouds of {len(clouds.classes)} classes, classifier {CLASSIFIER}")
-    rounds = list(attack(victim, clean, labels, len(clouds.classes), effort))
-    outcomes = {each.name: defend(victim, each) for each in tqdm(rounds, desc="defend", disable=None)}
-    cases = [
-        case for each in rounds[1:] for case in choose(each, clean, clouds, outcomes[each.name], effort.shown)
-    ]
-    tables = [accuracies(rounds, outcomes, labels), times(rounds, outcomes)]
+    rounds = list(play(victim, clean, clouds, effort))
+    cases = [case for each in rounds[1:] for case in choose(each, clean, clouds, effort.shown)]
+    tables = [accuracies(rounds, torch.from_numpy(clouds.labels)), times(rounds, len(clouds))]
     for table in tables:
         rows = [list(row) for row in table.rows]
-        click.echo(f"\n{table.title}\n\n{record.text_table(list(table.header), rows)}")
+        click.echo(f"\n{table.title}\n\n{text_table(list(table.header), rows)}")
     write(output, cases, tables, clouds)
-    click.echo(f"\nlook at {output / FILES[0]} and {output / FILES[1]}")
+    click.echo(f"\nsee {output / FILES[0]} and {output / FILES[1]}")
 
 
-def attack(
-    victim: nn.Module, clean: Tensor, labels: Tensor, num_classes: int, effort: Effort
-) -> Iterator[Attacked]:
-    """The clouds untouched, then after each attack."""
-    plan: dict[str, attacks.Attack] = {
-        "PGD": attacks.PGD(iterations=effort.pgd),
-        "CW Perturb": attacks.Perturb(searches=effort.searches, iterations=effort.iterations),
-        "Drop-400": attacks.SaliencyDrop(400, per_round=effort.per_round),
-    }
-    yield Attacked("clean", clean, 0.0)
-    targets = attacks.random_targets(labels, num_classes)
-    for name, method in tqdm(plan.items(), desc="attack", disable=None):
+def play(victim: nn.Module, clean: Tensor, clouds: CloudSet, effort: Effort) -> Iterator[Round]:
+    """Clean clouds, then each attack, against all defences."""
+    labels = torch.from_numpy(clouds.labels)
+    targets = attacks.random_targets(labels, len(clouds.classes))
+    plan: dict[str, attacks.Attack | None] = {"clean": None, **effort.attacks()}
+    for name, attack in tqdm(plan.items(), disable=None):
         start = time.perf_counter()
-        aims = method.threat.goal != "untargeted"
-        result = method(victim, clean, labels, targets if aims else None)
-        yield Attacked(name, result.points, time.perf_counter() - start)
-
-
-def defend(victim: nn.Module, attacked: Attacked) -> dict[str, Outcome]:
-    """What the victim reads without a defence and behind each one."""
-    outcomes = {NO_DEFENCE: Outcome(read(victim, attacked.points), 0.0, [])}
-    for method in METHODS:
-        purifier = Purifier.from_pretrained(method)
-        start = time.perf_counter()
-        traces = purifier.trace(attacked.points)
-        seconds = time.perf_counter() - start
-        purified = torch.from_numpy(np.stack([trace.purified for trace in traces]))
-        # A new surface has a new mean; the victim has learnt from clouds whose mean is 0.
-        seen = to_unit_sphere(purified) if purifier.normalise else purified
-        outcomes[method] = Outcome(read(victim, seen), seconds, traces)
-    return outcomes
+        points = clean
+        if attack is not None:
+            aims = targets if name == "PGD" else None
+            points = attack(victim, clean, labels, aims).points
+        seconds = {NO_DEFENCE: time.perf_counter() - start}
+        predicted = {NO_DEFENCE: predict(victim, points)}
+        shown: list[Trace] = []
+        for method in DEFENCES:
+            purifier = Purifier.from_pretrained(method)
+            start = time.perf_counter()
+            traces = purifier.trace(points)
+            seconds[method] = time.perf_counter() - start
+            purified = torch.from_numpy(np.stack([trace.purified for trace in traces]))
+            seen = to_unit_sphere(purified) if purifier.normalise else purified
+            predicted[method] = predict(victim, seen)
+            shown = traces if method == DEFAULT else shown
+        yield Round(name, predicted, seconds, shown)
 
 
 @torch.no_grad()
-def read(victim: nn.Module, points: Tensor) -> Tensor:
-    """Classes ``(S,)`` that the victim reads."""
-    return torch.cat([victim(part).argmax(1) for part in torch.chunk(points, -(-len(points) // BATCH))])
+def predict(victim: nn.Module, points: Tensor) -> Tensor:
+    """``(S,)`` predicted classes."""
+    return torch.cat([victim(part).argmax(1) for part in points.split(BATCH)])
 
 
-def choose(
-    attacked: Attacked, clean: Tensor, clouds: CloudSet, outcomes: dict[str, Outcome], count: int
-) -> list[Case]:
-    """Clouds to show, first of all those that went wrong and that the defence puts right."""
+def choose(played: Round, clean: Tensor, clouds: CloudSet, count: int) -> list[Case]:
+    """Clouds to show: first those that the attack broke and the defence repaired."""
     labels = torch.from_numpy(clouds.labels)
-    before, outcome = outcomes[NO_DEFENCE].read, outcomes[SHOWN]
-    worth = (before != labels).int() + ((before != labels) & (outcome.read == labels)).int()
-    order = worth.argsort(descending=True, stable=True)[:count].tolist()
+    before, after = played.predicted[NO_DEFENCE], played.predicted[DEFAULT]
+    worth = (before != labels).int() + ((before != labels) & (after == labels)).int()
 
-    def reading(found: Tensor, index: int) -> Reading:
-        label = int(found[index])
+    def reading(predicted: Tensor, index: int) -> Reading:
+        label = int(predicted[index])
         return Reading(clouds.classes[label], label == int(labels[index]))
 
     return [
         Case(
-            f"{clouds.classes[clouds.labels[index]]}, {attacked.name}",
-            outcome.traces[index],
+            f"{clouds.classes[clouds.labels[index]]}, {played.name}",
+            played.traces[index],
             clean[index].numpy(),
             reading(before, index),
-            reading(outcome.read, index),
+            reading(after, index),
         )
-        for index in order
+        for index in worth.argsort(descending=True, stable=True)[:count].tolist()
     ]
 
 
-def accuracies(rounds: Sequence[Attacked], outcomes: dict[str, dict[str, Outcome]], labels: Tensor) -> Table:
-    """Share of clouds that are read rightly, a row an attack and a column a defence."""
-
-    def cell(outcome: Outcome) -> str:
-        return f"{100 * (outcome.read == labels).float().mean().item():.1f}"
-
-    return _table("Accuracy, %", rounds, outcomes, (NO_DEFENCE, *DEFENCES), cell)
-
-
-def times(rounds: Sequence[Attacked], outcomes: dict[str, dict[str, Outcome]]) -> Table:
-    """Milliseconds a cloud, of each attack and of each defence after it."""
-    count = len(rounds[0].points)
-    table = _table(
-        "Time, ms a cloud", rounds, outcomes, DEFENCES, lambda one: f"{1000 * one.seconds / count:.1f}"
-    )
-    attack_times = [f"{1000 * each.seconds / count:.1f}" for each in rounds]
-    rows = [[row[0], spent, *row[1:]] for row, spent in zip(table.rows, attack_times, strict=True)]
-    return Table(table.title, [table.header[0], "the attack", *table.header[1:]], rows)
+def accuracies(rounds: Sequence[Round], labels: Tensor) -> Table:
+    """Accuracy in %: one row per attack, one column per defence."""
+    columns = (NO_DEFENCE, *DEFENCES)
+    rows = [
+        [one.name, *(f"{100 * (one.predicted[name] == labels).float().mean():.1f}" for name in columns)]
+        for one in rounds
+    ]
+    return Table("Accuracy, %", ["attack", *columns], rows)
 
 
-def _table(
-    title: str,
-    rounds: Sequence[Attacked],
-    outcomes: dict[str, dict[str, Outcome]],
-    columns: Sequence[str],
-    cell: Callable[[Outcome], str],
-) -> Table:
-    rows = [[each.name, *(cell(outcomes[each.name][column]) for column in columns)] for each in rounds]
-    return Table(title, ["attack", *columns], rows)
+def times(rounds: Sequence[Round], count: int) -> Table:
+    """Milliseconds per cloud, of each attack and of each defence after it."""
+    rows = [[one.name, *(f"{1000 * value / count:.1f}" for value in one.seconds.values())] for one in rounds]
+    return Table("Time, ms per cloud", ["attack", "the attack", *DEFENCES], rows)
 
 
 def write(output: Path, cases: Sequence[Case], tables: Sequence[Table], clouds: CloudSet) -> None:
-    """Writes the page, the picture and the figures."""
+    """Writes the page with all cases, the picture of the first one, and the figures."""
     output.mkdir(parents=True, exist_ok=True)
     facts = {
         "classifier": CLASSIFIER,
-        "defence shown": SHOWN,
+        "defence shown": DEFAULT,
         "clouds": f"{len(clouds)} of {len(clouds.classes)} classes",
         "seed": str(SEED),
         "threads": str(torch.get_num_threads()),
@@ -240,8 +199,8 @@ def write(output: Path, cases: Sequence[Case], tables: Sequence[Table], clouds: 
     with replacing(output / "report.html", force=True) as partial:
         partial.write_text(page, encoding="utf-8")
     with replacing(output / "demo.png", force=True) as partial:
-        partial.write_bytes(render_png(cases))
+        partial.write_bytes(render_png(cases[:1]))
     figures = {
         table.title: [dict(zip(table.header, row, strict=True)) for row in table.rows] for table in tables
     }
-    record.write(output / "demo.json", {**facts, **figures, "machine": record.machine()})
+    record.write(output / "demo.json", "demo", **facts, **figures)

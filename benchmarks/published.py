@@ -1,8 +1,7 @@
-"""IF-Defense's tables 2 to 5, to stand beside ours.
+"""IF-Defense's tables 2 to 5, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_.
 
-`arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_: accuracy in % on the 2,468 test clouds of ModelNet40.
-Each row attacks a classifier trained for its defence; the attacks run at full length, which the defaults of
-`attacks` are.
+Accuracy in % on the 2,468 test clouds of ModelNet40. Each row attacks a classifier trained for its defence;
+the settings of the attacks are the defaults of `attacks`.
 """
 
 from __future__ import annotations
@@ -41,7 +40,8 @@ def accuracy(victim: str, defence: str, attack: str) -> float | None:
 
     Args:
         victim: a name that starts with that of a network, such as ``"dgcnn-modelnet40"``.
-        defence: name of the defence.
+        defence: name of the defence. ``"onet-mesh"`` is the same method there and here; our other methods
+            with a network have no published figures.
         attack: name of the attack in the suite, or ``"none"``.
 
     Returns:

@@ -1,8 +1,7 @@
-"""``ifdefense-bench purified-set``: purified copies of ModelNet40, for hybrid training."""
+"""Purified copies of ModelNet40, for hybrid training."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -13,8 +12,11 @@ from tqdm import tqdm
 
 from ifdefense import Purifier
 from ifdefense.corruptions.simulated import SimulationOptions, simulate_attack
+from ifdefense.data.formats import replacing
 from ifdefense.data.modelnet import load_modelnet40
 from ifdefense.geometry.frame import to_unit_sphere
+from ifdefense.provenance import code_digest, digest, modules_of, versions
+from ifdefense.purifiers.registry import DEFAULT, METHODS
 
 CHUNK = 64
 CORRUPTION = SimulationOptions(clean=0.0)
@@ -22,6 +24,7 @@ CORRUPTION = SimulationOptions(clean=0.0)
 
 @click.command("purified-set")
 @click.option("--split", type=click.Choice(["train", "validation"]), default="train", show_default=True)
+@click.option("--method", type=click.Choice(list(METHODS)), default=DEFAULT, show_default=True)
 @click.option("--data", "root", type=click.Path(), help="Data folder; IFDEFENSE_DATA by default.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="npz to write.")
 @click.option("--limit", type=int, help="Clouds to purify, a random subset; all by default.")
@@ -32,11 +35,12 @@ CORRUPTION = SimulationOptions(clean=0.0)
     "--corrupted",
     default=0.0,
     show_default=True,
-    help="Share of the clouds corrupted at random (noise, outliers, holes) before they are purified.",
+    help="Share of clouds corrupted at random (noise, outliers, holes) before purification.",
 )
 @click.option("--seed", default=0, show_default=True)
 def purified_set(
     split: str,
+    method: str,
     root: str | None,
     out: Path,
     limit: int | None,
@@ -44,16 +48,19 @@ def purified_set(
     corrupted: float,
     seed: int,
 ) -> None:
-    """Purifies clouds of a split with `onet-mesh`; an interrupted run goes on where it stopped.
+    """Purifies clouds of a split; resumes after an interruption.
 
-    No attack is among the corruptions: they know no classifier.
+    The corruptions are random: none of them knows a classifier.
     """
     clouds = load_modelnet40(root, split)  # type: ignore[arg-type]
     order = np.random.default_rng(seed).permutation(len(clouds.points))[:limit][part[0] :: part[1]]
-    partial = out.with_suffix(".partial.npy")
+    purifier = Purifier.from_pretrained(method)
+    spec = purifier.spec()
+    code = code_digest([*modules_of(spec), simulate_attack.__module__])
+    key = digest([spec, code, versions(), split, limit, part, corrupted, seed])
+    partial = out.with_suffix(f".{key}.partial.npy")
     out.parent.mkdir(parents=True, exist_ok=True)
     done = np.load(partial) if partial.exists() else np.zeros((0, *clouds.points.shape[1:]), np.float16)
-    purifier = Purifier.from_pretrained("onet-mesh")
     with tqdm(total=len(order), initial=len(done), desc=f"purify {split}", mininterval=10) as bar:
         while len(done) < len(order):
             index = order[len(done) : len(done) + CHUNK]
@@ -62,9 +69,8 @@ def purified_set(
                 given[place] = _spoilt(given[place], corrupted, int(number), seed)
             purified = purifier(given, clouds.points.shape[1], seed)
             done = np.concatenate([done, torch.stack(purified).numpy().astype(np.float16)])
-            with open(f"{partial}.tmp", "wb") as file:
+            with replacing(partial, force=True) as unfinished, unfinished.open("wb") as file:
                 np.save(file, done)
-            os.replace(f"{partial}.tmp", partial)
             bar.update(len(index))
     np.savez_compressed(out, points=done, label=clouds.labels[order], index=order)
     partial.unlink(missing_ok=True)
@@ -72,13 +78,9 @@ def purified_set(
 
 
 def _spoilt(cloud: Tensor, share: float, index: int, seed: int) -> Tensor:
-    """One cloud of the unit sphere, corrupted with the probability ``share``, the same at every call."""
+    """A cloud of the unit sphere, corrupted with probability ``share``; depends on index and seed only."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
     if float(torch.rand((), generator=generator)) >= share:
         return cloud
     left = len(cloud) * 3 // 4  # as many as nearly all holes leave
     return simulate_attack(cloud[None] / 2, left, generator, CORRUPTION)[0] * 2
-
-
-if __name__ == "__main__":
-    purified_set()

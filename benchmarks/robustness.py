@@ -1,236 +1,237 @@
-"""``ifdefense-bench robustness``: every attack of the suite against every defence, plain and adaptive.
+"""Every attack of the suite against every defence, plain and adaptive; see `benchmarks.protocol`.
 
-The protocol is that of `benchmarks.accuracy`: test clouds drawn in proportion to the classes, fixed random
-targets, attacked clouds not normalised again. "Plain" attacks know the classifier and not the defence;
-"adaptive" ones see both, through `attacks.defence_aware.adaptive`, and are made anew for every defence.
-
-Every attacked and purified batch is kept in a cache: an interrupted run goes on where it was, and a row that
-is there already costs nothing.
+Plain attacks know the classifier, not the defence. Adaptive ones know both and are made anew for every
+defence; each cloud then counts as the worse of its adaptive and its plain version.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-import math
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
-from torch import Tensor, nn
+from torch import Tensor
 
-from attacks import EOT, Attack, adaptive, attack_in_batches
 from benchmarks import record
-from benchmarks.accuracy import DEFENCES, Bench, Settings, load_victim, predictions, victim_title
+from benchmarks.layout import markdown
+from benchmarks.protocol import (
+    DEFENCES,
+    NO_DEFENCE,
+    Bench,
+    Protocol,
+    Victim,
+    protocol_options,
+    rate,
+    several,
+    specs,
+)
 from benchmarks.published import accuracy as published_accuracy
-from benchmarks.suite import SUITE, names, slow
-from classifiers import fold
-from ifdefense import Purifier
+from benchmarks.suite import SUITE, affordable_clouds, changed, names, slow
+from ifdefense.provenance import digest, versions
 
-SEED = 0
-WHOLE = 400
-VICTIMS = ("pointnet-modelnet40", "dgcnn-modelnet40")
+KIND = ("victim", "attack", "kind")
+"""What identifies a row."""
 
+KEY = ("settings", "split", "clouds", "seed", "weights", "versions", "attacked")
+"""What rows whose figures may stand side by side have in common."""
 
-def through(attack: Attack, defence: str, num_points: int) -> Attack:
-    """The attack as one makes it who knows the defence.
-
-    The attacker knows the seed of the defence too, which is harder on it than an average over seeds.
-    """
-    purifier = Purifier.from_pretrained(defence)
-    return adaptive(
-        attack,
-        functools.partial(purifier, num_points=num_points),
-        eot=EOT(samples=1, first=SEED, fresh=False),
-        normalise=defence == "onet-mesh",
-        seed=SEED,
-    )
+Row = dict[str, Any]
 
 
-def _figures(predicted: Tensor, bench: Bench, targeted: bool) -> dict[str, float]:
-    """Accuracy and the attack's success in %, and the standard error of the accuracy."""
-    rate = float((predicted == bench.labels).double().mean())
-    success = float((predicted == bench.targets).double().mean()) if targeted else 1 - rate
-    return {
-        "accuracy": round(100 * rate, 2),
-        "standard_error": round(100 * math.sqrt(rate * (1 - rate) / len(predicted)), 2),
-        "success": round(100 * success, 2),
-    }
+def figures(bench: Bench, predicted: Tensor, targeted: bool) -> dict[str, float]:
+    """Accuracy, its standard error and success of the attack in %."""
+    reached = predicted == bench.targets if targeted else predicted != bench.labels
+    right = rate(predicted == bench.labels)
+    return {**right, "success": rate(reached)["accuracy"]}
 
 
 def measure(
-    bench: Bench,
-    victim: nn.Module,
-    name: str,
-    defences: tuple[str, ...],
-    knows: bool,
-    published: bool,
-) -> dict[str, dict[str, float]]:
-    """Accuracy and success behind each defence under one attack.
+    bench: Bench, victim: Victim, name: str, defences: tuple[str, ...], knows: bool, published: bool
+) -> Row:
+    """A row of the results.
 
     Args:
         bench: clouds, targets and cache.
         victim: the classifier.
         name: attack of the suite, or ``"none"``.
         defences: names of defences.
-        knows: whether the attack is made anew for each defence, knowing it.
+        knows: whether the attack knows the defence. The row then has the figures of the plain attack, too.
         published: whether the attack has its published settings.
     """
     entry = SUITE.get(name)
-    given = {"none": bench.points}
+    targeted = entry is not None and entry.targeted
+    plain = bench.points
+    row: Row = {
+        "victim": victim.title,
+        "attack": name,
+        "kind": "adaptive" if knows else "plain",
+        "settings": None,
+        **bench.about(),
+        "date": record.today(),
+        "weights": victim.weights,
+        "versions": versions(),
+    }
     if entry is not None:
-        plain = entry.attack(published, slow(victim))
-        for defence in defences if knows else ("none",):
-            attack = plain if defence == "none" else through(plain, defence, bench.points.shape[1])
-            given[defence] = attack_in_batches(
-                attack,
-                victim,
-                bench.points,
-                bench.labels,
-                bench.targets if entry.targeted else None,
-                batch_size=bench.batch,
-                folder=bench.cache / "suite" / name,
-                seed=bench.settings.seed,
-                progress=True,
-            ).points
-    figures = {}
+        row["settings"] = entry.settings(published, slow(victim.model))
+        attack = entry.attack(published, slow(victim.model))
+        plain = bench.attacked(victim, name, attack, targeted)
+    row["attacked"] = digest(plain)
+    row["specs"] = {name: digest(spec) for name, spec in specs(defences).items()}
+    row["figures"] = {}
     for defence in defences:
-        attacked = given.get(defence, given["none"])
-        seen = bench.defended(attacked, defence, f"{name} → {defence}")["points"]
-        predicted = predictions(victim, seen, bench.batch)
-        figures[defence] = _figures(predicted, bench, entry is not None and entry.targeted)
-    return figures
+        predicted = bench.predictions(victim, bench.purified(plain, defence))
+        if knows:
+            row.setdefault("plain", {})[defence] = figures(bench, predicted, targeted)
+        if knows and defence != NO_DEFENCE:
+            aware = bench.attacked(victim, name, attack, targeted, defence)
+            predicted = bench.predictions(victim, bench.purified(aware, defence))
+        row["figures"][defence] = figures(bench, predicted, targeted)
+    return row
 
 
 @click.command()
-@click.option(
-    "--victim",
-    "victims",
-    multiple=True,
-    default=VICTIMS,
-    show_default=True,
-    help="A shipped name or NETWORK:FILE; may be given several times.",
-)
-@click.option(
-    "--attack",
-    "chosen",
-    multiple=True,
-    type=click.Choice(["none", *SUITE]),
-    help="May be given several times; all by default.",
-)
-@click.option("--defence", "defences", multiple=True, type=click.Choice(DEFENCES), default=DEFENCES)
-@click.option(
-    "--adaptive/--plain",
-    "knows",
-    default=None,
-    help="Only attacks that know the defence, or only those that do not; by default both.",
-)
-@click.option("--split", type=click.Choice(["test", "validation"]), default="test", show_default=True)
-@click.option(
-    "--clouds",
-    type=click.IntRange(min=1),
-    help="Drawn in proportion to the classes; by default as many as the suite says for each attack.",
-)
+@protocol_options("robustness.json", clouds="what the suite says for each attack")
+@several("attack", type=click.Choice(["none", *SUITE]), help="Repeatable; all by default.")
+@click.option("--adaptive/--plain", "knows", default=None, help="Only one kind of attacks; both by default.")
 @click.option("--published", is_flag=True, help="Published settings on 400 clouds, for hours of a GPU.")
-@click.option("--batch", default=25, show_default=True)
-@click.option("--cache", type=click.Path(path_type=Path), default=Path("cache/accuracy"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=record.FOLDER / "robustness.json")
 def robustness(
+    protocol: Protocol,
     victims: tuple[str, ...],
-    chosen: tuple[str, ...],
+    attacks: tuple[str, ...],
     defences: tuple[str, ...],
     knows: bool | None,
-    split: Literal["test", "validation"],
-    clouds: int | None,
     published: bool,
-    batch: int,
-    cache: Path,
     out: Path,
 ) -> None:
     """Every attack against every defence on ModelNet40 (needs IFDEFENSE_DATA).
 
-    Rows are added to the JSON one by one; a row of the same victim, attack and kind replaces the older one,
-    but keeps its figures of defences that are not asked for where clouds and settings are the same.
+    Resumes after an interruption. Every row is added to the JSON at once. It replaces an older row of the
+    same victim, attack and kind, but keeps its figures of other defences if they were measured on the same
+    attacked clouds.
     """
-    bench_of = functools.cache(lambda number: Bench(Settings(split, number, SEED), cache, batch))
     for knowing in (False, True) if knows is None else (knows,):
         usual = [name for name in names() if SUITE[name].adaptive] if knowing else ["none", *names()]
-        for victim_name in victims:
-            victim = fold(load_victim(victim_name))
-            for name in chosen or usual:
-                number = clouds or affordable(name, victim, knowing, published)
-                row = {
-                    "victim": victim_title(victim_name),
-                    **run(bench_of(number), victim, name, defences, knowing, published),
-                }
-                _add(out, row)
+        for victim in map(Victim.load, victims):
+            for name in attacks or usual:
+                bench = protocol.bench(affordable_clouds(name, victim.model, knowing, published))
+                row = measure(bench, victim, name, defences, knowing, published)
+                add(out, row, {digest(spec): spec for spec in specs(defences).values()})
                 shown = ", ".join(f"{one} {row['figures'][one]['accuracy']:.1f}" for one in defences)
-                click.echo(f"{row['victim']}, {row['kind']} {name}, {number} clouds: {shown}")
+                click.echo(f"{victim.title}, {row['kind']} {name}, {bench.clouds} clouds: {shown}")
 
 
-def affordable(name: str, victim: nn.Module, knows: bool, published: bool) -> int:
-    """How many clouds a row has where nothing else is said."""
-    if name == "none" or published:
-        return WHOLE
-    return SUITE[name].affordable_clouds(victim, knows)
+def add(out: Path, row: Row, described: dict[str, Any]) -> None:
+    """Writes a row into the results, in place of an older one.
+
+    Args:
+        out: the JSON.
+        row: as `measure` returns it.
+        described: descriptions of its defences by their digests.
+    """
+    old = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {"rows": []}
+    others = [one for one in old["rows"] if any(one[key] != row[key] for key in KIND)]
+    for same in (one for one in old["rows"] if one not in others):
+        if all(same.get(key) == row[key] for key in KEY):
+            row |= {
+                part: {**same[part], **row[part]} for part in ("specs", "figures", "plain") if part in row
+            }
+    rows = [*others, row]
+    used = {key for each in rows for key in each.get("specs", {}).values()}
+    known = old.get("specs", {}) | described
+    record.write(out, "robustness", specs={key: known[key] for key in sorted(used)}, rows=rows)
 
 
-def run(
-    bench: Bench, victim: nn.Module, name: str, defences: tuple[str, ...], knows: bool, published: bool
-) -> dict[str, Any]:
-    """A row of the results, as `measure` takes them; an adaptive one has the plain figures beside its own."""
-    row = {
-        "attack": name,
-        "kind": "adaptive" if knows else "plain",
-        "settings": None if name == "none" else SUITE[name].settings(published, slow(victim)),
-        "split": bench.settings.split,
-        "clouds": bench.settings.clouds,
-        "seed": bench.settings.seed,
-        "date": datetime.now(UTC).date().isoformat(),
-        "figures": measure(bench, victim, name, defences, knows, published),
-    }
-    if knows:
-        row["plain"] = measure(bench, victim, name, defences, False, published)
-    return row
-
-
-def _add(out: Path, row: dict[str, Any]) -> None:
-    """Writes a row into the results, in the place of an older one."""
-    rows = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.is_file() else []
-    others = [old for old in rows if any(old[key] != row[key] for key in ("victim", "attack", "kind"))]
-    for old in rows:
-        if old not in others and all(old[key] == row[key] for key in ("settings", "split", "clouds", "seed")):
-            row |= {part: {**old[part], **row[part]} for part in ("figures", "plain") if part in row}
-    result = {"command": "ifdefense-bench robustness", "machine": record.machine()}
-    record.write(out, {**result, "rows": [*others, row]})
-
-
-def markdown_rows(result: dict[str, Any], victim: str, kind: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of a victim: one line an attack.
+def markdown_rows(result: Row, victim: str, kind: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of a victim: one line per attack.
 
     Args:
         result: the JSON.
-        victim: whose rows.
-        kind: ``"plain"``, with the published figure in brackets, or ``"adaptive"``, with the accuracy under
-            the plain attack on the same clouds.
+        victim: title of the victim.
+        kind: ``"plain"``, with published figures in brackets, or ``"adaptive"``, with the accuracy under the
+            plain attack on the same clouds.
     """
     order = {name: place for place, name in enumerate(("none", *SUITE))}
     rows = [row for row in result["rows"] if (row["victim"], row["kind"]) == (victim, kind)]
     lines = []
     for row in sorted(rows, key=lambda row: order[row["attack"]]):
-        cells = []
-        for defence in DEFENCES:
-            if defence not in row["figures"]:
-                cells.append("–")
-                continue
-            figure = row["figures"][defence]
-            if kind == "adaptive":
-                beside = row["plain"][defence]["accuracy"]
-            else:
-                beside = published_accuracy(victim, defence, row["attack"])
-            cells.append(f"{figure['accuracy']:.1f}" + ("" if beside is None else f" ({beside:.1f})"))
         clean = row["attack"] == "none"
         success = "" if clean else f"{row['figures']['none']['success']:.1f}"
-        lines.append(["clean" if clean else SUITE[row["attack"]].title, str(row["clouds"]), success, *cells])
+        title = "clean" if clean else SUITE[row["attack"]].title
+        lines.append([title, str(row["clouds"]), success, *(_cell(row, defence) for defence in DEFENCES)])
     return ["attack", "clouds", "success", *DEFENCES], lines
+
+
+def _cell(row: Row, defence: str) -> str:
+    """The accuracy behind a defence, with another figure beside it."""
+    if defence not in row["figures"]:
+        return "–"
+    if row["kind"] == "adaptive":
+        beside = row["plain"][defence]["accuracy"]
+    else:
+        beside = published_accuracy(row["victim"], defence, row["attack"])
+    return f"{row['figures'][defence]['accuracy']:.1f}" + ("" if beside is None else f" ({beside:.1f})")
+
+
+def table(result: Row) -> str:
+    """All figures: a table per victim and kind of attack."""
+    headings = {
+        "plain": "In brackets IF-Defense's figure (tables 2 and 4: 2,468 clouds, attacks at full length).",
+        "adaptive": "Attacks know the defence; in brackets the plain attack on the same clouds.",
+    }
+    rows = sorted(
+        result["rows"],
+        key=lambda row: (row["victim"] != "pointnet-modelnet40", row["victim"], row["kind"] != "plain"),
+    )
+    parts = []
+    for victim, kind in dict.fromkeys((row["victim"], row["kind"]) for row in rows):
+        parts.append(f"**{victim}, {kind} attacks.** {headings[kind]}")
+        parts.append(markdown(*markdown_rows(result, victim, kind)))
+    settings = sorted({changed(row["settings"]) for row in rows if row["settings"]})
+    parts.append(
+        "Accuracy in %, test clouds of ModelNet40 drawn in proportion to the classes (seed 0); *success* is "
+        "that of the attack in %, on the undefended classifier: the target predicted, or without a target "
+        "any class but the label. Standard errors and all settings are in `results/robustness.json`; "
+        "settings are the published ones but for "
+        + "; ".join(f"`{one}`" for one in settings if not one.endswith("()"))
+        + "."
+    )
+    return "\n\n".join(parts)
+
+
+SUMMARY = ("none", "perturb", "pgd", "pgd-linf", "drop-200")
+"""Attacks of the short table."""
+
+
+def summary(result: Row) -> str:
+    """A short table of PointNet: one line per victim and defence."""
+    rows = {
+        (row["victim"], row["attack"]): row
+        for row in result["rows"]
+        if row["kind"] == "plain"
+        and row["attack"] in SUMMARY
+        and row["victim"].startswith("pointnet-modelnet40")
+    }
+    attacks = [name for name in SUMMARY if any(name == attack for _, attack in rows)]
+    lines = []
+    for victim in sorted({victim for victim, _ in rows}):
+        for defence in DEFENCES:
+            cells = [
+                _cell(rows[victim, name], defence) if (victim, name) in rows else "–" for name in attacks
+            ]
+            if set(cells) != {"–"}:
+                lines.append([f"{defence}, {victim}", *cells])
+    titles = {name: SUITE[name].title if name in SUITE else "clean" for name in attacks}
+    clouds = {
+        name: "/".join(map(str, sorted({row["clouds"] for (_, one), row in rows.items() if one == name})))
+        for name in attacks
+    }
+    errors = [figure["standard_error"] for row in rows.values() for figure in row["figures"].values()]
+    return (
+        f"{markdown(['defence, victim', *titles.values()], lines)}\n\n"
+        "Accuracy in %, test clouds of ModelNet40 drawn in proportion to the classes ("
+        + ", ".join(f"{titles[name]}: {clouds[name]}" for name in attacks)
+        + f"), standard error at most {max(errors):.1f}. In brackets IF-Defense's figure for the same "
+        "method, table 2: 2,468 clouds, each row with a classifier trained for that defence, Perturb with "
+        "10 × 500 iterations; ours are in `benchmarks/results/robustness.json`."
+    )

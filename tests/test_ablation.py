@@ -1,15 +1,18 @@
-"""The inputs of the ablation are what their names say."""
+"""The inputs and variants of the ablation are what their names say."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
-import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.ablation import SHIPPED, VARIANTS, inputs
-from ifdefense import SurfaceOptions
+from attacks import PGD, Attack, SaliencyDrop
+from benchmarks.ablation import VARIANTS, inputs
+from ifdefense.purifiers.base import Purifier
+from ifdefense.purifiers.compose import Compose
+from ifdefense.purifiers.surface import SurfacePurifier
+from ifdefense.restorers.mesh import MeshRestorer
 
 
 def test_inputs_are_attacked_or_have_clusters() -> None:
@@ -17,21 +20,33 @@ def test_inputs_are_attacked_or_have_clusters() -> None:
         torch.randn(4, 500, 3, generator=torch.Generator().manual_seed(0)), dim=-1
     )
 
-    def attacked(victim: nn.Module, name: str) -> dict[str, Tensor]:
-        return {"points": {"none": clean, "pgd": clean + 0.1, "drop-200": clean[:, 200:]}[name]}
+    def attacked(victim: object, name: str, attack: Attack, targeted: bool) -> Tensor:
+        assert isinstance(attack, {"pgd": PGD, "drop-200": SaliencyDrop}[name])
+        return {"pgd": clean + 0.1, "drop-200": clean[:, 200:]}[name]
 
-    bench = SimpleNamespace(points=clean, settings=SimpleNamespace(seed=0), attacked=attacked)
-    given = inputs(bench, nn.Identity())  # type: ignore[arg-type]
+    bench = SimpleNamespace(points=clean, seed=0, attacked=attacked)
+    given = inputs(bench, object())  # type: ignore[arg-type]
     assert list(given) == ["clean", "PGD", "Drop-200", "clusters"]
     assert given["clean"] is clean and given["Drop-200"].shape == (4, 300, 3)
     for cloud, spoilt in zip(clean, given["clusters"], strict=True):
         near = torch.cdist(spoilt, cloud).amin(1) < 1e-5
         assert 350 <= near.sum() < 500  # a fifth as many points as the cloud has, at most, and some
-    assert torch.equal(given["clusters"], inputs(bench, nn.Identity())["clusters"])  # type: ignore[arg-type]
+    assert torch.equal(given["clusters"], inputs(bench, object())["clusters"])  # type: ignore[arg-type]
 
 
-def test_variants_start_from_what_is_shipped() -> None:
-    assert SHIPPED == SurfaceOptions() == VARIANTS["as shipped"]
-    assert len({str(variant) for variant in VARIANTS.values()}) == len(VARIANTS)
-    with pytest.raises(AttributeError):
-        SHIPPED.views = 2  # type: ignore[misc]
+def surface(purifier: Purifier) -> SurfacePurifier:
+    assert isinstance(purifier, Compose)
+    found = purifier.parts[-1]
+    assert isinstance(found, SurfacePurifier)
+    return found
+
+
+def test_variants_differ_from_a_shipped_method_in_their_stages() -> None:
+    shipped, first = surface(Purifier.from_pretrained("onet-fill")), surface(VARIANTS["onet-fill"]())
+    assert first.restorer == shipped.restorer
+    mesh = surface(VARIANTS["samples of the mesh alone"]())
+    assert mesh.restorer == surface(Purifier.from_pretrained("onet-mesh")).restorer == MeshRestorer()
+    one_view = surface(VARIANTS["one view of the cloud"]())
+    assert (first.network.views, one_view.network.views) == (shipped.network.views, 1)  # type: ignore[attr-defined]
+    made = [surface(build()) for build in VARIANTS.values()]
+    assert len({(str(one.restorer), one.network.views) for one in made}) == len(VARIANTS)  # type: ignore[attr-defined]

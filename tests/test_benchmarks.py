@@ -13,8 +13,10 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from benchmarks import attack_speed, record, tables
-from benchmarks.purify_speed import make_clouds, median_seconds, peak_memory, stage_seconds
+from benchmarks import attack_speed, tables
+from benchmarks.clock import make_clouds, median_seconds
+from benchmarks.layout import text_table
+from benchmarks.purify_speed import peak_memory, stage_seconds
 from ifdefense.purifiers.base import Purifier
 
 
@@ -27,7 +29,7 @@ def bench(*arguments: object) -> str:
 
 def test_help_lists_every_command() -> None:
     output = bench("--help")
-    assert all(name in output for name in ("demo", "accuracy", "purify-speed"))
+    assert all(name in output for name in ("demo", "robustness", "purify-speed"))
 
 
 def test_clouds_are_of_as_many_classes_as_can_be() -> None:
@@ -62,7 +64,7 @@ def test_stages_add_up_to_the_whole() -> None:
 
 def test_speed_command_writes_its_result(tmp_path: Path) -> None:
     output = bench(
-        "purify-speed", "--method", "sor", "--repeats", 1, "--output", tmp_path / "new" / "speed.json"
+        "purify-speed", "--method", "sor", "--repeats", 1, "--out", tmp_path / "new" / "speed.json"
     )
     result = json.loads((tmp_path / "new" / "speed.json").read_text())
     assert result["clouds"] == 16
@@ -70,16 +72,18 @@ def test_speed_command_writes_its_result(tmp_path: Path) -> None:
     assert result["seconds_per_cloud"] > 0
     assert set(result["growth"]) == {"4", "16", "64"}
     assert result["machine"]["torch"]
+    assert result["spec"] == Purifier.from_pretrained("sor").spec()
     assert "all of purify" in output
 
 
 def test_text_table_aligns() -> None:
-    lines = record.text_table(["name", "n"], [["a", "1"], ["long name", "100"]]).splitlines()
+    lines = text_table(["name", "n"], [["a", "1"], ["long name", "100"]]).splitlines()
     assert lines == ["name         n", "─────────  ───", "a            1", "long name  100"]
 
 
 def test_tables_are_filled_between_their_markers(tmp_path: Path) -> None:
     result = {
+        "method": "onet-fill",
         "clouds": 16,
         "points": 1024,
         "repeats": 5,
@@ -101,28 +105,6 @@ def test_tables_are_filled_between_their_markers(tmp_path: Path) -> None:
     assert "**200**" in filled
     assert "3.0 times as fast" in filled
     assert tables.fill(filled, tmp_path) == filled
-
-
-def test_accuracy_table_has_the_published_figure_beside_ours(tmp_path: Path) -> None:
-    figure = {"accuracy": 86.5, "standard_error": 1.7}
-    result = {
-        "settings": {"split": "test", "clouds": 400, "seed": 0, "cw_searches": 3, "cw_iterations": 80},
-        "attacks": {"none": None, "drop-200": "SaliencyDrop(200)"},
-        "rows": [
-            {"victim": "pointnet", "defence": "onet-mesh", "figures": {"none": figure, "drop-200": figure}}
-        ],
-    }
-    (tmp_path / "accuracy.json").write_text(json.dumps(result))
-    filled = tables.fill("<!-- table accuracy -->\n<!-- end -->\n", tmp_path)
-    (row,) = (line for line in filled.splitlines() if line.startswith("| onet-mesh"))
-    assert "86.5 (84.0)" in row
-    assert "86.5 (66.9)" in row
-    assert "at most 1.7" in filled
-    assert "Perturb" not in filled
-    result["attacks"] = {"none": None, "perturb": "Perturb()"}
-    result["rows"][0]["figures"] = {"none": figure, "perturb": figure}  # type: ignore[index]
-    (tmp_path / "accuracy.json").write_text(json.dumps(result))
-    assert "Ours had 3 × 80" in tables.fill("<!-- table accuracy -->\n<!-- end -->\n", tmp_path)
 
 
 def test_unknown_table(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import tables
-from benchmarks.corruption import corrupted, corruptions, markdown_rows, means
+from benchmarks.corruption import corrupted, corruptions, markdown_rows, means, table
 from classifiers.pointnet import PointNet
 from ifdefense.checkpoints import save_safetensors
 from ifdefense.corruptions.natural import CORRUPTIONS
@@ -44,10 +43,11 @@ def test_command_measures_and_lays_out_a_table(tmp_path: Path) -> None:
     assert outcome.exit_code == 0, outcome.output
     result = json.loads((tmp_path / "out.json").read_text())
     assert len(result["rows"]) == 2 * 2 * 2
-    header, lines = markdown_rows(result)
-    assert header == ["family", "corruption", "pointnet-victim, none", "pointnet-victim, sor"]
+    assert set(result["specs"]) == {"sor"} and set(result["weights"]) == {"pointnet-victim"}
+    header, lines = markdown_rows(result, "pointnet-victim")
+    assert header == ["family", "corruption", "none", "sor"]
     assert [line[1] for line in lines] == ["cutout", "shear", "**mean**"]
-    assert "severities 1, 5; 4 validation clouds" in tables.corruptions(result)
+    assert "severities 1, 5; 4 validation clouds" in table(result)
 
 
 def test_means_are_over_the_severities_of_each_victim_and_defence() -> None:
@@ -61,11 +61,17 @@ def test_means_are_over_the_severities_of_each_victim_and_defence() -> None:
     assert means(rows) == {"a:sor": 60, "b:sor": 10}
 
 
-def test_columns_stand_victim_by_victim() -> None:
+def test_each_victim_has_its_table() -> None:
     rows = [
-        {"victim": victim, "defence": defence, "corruption": "shear", "severity": 1, "accuracy": 1.0}
+        {"victim": victim, "defence": defence, "corruption": name, "severity": 1, "accuracy": accuracy}
+        for victim, accuracy in (("b", 1.0), ("a", 2.0))
         for defence in ("none", "sor")
-        for victim in ("b", "a")
+        for name in ("shear", "cutout")
     ]
-    header, _ = markdown_rows({"rows": rows})
-    assert header[2:] == ["b, none", "b, sor", "a, none", "a, sor"]
+    header, lines = markdown_rows({"rows": rows}, "a")
+    assert header == ["family", "corruption", "none", "sor"]
+    assert lines[0] == ["density", "cutout", "2.0", "2.0"]
+    assert lines[-1] == ["**all**", "**mean**", "**2.0**", "**2.0**"]
+    about = {"severities": [1], "clouds": 3, "split": "test", "seed": 0, "date": "2026-01-01"}
+    text = table({"rows": rows, **about})
+    assert text.index("**b**") < text.index("| density | cutout | 1.0 | 1.0 |") < text.index("**a**")

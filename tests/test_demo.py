@@ -1,20 +1,21 @@
-"""The demo through its entry point: what it prints, and what it leaves behind."""
+"""The demo through its entry point: what it prints and writes."""
 
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from torch import Tensor
 
 from benchmarks import demo as module
 from benchmarks.cli import main
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.purifiers.base import Purifier
+from ifdefense.purifiers.registry import DEFAULT, METHODS
 
 
 def test_quick_demo(tmp_path: Path) -> None:
@@ -26,13 +27,17 @@ def test_quick_demo(tmp_path: Path) -> None:
         row["attack"]: {name: float(value) for name, value in row.items() if name != "attack"}
         for row in figures["Accuracy, %"]
     }
-    assert list(rows) == ["clean", "PGD", "CW Perturb", "Drop-400"]
+    assert list(rows) == ["clean", "PGD", "PGD, L∞ 0.05", "Drop-400"]
     # The strongest attack breaks the classifier, and the defence gives most of it back.
     assert rows["clean"]["none"] >= 85
     assert rows["PGD"]["none"] <= 30
-    assert rows["PGD"]["onet-mesh"] >= rows["PGD"]["none"] + 30
-    assert (output / "demo.png").read_bytes().startswith(b"\x89PNG")
-    assert "onet-mesh" in (output / "report.html").read_text()
+    assert rows["PGD"][DEFAULT] >= rows["PGD"]["none"] + 30
+    assert set(rows["PGD"]) == {"none", *METHODS}
+    picture = (output / "demo.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", picture[16:24])
+    assert width > 2 * height  # one row of three views
+    assert DEFAULT in (output / "report.html").read_text()
     assert all(row in result.output for row in rows)
 
     again = CliRunner().invoke(main, ["demo", "--quick", "--output", str(output)])
@@ -40,18 +45,15 @@ def test_quick_demo(tmp_path: Path) -> None:
     assert "report.html exists already" in again.output
 
 
-def test_shown_are_first_the_clouds_that_were_put_right(sphere_cloud: np.ndarray) -> None:
+def test_repaired_clouds_are_shown_first(sphere_cloud: np.ndarray) -> None:
     points = np.stack([sphere_cloud] * 4)
     clouds = CloudSet(points, np.int64([0, 1, 0, 1]), np.array(["a", "b", "c", "d"]), ("ball", "cup"))
     traces = Purifier.from_pretrained("sor").trace(points)
 
-    def outcome(read: list[int]) -> module.Outcome:
-        return module.Outcome(torch.tensor(read), 0.0, traces)
-
-    # Read wrongly: clouds 1, 2 and 3; put right by the defence: cloud 3.
-    outcomes = {module.NO_DEFENCE: outcome([0, 0, 1, 0]), module.SHOWN: outcome([0, 0, 1, 1])}
-    clean: Tensor = torch.from_numpy(points)
-    cases = module.choose(module.Attacked("PGD", clean, 0.0), clean, clouds, outcomes, 3)
+    # Misclassified: clouds 1, 2 and 3; repaired by the defence: cloud 3.
+    predicted = {module.NO_DEFENCE: torch.tensor([0, 0, 1, 0]), DEFAULT: torch.tensor([0, 0, 1, 1])}
+    clean = torch.from_numpy(points)
+    cases = module.choose(module.Round("PGD", predicted, {}, traces), clean, clouds, 3)
     assert [case.title for case in cases] == ["cup, PGD", "cup, PGD", "ball, PGD"]
     assert [case.before.correct for case in cases if case.before] == [False] * 3
     assert [case.after.correct for case in cases if case.after] == [True, False, False]

@@ -1,10 +1,11 @@
-"""The benchmark of all attacks: what the suite holds, and that its command works on real clouds."""
+"""The benchmark of all attacks: the suite, and its command on real clouds."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,15 @@ from click.testing import CliRunner, Result
 
 import attacks
 from benchmarks import catalogue, published
-from benchmarks.robustness import markdown_rows, robustness
-from benchmarks.suite import SUITE, changed, names
+from benchmarks.protocol import DEFENCES
+from benchmarks.robustness import markdown_rows, robustness, summary
+from benchmarks.suite import SUITE, affordable_clouds, changed, names
+from classifiers import load
 from classifiers.dgcnn import DGCNN
 from classifiers.pointnet import PointNet
 from ifdefense.checkpoints import save_safetensors
+from ifdefense.purifiers.base import Purifier
+from ifdefense.purifiers.specs import digest_of_weights
 
 needs_modelnet40 = pytest.mark.skipif(
     "IFDEFENSE_DATA" not in os.environ, reason="IFDEFENSE_DATA is not set: no ModelNet40"
@@ -88,8 +93,13 @@ def test_rows_are_added_replaced_and_made_from_the_cache(
     assert plain["none"] == aware["none"]
     assert result["rows"][2]["plain"] == plain
     assert aware["sor"]["success"] >= plain["sor"]["success"]
+    weights = digest_of_weights(load("pointnet", tmp_path / "victim.safetensors"))
+    for row in result["rows"]:
+        assert row["weights"] == weights and row["versions"]["torch"] == torch.__version__
+        assert row["attacked"] == result["rows"][row["attack"] == "fgm"]["attacked"]
+        assert result["specs"][row["specs"]["sor"]] == Purifier.from_pretrained("sor").spec()
     header, lines = markdown_rows(result, "pointnet-victim", "plain")
-    assert header[-4:] == ["none", "srs", "sor", "onet-mesh"]
+    assert header == ["attack", "clouds", "success", *DEFENCES]
     assert [line[0] for line in lines] == ["clean", "FGM"] and lines[0][-1] == "–"
     assert lines[0][3].endswith("(88.4)") and "(" not in lines[1][3]
     _, lines = markdown_rows(result, "pointnet-victim", "adaptive")
@@ -118,11 +128,42 @@ def test_rows_of_other_clouds_replace_the_older_figures(tmp_path: Path) -> None:
 
 
 def test_slow_victims_and_defences_get_fewer_clouds() -> None:
-    pgd, fgm = SUITE["pgd"], SUITE["fgm"]
-    assert pgd.affordable_clouds(PointNet(2)) == 200
-    assert pgd.affordable_clouds(PointNet(2), adaptive=True) == pgd.affordable_clouds(DGCNN(2)) == 20
-    assert fgm.affordable_clouds(DGCNN(2)) == 400
-    assert min(entry.affordable_clouds(DGCNN(2)) for entry in SUITE.values()) == 20
+    quick, slow = PointNet(2), DGCNN(2)
+    assert affordable_clouds("pgd", quick) == 200
+    assert affordable_clouds("pgd", quick, adaptive=True) == affordable_clouds("pgd", slow) == 20
+    assert affordable_clouds("pgd", slow, published=True) == affordable_clouds("none", slow) == 400
+    assert affordable_clouds("fgm", slow) == 400
+    assert min(affordable_clouds(name, slow) for name in SUITE) == 20
+
+
+def row(victim: str, attack: str, clouds: int = 200, **accuracy: float) -> dict[str, Any]:
+    figures = {
+        name.replace("_", "-"): {"accuracy": value, "standard_error": 1.7, "success": 3.0}
+        for name, value in accuracy.items()
+    }
+    return {"victim": victim, "attack": attack, "kind": "plain", "clouds": clouds, "figures": figures}
+
+
+def test_summary_has_a_line_per_victim_and_defence_and_published_figures_of_the_same_method() -> None:
+    hybrid = "pointnet-modelnet40-hybrid"
+    rows = [
+        row("pointnet-modelnet40", "none", none=88.0, onet_mesh=70.0, onet_fill=80.0),
+        row("pointnet-modelnet40", "drop-200", 100, none=40.0, onet_mesh=66.0),
+        row(hybrid, "drop-200", sor_smooth=50.0),
+        row("dgcnn-modelnet40", "none", none=12.3),
+        row("pointnet-modelnet40", "fgm", none=12.4),
+    ]
+    text = summary({"rows": rows})
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert lines[0] == ["defence, victim", "clean", "Drop-200"]
+    assert lines[2:] == [
+        ["none, pointnet-modelnet40", "88.0 (88.4)", "40.0 (40.2)"],
+        ["onet-mesh, pointnet-modelnet40", "70.0 (84.0)", "66.0 (66.9)"],
+        ["onet-fill, pointnet-modelnet40", "80.0", "–"],
+        [f"sor-smooth, {hybrid}", "–", "50.0"],
+    ]
+    assert "clean: 200, Drop-200: 100/200" in text
+    assert "at most 1.7" in text
 
 
 @pytest.mark.parametrize(
@@ -133,6 +174,8 @@ def test_slow_victims_and_defences_get_fewer_clouds() -> None:
         ("dgcnn-modelnet40", "sor", "advpc", 56.49),
         ("dgcnn-modelnet40", "sor", "pgd", None),
         ("pct-modelnet40", "sor", "none", None),
+        ("pointnet-modelnet40", "onet-fill", "drop-200", None),
+        ("pointnet-modelnet40", "sor-smooth", "none", None),
     ],
 )
 def test_published_figures_stand_beside_those_of_the_same_network(

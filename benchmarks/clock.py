@@ -1,0 +1,71 @@
+"""What the measurements of time share: clouds, medians and options."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks import record
+from ifdefense.shapes.procedural import CLASSES, make_dataset
+
+SEED = 2_000_000
+"""Seed of shapes that no network here was trained on."""
+
+Clouds = NDArray[np.float32]
+Command = Callable[..., None]
+
+
+def make_clouds(count: int) -> Clouds:
+    """``(count, 1024, 3)`` clouds of as many classes as possible."""
+    per_class = -(-count // len(CLASSES))
+    points = make_dataset(per_class, seed=SEED).points
+    by_class = points.reshape(len(CLASSES), per_class, *points.shape[1:]).swapaxes(0, 1)
+    return by_class.reshape(points.shape)[:count]
+
+
+def seconds(call: Callable[[], object], device: str = "cpu") -> float:
+    """Time of a call."""
+    start = time.perf_counter()
+    call()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def median_seconds(call: Callable[[], object], repeats: int, device: str = "cpu") -> float:
+    """Median time of a call, after one that warms up."""
+    seconds(call, device)
+    return statistics.median(seconds(call, device) for _ in range(repeats))
+
+
+def timing_options(out: str) -> Callable[[Command], Command]:
+    """Adds the options ``--repeats``, ``--threads`` and ``--out``; sets the number of threads."""
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(*, threads: int | None, **options: Any) -> None:
+            if threads is not None:
+                torch.set_num_threads(threads)
+            command(**options)
+            click.echo(f"written to {options['out']}")
+
+        positive = click.IntRange(min=1)
+        path = click.Path(path_type=Path, dir_okay=False)
+        for option in (
+            click.option("--out", type=path, default=record.FOLDER / out, show_default=True),
+            click.option("--threads", type=positive, help="Threads of torch; its own choice by default."),
+            click.option("--repeats", type=positive, default=5, show_default=True, help="Runs per median."),
+        ):
+            run = option(run)
+        return run
+
+    return decorate

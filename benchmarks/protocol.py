@@ -1,0 +1,267 @@
+"""Clouds, targets, victims, defences, cache and options of every measurement on ModelNet40.
+
+The protocol is that of IF-Defense, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_: clouds are
+mean-centred with largest norm 1, targets are fixed random labels, attacked clouds are not normalised again.
+Purified clouds are, if the purifier says so.
+
+Attacked and purified clouds are cached batch by batch. A key is a digest of what they were made of:
+descriptions, settings, weights, versions, and code without its comments and docstrings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import click
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import classifiers
+from attacks import EOT, Attack, adaptive, attack_in_batches, random_targets
+from benchmarks import record
+from ifdefense import Purifier
+from ifdefense.data.cloudset import CloudSet
+from ifdefense.data.formats import replacing
+from ifdefense.data.modelnet import Split, load_modelnet40
+from ifdefense.data.selection import stratified
+from ifdefense.geometry.frame import to_unit_sphere
+from ifdefense.provenance import code_digest, digest, modules_of, versions
+from ifdefense.purifiers.registry import METHODS
+from ifdefense.purifiers.specs import digest_of_weights
+
+NO_DEFENCE = "none"
+DEFENCES = (NO_DEFENCE, *reversed(METHODS))
+"""No defence, the baselines, then the methods with a network."""
+
+VICTIMS = ("pointnet-modelnet40", "pointnet-modelnet40-hybrid", "dgcnn-modelnet40")
+
+Command = Callable[..., None]
+Option = Callable[[Command], Command]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Victim:
+    """A classifier.
+
+    Attributes:
+        title: its name in tables.
+        model: the classifier, folded.
+        weights: digest of its weights.
+    """
+
+    title: str
+    model: nn.Module
+    weights: str
+
+    @classmethod
+    def load(cls, name: str) -> Self:
+        """A shipped classifier by its name, or another one as ``NETWORK:FILE``."""
+        network, colon, path = name.partition(":")
+        model = classifiers.load(network, path) if colon else classifiers.load(name)
+        title = f"{network}-{Path(path).stem}" if colon else name
+        return cls(title, classifiers.fold(model), digest_of_weights(model))
+
+
+@functools.cache
+def purifier_of(defence: str) -> Purifier:
+    """The purifier of a method."""
+    return Purifier.from_pretrained(defence)
+
+
+@functools.cache
+def _whole(split: Split) -> CloudSet:
+    return load_modelnet40(split=split)
+
+
+@dataclasses.dataclass(eq=False)
+class Bench:
+    """Clouds of a split, and the cache of what attacks and defences make of them.
+
+    Attributes:
+        split: part of ModelNet40; settings are chosen on validation.
+        clouds: number of clouds, drawn in proportion to the classes.
+        seed: seed of the draw, the targets, the attacks and the defences.
+        cache: folder of the cache.
+        batch: clouds per batch; results do not depend on it.
+        points: ``(S, N, 3)`` clean clouds in the unit sphere.
+        labels: ``(S,)`` classes.
+        targets: ``(S,)`` classes that targeted attacks aim at. They do not depend on ``clouds``.
+    """
+
+    split: Split
+    clouds: int
+    seed: int
+    cache: Path
+    batch: int = 25
+    points: Tensor = dataclasses.field(init=False)
+    labels: Tensor = dataclasses.field(init=False)
+    targets: Tensor = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        whole = _whole(self.split)
+        chosen = torch.from_numpy(stratified(whole.labels, self.clouds, self.seed))
+        labels = torch.from_numpy(whole.labels)
+        self.points = to_unit_sphere(torch.from_numpy(whole.points)[chosen])
+        self.labels = labels[chosen]
+        self.targets = random_targets(labels, len(whole.classes), self.seed)[chosen]
+
+    def attacked(
+        self, victim: Victim, name: str, attack: Attack, targeted: bool, defence: str = NO_DEFENCE
+    ) -> Tensor:
+        """``(S, M, 3)`` clouds after an attack.
+
+        Args:
+            victim: the classifier.
+            name: name of the attack in the cache.
+            attack: the attack.
+            targeted: whether it aims at the targets.
+            defence: what the attacker knows to be in front of the classifier. It knows the seed too, which is
+                a stronger attack than an average over seeds.
+        """
+        model, spec = victim.model, None
+        if defence != NO_DEFENCE:
+            purifier = purifier_of(defence)
+            spec = purifier.spec()
+            eot = EOT(samples=1, first=self.seed, fresh=False)
+            size = self.points.shape[1]
+            attack, model = adaptive(attack, model, purifier, eot=eot, num_points=size, seed=self.seed)
+        key = digest([spec, victim.weights, versions(), _code(spec, attack, *model.modules())])
+        result = attack_in_batches(
+            attack,
+            model,
+            self.points,
+            self.labels,
+            self.targets if targeted else None,
+            batch_size=self.batch,
+            folder=self.cache / "attacked" / f"{name}-{key}",
+            seed=self.seed,
+            progress=True,
+        )
+        return result.points
+
+    def purified(self, points: Tensor, defence: str) -> Tensor:
+        """``(S, N, 3)`` clouds as the classifier sees them behind a defence."""
+        if defence == NO_DEFENCE:
+            return points
+        purifier, size = purifier_of(defence), self.points.shape[1]
+        spec = purifier.spec()
+        code = _code(spec, *purifier.modules())
+        key = digest([spec, versions(), code, digest(points), size, self.seed])
+        folder = self.cache / "purified" / f"{defence}-{key}"
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = []
+        for number, given in enumerate(tqdm(points.split(self.batch), defence, unit="batch", mininterval=5)):
+            path = folder / f"{self.batch}-{number:05d}.npy"
+            if not path.is_file():
+                made = purifier(given, size, self.seed)
+                with replacing(path, force=True) as partial, partial.open("wb") as file:
+                    np.save(file, made.numpy())
+            parts.append(torch.from_numpy(np.load(path)))
+        purified = torch.cat(parts)
+        return to_unit_sphere(purified) if purifier.normalise else purified
+
+    @torch.no_grad()
+    def predictions(self, victim: Victim, points: Tensor) -> Tensor:
+        """``(S,)`` predicted classes."""
+        return torch.cat([victim.model(part).argmax(1) for part in points.split(self.batch)])
+
+    def about(self) -> dict[str, Any]:
+        """What results say of their clouds."""
+        return {"split": self.split, "clouds": self.clouds, "seed": self.seed}
+
+
+def _code(spec: Any, *values: object) -> str:
+    """Digest of the code of a purifier, described by its ``spec()``, and of objects."""
+    modules = modules_of(spec).union(type(value).__module__ for value in values)
+    return code_digest(sorted(name for name in modules if name.partition(".")[0] != "torch"))
+
+
+def rate(hits: Tensor) -> dict[str, float]:
+    """Accuracy and its standard error in %, of ``(S,)`` booleans."""
+    share = float(hits.double().mean())
+    error = math.sqrt(share * (1 - share) / len(hits))
+    return {"accuracy": round(100 * share, 2), "standard_error": round(100 * error, 2)}
+
+
+def specs(defences: tuple[str, ...]) -> dict[str, Any]:
+    """Descriptions of defences, for the results."""
+    return {name: purifier_of(name).spec() for name in defences if name != NO_DEFENCE}
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """Options that measurements share.
+
+    Attributes:
+        split: as `Bench`, like the following.
+        clouds: ``None`` for what the measurement says.
+        seed: ...
+        batch: ...
+        cache: ...
+    """
+
+    split: Split
+    clouds: int | None
+    seed: int
+    batch: int
+    cache: Path
+
+    def bench(self, clouds: int = 400) -> Bench:
+        """The clouds, ``clouds`` of them where the user does not say how many."""
+        return Bench(self.split, self.clouds or clouds, self.seed, self.cache, self.batch)
+
+
+def protocol_options(
+    out: str, *, victims: tuple[str, ...] | None = VICTIMS, split: Split = "test", clouds: str = "400"
+) -> Option:
+    """Adds the shared options; the command gets a `Protocol`, the victims, the defences and ``out``.
+
+    Args:
+        out: file name of the results.
+        victims: default victims; ``None`` for a measurement of one victim and no choice of defences.
+        split: default split.
+        clouds: how many clouds are the default, for the help.
+    """
+    number = click.IntRange(min=1)
+    path = click.Path(path_type=Path)
+    options: list[Option] = [
+        click.option("--split", type=click.Choice(["test", "validation"]), default=split, show_default=True),
+        click.option(
+            "--clouds", type=number, help=f"Drawn in proportion to the classes.  [default: {clouds}]"
+        ),
+        click.option(
+            "--batch", type=number, default=Bench.batch, show_default=True, help="Clouds per batch."
+        ),
+        click.option("--cache", type=path, default=Path("cache/bench"), show_default=True),
+        click.option("--seed", type=int, default=0, show_default=True),
+        click.option("--out", type=path, default=record.FOLDER / out, show_default=True),
+    ]
+    if victims is not None:
+        options += [
+            several("victim", victims, help="A shipped name or NETWORK:FILE; repeatable."),
+            several("defence", DEFENCES, type=click.Choice(DEFENCES), help="Repeatable; all by default."),
+        ]
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(*, split: Split, clouds: int | None, seed: int, batch: int, cache: Path, **rest: Any) -> None:
+            command(Protocol(split, clouds, seed, batch, cache), **rest)
+
+        made: Command = run
+        for option in reversed(options):
+            made = option(made)
+        return made
+
+    return decorate
+
+
+def several(name: str, default: Any = None, **options: Any) -> Option:
+    """A repeatable option ``--name``, passed on as ``names``."""
+    return click.option(f"--{name}", f"{name}s", multiple=True, default=default, **options)
