@@ -521,5 +521,7 @@ def test_bad_input_is_named(call: Callable[[], object], message: str) -> None:
 
 
 def test_a_bare_function_is_no_purifier() -> None:
-    with pytest.raises(TypeError, match="does not say if it is deterministic: wrap it in FunctionPurifier"):
+    with pytest.raises(
+        TypeError, match="has no attribute 'deterministic'; wrap a function in FunctionPurifier"
+    ):
         DefenceAware(victim(), sor)  # type: ignore[arg-type]

@@ -25,6 +25,15 @@ def test_defaults_are_the_published_ones() -> None:
     assert attack.threat == ThreatModel("white-box", "both", "shift", "point-l2", 0.16)
 
 
+def test_the_budget_is_that_of_points_or_as_published_of_coordinates() -> None:
+    settings = {"epsilon": 0.05, "step": 0.02, "iterations": 25, "neighbours": 8}
+    published = SIAdv(**settings, norm="linf")
+    assert published.threat == ThreatModel("white-box", "both", "shift", "linf", 0.05)
+    sizes = check(published).distances
+    assert sizes["point-l2"].max() > 0.06 and sizes["linf"].max() <= 0.05 * (1 + 1e-6)
+    assert check(SIAdv(**settings)).distances["point-l2"].max() <= 0.05 * (1 + 1e-6)
+
+
 def plane(count: int) -> Tensor:
     """Points in the plane z = 0."""
     points = torch.rand(1, count, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 0.5

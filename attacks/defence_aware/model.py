@@ -1,4 +1,4 @@
-"""A defended classifier as an attacker sees it who knows the defence: BPDA and EOT."""
+"""Defended classifiers with gradients through the defence: BPDA and EOT."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Gradient = Literal["nearest", "identity", "exact"]
 
 
 class PurifierLike(Protocol):
-    """What is needed of a purifier, such as an `ifdefense.Purifier` or a `FunctionPurifier`."""
+    """Interface of a purifier, such as `ifdefense.Purifier` or `FunctionPurifier`."""
 
     @property
     def deterministic(self) -> bool:
@@ -39,7 +39,7 @@ class PurifierLike(Protocol):
 
 
 class FunctionPurifier(nn.Module):
-    """A function that stands in for a purifier.
+    """Wraps a function as a purifier.
 
     Args:
         function: ``(points (B, N, 3), num_points, seed)`` to ``(B, M, 3)``, in the same frame.
@@ -91,7 +91,9 @@ class BPDA(nn.Module):
             name for name in ("deterministic", "differentiable", "normalise") if not hasattr(purifier, name)
         ]
         if missing:
-            raise TypeError(f"the purifier does not say if it is {missing[0]}: wrap it in FunctionPurifier")
+            raise TypeError(
+                f"the purifier has no attribute {missing[0]!r}; wrap a function in FunctionPurifier"
+            )
         if gradient is None:
             gradient = "exact" if purifier.differentiable else "nearest"
         if gradient not in get_args(Gradient):
@@ -140,7 +142,7 @@ class BPDA(nn.Module):
 
 
 class _Exact(torch.autograd.Function):
-    """Differentiates a purifier and raises where its gradient vanishes, which hides a detached step."""
+    """Exact gradient of a purifier; raises if it vanishes, as a detached step contributes zero silently."""
 
     @staticmethod
     def forward(ctx: Any, points: Tensor, purify: Callable[[Tensor], Tensor]) -> Tensor:
@@ -193,11 +195,11 @@ class EOT:
 
 
 class DefenceAware(Stochastic):
-    """A defended classifier with gradients: the model to attack for an attacker who knows the defence.
+    """A defended classifier with gradients through the defence, to be attacked in its place.
 
-    If a gradient is asked for, the mean logits through `BPDA` over the draws of `EOT`; otherwise the logits
-    of the real defence. As attacks evaluate their result without gradients, success is that on the real
-    defence::
+    Where gradients are needed, returns the mean logits through `BPDA` over the draws of `EOT`, otherwise the
+    logits of the real defence. Attacks evaluate their result without gradients, so the reported success is
+    that on the real defence::
 
         attacks.PGD()(attacks.DefenceAware(classifier, purifier), clouds, labels)
 

@@ -17,7 +17,7 @@ def cross_entropy(logits: Tensor, classes: Tensor, targeted: bool) -> Tensor:
 
 
 def margin(logits: Tensor, classes: Tensor, targeted: bool) -> Tensor:
-    """Difference of logits that is missing to the goal; negative once it is reached."""
+    """Gap of logits to the goal, negative once it is reached."""
     own = logits.gather(1, classes.unsqueeze(1)).squeeze(1)
     is_own = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, classes.unsqueeze(1), True)
     other = logits.masked_fill(is_own, -torch.inf).amax(1)
