@@ -19,7 +19,10 @@ Field = Callable[[Tensor, Tensor], Tensor]
 the level.
 """
 
-NETWORKS = {"occupancy": "ifdefense.implicit.occupancy:OccupancyNetwork"}
+NETWORKS = {
+    "local": "ifdefense.implicit.local:LocalOccupancyNetwork",
+    "occupancy": "ifdefense.implicit.occupancy:OccupancyNetwork",
+}
 """Classes of implicit networks by the name that their weights carry."""
 
 

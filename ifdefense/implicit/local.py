@@ -1,0 +1,539 @@
+"""Local occupancy network: an implicit function with a code for every point of the cloud.
+
+One code for a whole cloud (`OccupancyNetwork`) knows the shape and loses its details. Here a U-shaped encoder
+gives every point a code that has seen its neighbourhood, the parts around it and the whole cloud: edge layers
+on the points and on every fourth of them, attention between every sixteenth. The code of a point is an affine
+map. A query evaluates the maps of its nearest points, weighs them by attention, and adds an affine map of the
+whole cloud, which still answers where no point is near.
+
+The label is the *thickened surface*: occupied is what lies within ``Calibration.offset`` of the surface, so a
+shape needs no inside, and sheets are as good as solids.
+
+Everything is in the unit-cube frame: the cloud's longest side is 1 and its bounding box is centred on 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ifdefense.geometry.points import farthest_point_sampling, knn
+from ifdefense.implicit.base import Calibration
+
+CHUNK = 512
+"""Queries carried through the decoder at once at inference: they stay in a core's cache."""
+
+_FINE, _COARSE = 16.0, 6.0  # scales that bring differences between neighbours to about one
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalConfig:
+    """Sizes of a local occupancy network.
+
+    Attributes:
+        width: features of a point.
+        coarse: features of a coarse point and of a token.
+        values: rows of a point's affine map, a multiple of ``heads``.
+        heads: heads of the attention of a query to its nearest points.
+        hidden: width of the last layers, and rows of the affine map of a whole cloud.
+        neighbours: points that an edge layer looks at, the point itself included.
+        moments: neighbours whose mean and covariance the first layer is given.
+        nearest: points that a query looks at.
+        blocks: attention blocks between tokens.
+    """
+
+    width: int = 64
+    coarse: int = 128
+    values: int = 48
+    heads: int = 6
+    hidden: int = 128
+    neighbours: int = 12
+    moments: int = 16
+    nearest: int = 8
+    blocks: int = 3
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor]) -> LocalConfig:
+        """Reads the sizes off a state dict.
+
+        Raises:
+            ValueError: if the tensors that carry them are missing.
+        """
+        try:
+            heads, values = state["decoder.attend.weight"].shape
+            hidden = state["decoder.out.weight"].shape[1]
+            width = state["encoder.values.weight"].shape[1]
+            coarse = state["encoder.tokens.out.weight"].shape[0]
+            neighbours, moments, nearest = state["encoder.counts"].tolist()
+        except KeyError as error:
+            raise ValueError(f"not a local occupancy network: tensor {error} is missing") from None
+        blocks = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.blocks."))
+        return cls(width, coarse, values, heads, hidden, int(neighbours), int(moments), int(nearest), blocks)
+
+
+class Structure(NamedTuple):
+    """Who is whose neighbour in a batch of clouds; indices into the batch's points laid end to end.
+
+    Attributes:
+        near: ``(B, N, moments)`` nearest points of each point, itself first.
+        coarse: ``(B, M)`` the coarse points.
+        coarse_from: ``(B, M, neighbours)`` nearest points of each coarse point.
+        coarse_near: ``(B, M, neighbours)`` nearest coarse points of each, indices into the coarse points.
+        up: ``(B, N, 3)`` nearest coarse points of each point, indices into the coarse points.
+        tokens: ``(B, T)`` the tokens, indices into the coarse points.
+        token_from: ``(B, T, neighbours)`` nearest coarse points of each token.
+        token_up: ``(B, M, 3)`` nearest tokens of each coarse point, indices into the tokens.
+    """
+
+    near: Tensor
+    coarse: Tensor
+    coarse_from: Tensor
+    coarse_near: Tensor
+    up: Tensor
+    tokens: Tensor
+    token_from: Tensor
+    token_up: Tensor
+
+
+class LocalCode(NamedTuple):
+    """What the encoder makes of clouds.
+
+    Attributes:
+        points: ``(B, N, 3)`` the clouds.
+        maps: ``(B, N, 4 values)`` offset and three columns of the affine map of each point.
+        whole: ``(B, 4 hidden)`` offset and three columns of the affine map of each cloud.
+    """
+
+    points: Tensor
+    maps: Tensor
+    whole: Tensor
+
+
+def nearest(queries: Tensor, points: Tensor, k: int) -> Tensor:
+    """Indices ``(B, Q, k)`` of the nearest points, nearest first; the last ones repeat if there are fewer.
+
+    Args:
+        queries: ``(B, Q, 3)``.
+        points: ``(B, N, 3)``.
+        k: neighbours.
+    """
+    found = min(k, points.shape[1])
+    if queries.device.type != "cpu":
+        index = knn(queries.detach(), points.detach(), found)[1]
+    else:
+        from scipy.spatial import cKDTree
+
+        rows = []
+        for query, source in zip(queries.detach().numpy(), points.detach().numpy(), strict=True):
+            tree = cKDTree(source, balanced_tree=False, compact_nodes=False)
+            rows.append(torch.from_numpy(tree.query(query, list(range(1, found + 1)))[1]))
+        index = torch.stack(rows)
+    return (
+        F.pad(index.transpose(1, 2), (0, 0, 0, k - found), "replicate").transpose(1, 2)
+        if found < k
+        else index
+    )
+
+
+def _exact(layer: nn.Module, x: Tensor) -> Tensor:
+    """A layer on positions, in full precision even under autocast: differences between neighbours count."""
+    with torch.autocast(x.device.type, enabled=False):
+        out: Tensor = layer(x)
+    return out
+
+
+def _flat(index: Tensor, size: int) -> Tensor:
+    """Indices into each of B clouds of ``size`` points as indices into all of them laid end to end."""
+    start = torch.arange(len(index), device=index.device) * size
+    return index + start.view(-1, *(1,) * (index.ndim - 1))
+
+
+def structure(clouds: Tensor, config: LocalConfig) -> Structure:
+    """Neighbourhoods of clouds ``(B, N, 3)`` on all levels; does not depend on the order of the points."""
+    clouds = clouds.detach()
+    size = clouds.shape[1]
+    coarse_size, token_size = max(1, size // 4), max(1, size // 16)
+    centred = clouds - clouds.mean(1, keepdim=True)
+    first = centred.square().sum(-1).argmax(1)
+    chosen = []
+    for cloud, start in zip(clouds, first.tolist(), strict=True):
+        chosen.append(farthest_point_sampling(cloud[None], coarse_size, start=start))
+    index = torch.cat(chosen)
+    coarse = clouds.gather(1, index[..., None].expand(-1, -1, 3))
+    tokens = coarse[:, :token_size]
+    k = config.neighbours
+    order = torch.arange(token_size, device=clouds.device).expand(len(clouds), -1)
+    return Structure(
+        _flat(nearest(clouds, clouds, config.moments), size),
+        _flat(index, size),
+        _flat(nearest(coarse, clouds, k), size),
+        _flat(nearest(coarse, coarse, k), coarse_size),
+        _flat(nearest(clouds, coarse, 3), coarse_size),
+        _flat(order, coarse_size),
+        _flat(nearest(tokens, coarse, k), coarse_size),
+        _flat(nearest(coarse, tokens, 3), token_size),
+    )
+
+
+def neighbour_max(rows: Tensor, index: Tensor) -> Tensor:
+    """Largest value of each feature: ``(R, C)`` rows and ``(S, k)`` indices to ``(S, C)``."""
+    return rows.index_select(0, index.flatten()).view(*index.shape, -1).amax(1)
+
+
+def mix_rows(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of rows: ``(R, C)``, ``(S, k)`` indices and weights to ``(S, C)``."""
+    picked = rows.index_select(0, index.flatten()).view(*index.shape, -1)
+    return (picked * weights[..., None]).sum(1)
+
+
+def affine_rows(maps: Tensor, index: Tensor, relative: Tensor) -> Tensor:
+    """``relu(b + G x)`` with the maps picked: ``(R, 4 C)``, ``(P,)`` indices, ``(P, 3)`` to ``(P, C)``."""
+    picked = maps.index_select(0, index).unflatten(1, (4, -1))
+    x, y, z = relative.split(1, 1)
+    value = torch.addcmul(picked[:, 0], picked[:, 1], x)
+    return torch.addcmul(torch.addcmul(value, picked[:, 2], y), picked[:, 3], z).relu()
+
+
+def _interpolation(targets: Tensor, sources: Tensor, index: Tensor) -> Tensor:
+    """Weights ``(S, 3)`` by inverse squared distance from ``(S, 3)`` positions to their neighbours."""
+    near = sources.index_select(0, index.flatten()).view(*index.shape, 3)
+    weight = 1 / ((near - targets[:, None]).square().sum(-1) + 1e-4)
+    return weight / weight.sum(-1, keepdim=True)
+
+
+class EdgeLayer(nn.Module):
+    """``h + W2 relu(W1 [h, max_j relu(A h_j + B (p_j - p_i))])`` on normalised features.
+
+    ``max_j relu(u_j - v_i) = relu(max_j u_j - v_i)`` with ``u_j = A h_j + B p_j`` and ``v_i = B p_i``: there
+    is no product per edge.
+    """
+
+    def __init__(self, width: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.norm = nn.LayerNorm(width)
+        self.source = nn.Linear(width, width)
+        self.position = nn.Linear(3, width, bias=False)
+        self.inner = nn.Linear(2 * width, width)
+        self.outer = nn.Linear(width, width)
+        nn.init.normal_(self.outer.weight, std=0.3 / width**0.5)
+
+    def forward(self, rows: Tensor, points: Tensor, near: Tensor) -> Tensor:
+        """Maps ``(R, width)`` at ``(R, 3)`` with neighbours ``(R, k)``."""
+        normed = self.norm(rows)
+        position = _exact(self.position, points * self.scale)
+        around = F.relu(neighbour_max(self.source(normed) + position, near) - position)
+        out: Tensor = rows + self.outer(F.relu(self.inner(torch.cat([normed, around], 1))))
+        return out
+
+
+class PoolLayer(nn.Module):
+    """From a level to the next coarser one: the largest of ``relu(A h_j + B (p_j - c))``, then a layer."""
+
+    def __init__(self, size_in: int, size_out: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.norm = nn.LayerNorm(size_in)
+        self.source = nn.Linear(size_in, size_out)
+        self.position = nn.Linear(3, size_out, bias=False)
+        self.absolute = nn.Linear(3, size_out)
+        self.out = nn.Linear(size_out, size_out)
+
+    def forward(self, rows: Tensor, points: Tensor, centres: Tensor, near: Tensor) -> Tensor:
+        """``(R, size_in)`` at ``(R, 3)`` to ``(S, size_out)`` at ``(S, 3)``, neighbours ``(S, k)``."""
+        source = self.source(self.norm(rows)) + _exact(self.position, points * self.scale)
+        around = F.relu(neighbour_max(source, near) - _exact(self.position, centres * self.scale))
+        out: Tensor = self.out(around) + self.absolute(2 * centres)
+        return out
+
+
+class TokenBlock(nn.Module):
+    """Self-attention between the tokens of a cloud, then two layers."""
+
+    def __init__(self, width: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_0, self.norm_1 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.mix = nn.Linear(width, width)
+        self.inner = nn.Linear(width, 2 * width)
+        self.outer = nn.Linear(2 * width, width)
+        for layer in (self.mix, self.outer):
+            nn.init.normal_(layer.weight, std=0.3 / layer.in_features**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(B, T, width)``."""
+        parts = self.qkv(self.norm_0(x)).unflatten(-1, (3, self.heads, -1))
+        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        with torch.autocast(x.device.type, enabled=False):
+            mixed = F.scaled_dot_product_attention(*(part.to(x.dtype) for part in (query, key, value)))
+        x = x + self.mix(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = x + self.outer(F.relu(self.inner(self.norm_1(x))))
+        return out
+
+
+class LocalEncoder(nn.Module):
+    """From clouds to the affine maps of their points and of the whole."""
+
+    counts: Tensor
+
+    def __init__(self, config: LocalConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, coarse = config.width, config.coarse
+        self.register_buffer(
+            "counts", torch.tensor([config.neighbours, config.moments, config.nearest]).float()
+        )
+        self.first = nn.Linear(3 + 2 * 9, width)
+        self.second = nn.Linear(width, width)
+        self.fine = nn.ModuleList(EdgeLayer(width, _FINE) for _ in range(4))
+        self.down = PoolLayer(width, coarse, _FINE)
+        self.coarse = nn.ModuleList(EdgeLayer(coarse, _COARSE) for _ in range(3))
+        self.tokens = PoolLayer(coarse, coarse, _COARSE)
+        self.blocks = nn.ModuleList(TokenBlock(coarse) for _ in range(config.blocks))
+        self.token_norm = nn.LayerNorm(coarse)
+        self.token_up = nn.Linear(coarse, coarse)
+        self.coarse_norm = nn.LayerNorm(coarse)
+        self.up = nn.Linear(coarse, width)
+        self.norm = nn.LayerNorm(width)
+        self.values = nn.Linear(width, 4 * config.values)
+        self.whole_0 = nn.Linear(2 * coarse, coarse)
+        self.whole_1 = nn.Linear(coarse, 4 * config.hidden)
+
+    def _moments(self, points: Tensor, near: Tensor) -> Tensor:
+        """Position, and mean and covariance of the nearest 8 and of all neighbours: ``(R, 21)``."""
+        relative = points.index_select(0, near.flatten()).view(*near.shape, 3) - points[:, None]
+        relative = relative * _FINE
+        parts = [2 * points]
+        for group in (relative[:, :8], relative):
+            mean = group.mean(1)
+            x, y, z = (group - mean[:, None]).unbind(-1)
+            products = ((x, x), (y, y), (z, z), (x, y), (x, z), (y, z))
+            parts += [2 * mean, torch.stack([2 * (a * b).mean(1) for a, b in products], 1)]
+        return torch.cat(parts, 1)
+
+    def forward(self, clouds: Tensor, graph: Structure | None = None) -> LocalCode:
+        """Codes of clouds ``(B, N, 3)``; ``graph`` is their `structure` where it is known already."""
+        graph = structure(clouds, self.config) if graph is None else graph
+        batch, k = len(clouds), self.config.neighbours
+        points = clouds.flatten(0, 1)
+        near = graph.near.flatten(0, 1)
+        edges = near[:, :k]
+        h = self.second(F.relu(_exact(self.first, self._moments(points, near))))
+        for layer in self.fine[:2]:
+            h = layer(h, points, edges)
+        centres = points.index_select(0, graph.coarse.flatten())
+        coarse_near = graph.coarse_near.flatten(0, 1)
+        c = self.down(h, points, centres, graph.coarse_from.flatten(0, 1))
+        c = self.coarse[0](c, centres, coarse_near)
+        anchors = centres.index_select(0, graph.tokens.flatten())
+        t = self.tokens(c, centres, anchors, graph.token_from.flatten(0, 1)).unflatten(0, (batch, -1))
+        for block in self.blocks:
+            t = block(t)
+        t = self.token_norm(t)
+        whole = self.whole_1(F.relu(self.whole_0(torch.cat([t.amax(1), t.mean(1)], 1))))
+        token_up = graph.token_up.flatten(0, 1)
+        rows = self.token_up(t.flatten(0, 1))
+        c = c + mix_rows(rows, token_up, _interpolation(centres, anchors, token_up))
+        for layer in self.coarse[1:]:
+            c = layer(c, centres, coarse_near)
+        up = graph.up.flatten(0, 1)
+        h = h + mix_rows(self.up(self.coarse_norm(c)), up, _interpolation(points, centres, up))
+        for layer in self.fine[2:]:
+            h = layer(h, points, edges)
+        return LocalCode(clouds, self.values(self.norm(h)).unflatten(0, (batch, -1)), whole)
+
+
+class LocalDecoder(nn.Module):
+    """From a query, the maps of its nearest points and that of its cloud to a logit."""
+
+    def __init__(self, config: LocalConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.attend = nn.Linear(config.values, config.heads, bias=False)
+        self.fall = nn.Parameter(torch.linspace(0.5, 4, config.heads))
+        self.local = nn.Linear(config.values + 1, config.hidden)
+        self.whole = nn.Linear(config.hidden, config.hidden, bias=False)
+        self.inner = nn.Linear(config.hidden, config.hidden)
+        self.last = nn.Linear(config.hidden, config.hidden)
+        self.out = nn.Linear(config.hidden, 1)
+        nn.init.normal_(self.inner.weight, std=0.5 / config.hidden**0.5)
+
+    def forward(self, queries: Tensor, points: Tensor, maps: Tensor, whole: Tensor, near: Tensor) -> Tensor:
+        """Logits of queries of one or several clouds.
+
+        Args:
+            queries: ``(M, 3)``.
+            points: ``(R, 3)`` all points.
+            maps: ``(R, 4 values)`` their maps.
+            whole: ``(B, 4 hidden)`` maps of the clouds, which have M / B queries each.
+            near: ``(M, nearest)`` indices of the nearest points, nearest first.
+
+        Returns:
+            ``(M,)``.
+        """
+        heads = self.config.heads
+        index = near.flatten()
+        relative = queries[:, None] - points.index_select(0, index).view(*near.shape, 3)
+        # Near a point the difference itself, far from it rather its direction.
+        relative = _FINE * relative * torch.rsqrt(1 + 36 * relative.square().sum(-1, keepdim=True))
+        value = affine_rows(maps, index, relative.flatten(0, 1)).view(*near.shape, -1)  # (M, k, values)
+        distance = relative.square().sum(-1, keepdim=True)
+        weight = (self.attend(value) - F.softplus(self.fall) * distance).softmax(1)  # (M, k, heads)
+        mixed = (value.unflatten(-1, (heads, -1)) * weight[..., None]).sum(1).flatten(1)
+        with torch.autocast(whole.device.type, enabled=False):
+            around = whole.to(queries.dtype).unflatten(1, (4, -1))
+            z = torch.baddbmm(around[:, :1], 2 * queries.view(len(whole), -1, 3), around[:, 1:])
+        z = F.relu(z).flatten(0, 1)
+        x = self.local(torch.cat([mixed, distance[:, 0]], 1)) + self.whole(z)
+        x = x + self.inner(F.relu(x))
+        x = F.relu(self.last(F.relu(x)))
+        logits: Tensor = self.out(x).squeeze(-1)
+        return logits
+
+
+class LocalField:
+    """The fields of several clouds at inference; see `ifdefense.implicit.base.Field`.
+
+    The decoder once more, one neighbour after the other, so that all it touches stays in a core's cache. A
+    head's weight stands beside each of its values; weights are relative to the nearest point's.
+
+    Args:
+        decoder: the decoder.
+        codes: the code of each cloud, ``B = 1``.
+    """
+
+    def __init__(self, decoder: LocalDecoder, codes: list[LocalCode]) -> None:
+        self.decoder, self.codes = decoder, codes
+        values, heads = decoder.config.values, decoder.config.heads
+        self._attend = decoder.attend.weight.repeat_interleave(values // heads, 0).t().contiguous()
+        self._fall = F.softplus(decoder.fall).repeat_interleave(values // heads)
+        self._local = decoder.local.weight[:, :values].t().contiguous()
+        self._gap = decoder.local.weight[:, values]
+        self._layers = [
+            layer.weight.t().contiguous() for layer in (decoder.whole, decoder.inner, decoder.last)
+        ]
+
+    def _logits(self, queries: Tensor, near: Tensor, code: LocalCode) -> Tensor:
+        decoder, width = self.decoder, self.decoder.config.values
+        points, maps = code.points[0], code.maps[0]
+        mixed: Tensor
+        mass: Tensor
+        gap: Tensor
+        first: Tensor | None = None
+        for index in near.unbind(1):
+            relative = queries - points.index_select(0, index)
+            relative = _FINE * relative * torch.rsqrt(1 + 36 * relative.square().sum(1, keepdim=True))
+            distance = relative.square().sum(1, keepdim=True)
+            rows = maps.index_select(0, index)
+            value = rows[:, :width]
+            for axis in range(3):
+                start = (axis + 1) * width
+                value = torch.addcmul(value, rows[:, start : start + width], relative[:, axis : axis + 1])
+            value = value.relu_()
+            score = torch.addcmul(value @ self._attend, distance, self._fall, value=-1)
+            if first is None:
+                first, gap, mixed, mass = score, distance, value, torch.ones_like(value)
+            else:
+                weight = score.sub_(first).clamp_(max=80).exp_()
+                mixed, mass = mixed.addcmul_(weight, value), mass.add_(weight)
+        around = code.whole.view(4, -1)
+        z = torch.addmm(around[0], 2 * queries, around[1:]).relu_()
+        whole, inner, last = self._layers
+        x = torch.addmm(decoder.local.bias, mixed.div_(mass), self._local).addcmul_(gap, self._gap)
+        x = x.addmm_(z, whole)
+        x = torch.addmm(decoder.inner.bias, x.relu(), inner).add_(x).relu_()
+        x = torch.addmm(decoder.last.bias, x, last).relu_()
+        return x @ decoder.out.weight[0] + decoder.out.bias
+
+    def __call__(self, points: Tensor, cloud: Tensor) -> Tensor:
+        """Logits of queries of several clouds; differentiable.
+
+        Args:
+            points: ``(M, 3)`` queries, unit-cube frame.
+            cloud: ``(M,)`` int64 index of each query's cloud, ascending.
+
+        Returns:
+            ``(M,)`` logits, the same for a query whatever else is in the batch.
+        """
+        counts = torch.bincount(cloud, minlength=len(self.codes)).tolist()
+        parts = []
+        for code, part in zip(self.codes, points.split(counts), strict=True):
+            if not len(part):
+                continue
+            near = nearest(part[None], code.points, self.decoder.config.nearest)[0]
+            if torch.is_grad_enabled() and (part.requires_grad or code.maps.requires_grad):
+                parts.append(self.decoder(part, code.points[0], code.maps[0], code.whole, near))
+                continue
+            with torch.no_grad():
+                for chunk, index in zip(part.split(CHUNK), near.split(CHUNK), strict=True):
+                    parts.append(self._logits(chunk, index, code))
+        return torch.cat(parts) if parts else points.new_zeros(0)
+
+
+class LocalOccupancyNetwork(nn.Module):
+    """Encoder and decoder: from a cloud to the logit of the thickened surface at any point.
+
+    Differentiable in the queries and in the clouds; who is whose neighbour is taken as given.
+
+    Args:
+        config: sizes of the layers.
+        calibration: how the field is to be read.
+
+    Shapes:
+        - **clouds:** ``(B, N, 3)``, unit-cube frame, any N
+        - **queries:** ``(B, Q, 3)``, unit-cube frame
+        - **logits:** ``(B, Q)``; occupancy is Bernoulli with these logits
+    """
+
+    def __init__(
+        self,
+        config: LocalConfig = LocalConfig(),
+        calibration: Calibration = Calibration(box=1.2, threshold=0.5, offset=0.015, points=None),
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.calibration = calibration
+        self.encoder = LocalEncoder(config)
+        self.decoder = LocalDecoder(config)
+
+    @classmethod
+    def of_weights(cls, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LocalOccupancyNetwork:
+        """An untrained network of the size that weights have, with their calibration."""
+        return cls(LocalConfig.of_state(state), Calibration.of_metadata(metadata))
+
+    def codes(self, clouds: Tensor, graph: Structure | None = None) -> LocalCode:
+        """Codes of a batch ``(B, N, 3)``; ``graph`` is its `structure` where known already."""
+        code: LocalCode = self.encoder(clouds, graph)
+        return code
+
+    def decode(self, code: LocalCode, queries: Tensor, near: Tensor | None = None) -> Tensor:
+        """Logits ``(B, Q)`` at queries ``(B, Q, 3)``; ``near`` are their nearest points if known."""
+        batch, size = code.points.shape[:2]
+        if near is None:
+            near = _flat(nearest(queries, code.points, self.config.nearest), size)
+        parts = (queries, code.points, code.maps)
+        logits: Tensor = self.decoder(*(part.flatten(0, 1) for part in parts), code.whole, near.flatten(0, 1))
+        return logits.view(batch, -1)
+
+    def forward(self, clouds: Tensor, queries: Tensor) -> Tensor:
+        """Logits of the occupancy at the queries."""
+        return self.decode(self.codes(clouds), queries)
+
+    def encode(self, clouds: Sequence[Tensor], seed: int = 0) -> list[LocalCode]:
+        """Codes of clouds ``(N_i, 3)``, all points of each; nothing is drawn at random.
+
+        One cloud at a time: rounding depends on the shape of a product, and a code must not depend on its
+        batch.
+        """
+        device = self.encoder.counts.device
+        return [self.codes(cloud[None].to(device)) for cloud in clouds]
+
+    def field(self, code: list[LocalCode]) -> LocalField:
+        """The fields of codes."""
+        return LocalField(self.decoder, code)
