@@ -101,9 +101,10 @@ def cached(
     """Loads the set from ``folder``; builds and saves it first if it is not there with these settings."""
     wanted = {"box": BOX, "offset": OFFSET, "step": STEP, **(settings or {})}
     stamp = folder / "settings.json"
-    if not stamp.is_file() or json.loads(stamp.read_text()) != wanted:
+    text = json.dumps(wanted, sort_keys=True)
+    if not stamp.is_file() or stamp.read_text() != text:
         data = build()
         stamp.unlink(missing_ok=True)
         data.save(folder)
-        stamp.write_text(json.dumps(wanted))  # last, so that an interrupted save is not taken for a set
+        stamp.write_text(text)  # last, so that an interrupted save is not taken for a set
     return OccupancySet.load(folder)
