@@ -42,9 +42,9 @@ weights: $(READY)
 		--out $(SHIPPED)/dgcnn-modelnet40.safetensors
 	$(BIN)/python -m attacks.autoencoder.train --force --epochs 20 --run runs/autoencoder \
 		--out attacks/weights/autoencoder-modelnet40.safetensors
-	$(BIN)/ifdefense-bench purified-set --split train --corrupted 0.5 --out cache/hybrid-train.npz
-	$(BIN)/ifdefense-bench purified-set --split validation --corrupted 0.5 --limit 400 \
-		--out cache/hybrid-validation.npz
+	$(BIN)/ifdefense-bench purified-set --method onet-fill --split train --corrupted 0.5 --out cache/hybrid-train.npz
+	$(BIN)/ifdefense-bench purified-set --method onet-fill --split validation --corrupted 0.5 \
+		--limit 400 --out cache/hybrid-validation.npz
 	$(TRAIN) --init $(SHIPPED)/pointnet-modelnet40.safetensors --schedule 256x4,512x3,1024x1 --lr 1e-3 --test \
 		--hybrid cache/hybrid-train.npz --hybrid-validation cache/hybrid-validation.npz \
 		--run runs/pointnet_hybrid --out $(SHIPPED)/pointnet-modelnet40-hybrid.safetensors

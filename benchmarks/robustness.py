@@ -232,6 +232,6 @@ def summary(result: Row) -> str:
         "Accuracy in %, test clouds of ModelNet40 drawn in proportion to the classes ("
         + ", ".join(f"{titles[name]}: {clouds[name]}" for name in attacks)
         + f"), standard error at most {max(errors):.1f}. In brackets IF-Defense's figure for the same "
-        "method, table 2: 2,468 clouds, each row with a classifier trained for that defence, Perturb with "
-        "10 × 500 iterations; ours are in `benchmarks/results/robustness.json`."
+        "method, table 2: 2,468 clouds, each row with a classifier trained for that defence, published "
+        "settings. Our settings are in `benchmarks/results/robustness.json`."
     )
