@@ -44,7 +44,7 @@ def box_mesh() -> Mesh:
 
 
 def box_samples(count: int) -> NDArray[np.float32]:
-    from ifdefense.stages.resampling import sample_surface
+    from ifdefense.geometry.sampling import sample_surface
 
     return sample_surface(box_mesh(), count, generator=np.random.default_rng(0))[0]
 

@@ -17,9 +17,9 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from ifdefense.geometry.mesh import Mesh
+from ifdefense.geometry.sampling import sample_surface
 from ifdefense.stages.extraction import ExtractionOptions, extract_meshes
-from ifdefense.stages.repair import Repair, BulgeRepair, _boundary_loops, _graph, _walked, repair_mesh
-from ifdefense.stages.resampling import sample_surface
+from ifdefense.stages.repair import BulgeRepair, Repair, _boundary_loops, _graph, _walked, repair_mesh
 
 Distance = Callable[[Tensor], Tensor]
 OPTIONS = ExtractionOptions()

@@ -13,12 +13,12 @@ from scipy.spatial import cKDTree
 from test_mesh import CORNERS, CUBE_FACES
 
 from ifdefense.geometry.mesh import Mesh
+from ifdefense.geometry.sampling import sample_surface
 from ifdefense.stages.resampling import (
     Method,
     _throw_darts,
     fill,
     resample,
-    sample_surface,
 )
 
 METHODS: list[Method] = ["farthest", "uniform", "poisson"]

@@ -26,7 +26,7 @@ from ifdefense.data.formats.files import naming, read_bytes
 from ifdefense.data.formats.table import Options, checked_points
 from ifdefense.data.packed import load_packed_clouds, read_classes, require
 from ifdefense.geometry.mesh import Mesh
-from ifdefense.stages.resampling import sample_surface
+from ifdefense.geometry.sampling import sample_surface
 
 Part = Literal["train", "test"]
 Reader = Callable[[Path, Part, int], CloudSet]

@@ -51,7 +51,7 @@ class Frame:
 
     def mesh_from_cube(self, mesh: Mesh) -> Mesh:
         """A mesh of the unit cube in the caller's frame."""
-        return mesh.transformed(float(self.extent), self.centre.detach().cpu().numpy())
+        return mesh.transformed(float(self.extent.detach()), self.centre.detach().cpu().numpy())
 
 
 def bounding_cubes(points: Tensor) -> tuple[Tensor, Tensor]:

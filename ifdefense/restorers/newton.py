@@ -95,7 +95,7 @@ class NewtonRestorer:
             move = height[:, None] * step
             length = move.detach().norm(dim=1, keepdim=True)
             points = points - move * (self.limit / length.clamp_min(self.limit))
-        inward = slope / slope.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        inward: Tensor = slope / slope.norm(dim=1, keepdim=True).clamp_min(1e-12)
         return points + calibration.offset * inward
 
 

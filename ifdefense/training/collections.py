@@ -69,7 +69,7 @@ def from_modelnet40(root: str | Path | None, split: Split) -> OccupancySet:
 def from_meshes(root: str | Path | None, seed: int = 0) -> OccupancySet:
     """Packed triangle soups, signed by winding numbers, without those whose inside is inconsistent."""
     from ifdefense.data.packed import load_packed_meshes
-    from ifdefense.stages.resampling import sample_surface
+    from ifdefense.geometry.sampling import sample_surface
 
     meshes = load_packed_meshes(root).meshes
 

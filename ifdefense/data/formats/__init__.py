@@ -361,7 +361,7 @@ def _as_clouds(found: CloudFile | Geometry, mesh_points: int, seed: int) -> Clou
         return found
     if not len(found.faces):
         return CloudFile([found.vertices], found.layout)
-    from ifdefense.stages.resampling import sample_surface
+    from ifdefense.geometry.sampling import sample_surface
 
     mesh = _mesh(found)
     low, high = mesh.vertices.min(axis=0), mesh.vertices.max(axis=0)
