@@ -185,7 +185,8 @@ def test_a_glb_too_far_out_is_not_written(tmp_path: Path) -> None:
 def test_an_obj_of_two_materials_is_one_mesh(tmp_path: Path) -> None:
     (tmp_path / "a.obj").write_text(
         "mtllib a.mtl\no first\nv 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvn 0 0 1\n"
-        "usemtl red\nf 1/1/1 2/1/1 3/1/1\no second\nv 0 0 1 # a comment\nusemtl blue\nf 1//1 2//1 -1//1\ns off\nl 1 2\n"
+        "usemtl red\nf 1/1/1 2/1/1 3/1/1\no second\nv 0 0 1 # a comment\n"
+        "usemtl blue\nf 1//1 2//1 -1//1\ns off\nl 1 2\n"
     )
     mesh = read_mesh(tmp_path / "a.obj")
     np.testing.assert_array_equal(mesh.vertices, [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
