@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 LEVELS = 65535
 """Steps that coordinates are rounded to in the page: a 65,535th of the longest side."""
+
+REACH = 8.0
+"""Radii of the view beyond which a point is not shown at its place."""
 
 INK = "#1d2329"
 GREY = "#9aa3ab"
@@ -116,7 +121,7 @@ class Numbers:
             trace: of one cloud.
             clean: ``(N, 3)`` the cloud before it was attacked, in the same frame.
         """
-        side = float(np.ptp(trace.kept, axis=0).max())
+        side = float(np.ptp(trace.kept.astype(np.float64), axis=0).max()) or 1.0
         anomalies, area = _anomalies(trace)
         return cls(
             points=len(trace.points),
@@ -165,37 +170,86 @@ def heat(trace: Trace) -> NDArray[np.float32]:
 
 
 def render_html(
-    cases: Sequence[Case], *, title: str, facts: Mapping[str, str] | None = None, tables: Sequence[Table] = ()
+    cases: Sequence[Case],
+    *,
+    title: str,
+    facts: Mapping[str, str] | None = None,
+    tables: Sequence[Table] = (),
+    total: int | None = None,
 ) -> str:
     """A page that needs nothing but itself: no network, no other file.
 
+    Views are turned with the mouse, a finger or the keyboard; the page says how.
+
     Args:
-        cases: clouds to show; a page of a handful stays at a few megabytes.
+        cases: clouds to show; a page of a handful stays at a few megabytes. Where titles repeat, they are
+            numbered.
         title: heading.
         facts: what the run was, such as method, seed and device.
         tables: shown above the clouds.
+        total: clouds that there are, if only some of them are shown: the page says so.
+
+    Raises:
+        ValueError: if there are fewer clouds than are shown, or a figure is not finite.
     """
+    if total is not None and total < len(cases):
+        raise ValueError(f"{len(cases)} clouds are shown, total cannot be {total}")
     page = (resources.files("ifdefense") / "templates" / "report.html").read_text(encoding="utf-8")
     content = {
         "title": title,
         "facts": list((facts or {}).items()),
         "tables": [dataclasses.asdict(table) for table in tables],
-        "cases": [_case(case) for case in cases],
+        "cases": [{"title": name, **_case(case)} for name, case in zip(_unique(cases), cases, strict=True)],
+        "total": len(cases) if total is None else total,
     }
     # "<" is escaped so that no file name can end the script element.
-    data = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
-    return page.replace("{{data}}", data)
+    data = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return page.replace("{{policy}}", _policy(page)).replace("{{data}}", data)
+
+
+def _policy(page: str) -> str:
+    """Content security policy: the page's own script, inline styles, and nothing from anywhere else."""
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode("ascii")
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; base-uri 'none'; "
+        "form-action 'none'"
+    )
+
+
+def _unique(cases: Sequence[Case]) -> list[str]:
+    """Titles, numbered where they repeat."""
+    titles = [case.title for case in cases]
+    result, taken = [], set(titles)
+    for title in titles:
+        name, number = title, 0
+        if titles.count(title) > 1:
+            while name in taken:
+                number += 1
+                name = f"{title} ({number})"
+        taken.add(name)
+        result.append(name)
+    return result
 
 
 def _case(case: Case) -> dict[str, Any]:
     trace = case.trace
     meshes = [mesh for mesh in (trace.mesh, trace.repaired) if mesh is not None]
-    everything = np.concatenate([trace.points, trace.purified, *(mesh.vertices for mesh in meshes)])
-    low, span = everything.min(axis=0), float(np.ptp(everything, axis=0).max())
+    parts = [trace.points, trace.purified, *(mesh.vertices for mesh in meshes)]
+    everything = np.concatenate([part.astype(np.float64) for part in parts])
     centre, radius = _view(trace)
+    # Points farther away are out of sight. Drawn at their place they would leave no steps for the rest.
+    reach = REACH * radius
+    low = np.maximum(everything.min(axis=0), centre - reach)
+    span = float((np.minimum(everything.max(axis=0), centre + reach) - low).max())
+    far = np.linalg.norm(trace.points - centre, axis=1) > reach
 
     def pack(points: NDArray[np.floating]) -> str:
-        return _base64(np.rint((points - low) / span * LEVELS).astype("<u2"))
+        offset = points.astype(np.float64) - centre
+        distance = np.linalg.norm(offset, axis=1, keepdims=True)
+        inside = centre + offset * np.minimum(1, reach / np.maximum(distance, reach))
+        return _base64(np.rint((inside - low) / span * LEVELS).clip(0, LEVELS).astype("<u2"))
 
     def pack_mesh(mesh: Mesh | None) -> dict[str, str] | None:
         if mesh is None:
@@ -204,12 +258,14 @@ def _case(case: Case) -> dict[str, Any]:
         return {"vertices": pack(mesh.vertices), "faces": _base64(mesh.faces.astype(index))}
 
     return {
-        "title": case.title,
         "before": None if case.before is None else dataclasses.asdict(case.before),
         "after": None if case.after is None else dataclasses.asdict(case.after),
         "numbers": dataclasses.asdict(Numbers.of(trace, case.clean)),
         "centre": ((centre - low) / span * LEVELS).tolist(),
         "radius": radius / span * LEVELS,
+        "step": span / LEVELS,
+        "size": np.ptp(trace.kept.astype(np.float64), axis=0).tolist(),
+        "outside": int(far.sum()),
         "points": pack(trace.points),
         "dropped": _base64((~trace.kept_mask).astype(np.uint8)),
         "mesh": pack_mesh(trace.mesh),

@@ -100,6 +100,48 @@ def test_page_needs_nothing_but_itself(sphere_cloud: Points) -> None:
     page = render_html([Case("sphere", trace_of(sphere_cloud, sphere_cloud))], title="t")
     assert not re.search(r"""(src|href)\s*=|url\(|https?://|@import|fetch\(""", page)
     assert "{{" not in page
+    assert "default-src 'none'; script-src 'sha256-" in page
+
+
+def test_titles_that_repeat_are_numbered(sphere_cloud: Points) -> None:
+    trace = trace_of(sphere_cloud, sphere_cloud)
+    names = ["a", "b", "a", "a (1)", "a"]
+    cases = content(render_html([Case(name, trace) for name in names], title="t"))["cases"]
+    assert [case["title"] for case in cases] == ["a (2)", "b", "a (3)", "a (1)", "a (4)"]  # type: ignore[attr-defined]
+
+
+def test_page_knows_how_many_clouds_there_are(sphere_cloud: Points) -> None:
+    case = Case("sphere", trace_of(sphere_cloud, sphere_cloud))
+    assert content(render_html([case], title="t"))["total"] == 1
+    assert content(render_html([case], title="t", total=40))["total"] == 40
+    with pytest.raises(ValueError, match="2 clouds are shown, total cannot be 1"):
+        render_html([case] * 2, title="t", total=1)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1000.0, 4.5e6)])
+def test_a_point_far_away_leaves_the_others_their_resolution(
+    sphere_cloud: Points, scale: float, shift: float
+) -> None:
+    points = sphere_cloud.astype(np.float64)
+    points[0] = [1e6, 0, 0]
+    points = points * scale + shift
+    trace = Trace(points, np.arange(1024) > 0, None, None, None, None, points[1:], None, {})
+    (case,) = content(render_html([Case("sphere", trace)], title="t"))["cases"]  # type: ignore[misc]
+    assert case["outside"] == 1
+    assert case["size"] == pytest.approx([scale] * 3, rel=0.01)
+    steps = np.frombuffer(base64.b64decode(case["points"]), "<u2").reshape(-1, 3).astype(float)
+    placed = (steps - case["centre"]) * case["step"] / scale
+    np.testing.assert_allclose(placed[1:], sphere_cloud[1:] - 0.0, atol=0.01)
+    # The step of the lattice is fine enough, and the far point lies in its direction, out of sight.
+    assert case["step"] / scale < 1e-4
+    assert placed[0] == pytest.approx([4.0, 0, 0], abs=0.02)
+
+
+def test_figures_that_are_not_finite_are_an_error(sphere_cloud: Points) -> None:
+    trace = trace_of(sphere_cloud, sphere_cloud)
+    trace.seconds["outliers"] = float("nan")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        render_html([Case("sphere", trace)], title="t")
 
 
 def test_names_cannot_break_out_of_the_page(sphere_cloud: Points) -> None:
