@@ -97,7 +97,9 @@ def within_reach(points: Tensor, quantile: float = 0.9, factor: float = 6.0) -> 
 
 def first_occurrences(points: Tensor) -> Tensor:
     """Marks ``(N,)`` the points of ``(N, 3)`` that no earlier point equals exactly."""
-    rows = np.ascontiguousarray(points.detach().cpu().numpy() + 0.0)  # -0.0 is 0.0
+    values = points.detach().cpu()
+    values = values.float() if values.dtype == torch.bfloat16 else values  # which NumPy has not
+    rows = np.ascontiguousarray(values.numpy() + 0.0)  # -0.0 is 0.0
     first = np.unique(rows.view(np.dtype((np.void, rows.dtype.itemsize * 3))), return_index=True)[1]
     mask = torch.zeros(len(points), dtype=torch.bool)
     mask[torch.from_numpy(first)] = True

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ifdefense.arguments import MAX_SEED, count_of, integer
+from ifdefense.arguments import MAX_POINTS, MAX_SEED, count_of, integer
 from ifdefense.clouds import Clouds, unpack
 from ifdefense.geometry.frame import Frame, first_occurrences, within_reach
 from ifdefense.geometry.mesh import Mesh
@@ -215,7 +215,7 @@ class Purifier(nn.Module, ABC):
         self, clouds: list[Tensor], num_points: int | None, seed: int, batch_size: int, progress: bool
     ) -> Iterator[tuple[list[Outcome], dict[str, float]]]:
         """Outcomes in the caller's frame, batch by batch, with the time of each stage."""
-        num_points, batch_size = count_of(num_points), integer("batch_size", batch_size, 1)
+        num_points, batch_size = count_of(num_points), integer("batch_size", batch_size, 1, MAX_POINTS)
         seed = integer("seed", seed, 0, MAX_SEED)
         gradients = self.differentiable and torch.is_grad_enabled()
         with tqdm(total=len(clouds), desc="purify", unit="cloud", disable=not progress) as bar:
@@ -283,13 +283,18 @@ def _trace(cloud: Tensor, outcome: Outcome, seconds: dict[str, float]) -> Trace:
         repaired = None if repair.mesh.is_empty else repair.mesh
     kept = torch.ones(len(cloud), dtype=torch.bool) if outcome.kept is None else outcome.kept.cpu()
     return Trace(
-        points=cloud.cpu().numpy(),
+        points=_array(cloud),
         kept_mask=kept.numpy(),
         mesh=outcome.mesh,
         score=None if repair is None else repair.score,
         mask=None if repair is None else repair.mask,
         repaired=repaired,
-        purified=outcome.points.detach().cpu().numpy(),
+        purified=_array(outcome.points),
         fallback=outcome.fallback,
         seconds=seconds,
     )
+
+
+def _array(points: Tensor) -> NDArray[np.floating]:
+    values = points.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
