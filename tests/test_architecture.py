@@ -47,6 +47,120 @@ def test_imports_run_one_way(package: str) -> None:
     assert not wrong
 
 
+ROOMS: dict[str, set[str]] = {
+    "geometry": set(),
+    "timing": set(),
+    "arguments": set(),
+    "console": set(),
+    "checkpoints": set(),
+    "provenance": set(),
+    "attributes": {"geometry"},
+    "pyg": {"arguments"},
+    "clouds": {"arguments", "attributes", "pyg"},
+    "corruptions": {"geometry"},
+    "data": {"attributes", "geometry"},
+    "shapes": {"data", "geometry"},
+    "implicit": {"checkpoints", "geometry"},
+    "stages": {"geometry", "implicit"},
+    "restorers": {"geometry", "implicit", "stages", "timing"},
+    "purifiers": {
+        "arguments",
+        "clouds",
+        "geometry",
+        "implicit",
+        "restorers",
+        "stages",
+        "timing",
+    },
+    "transforms": {"arguments", "purifiers"},
+    "report": {"geometry", "purifiers"},
+    "training": {"checkpoints", "corruptions", "data", "geometry", "implicit", "shapes", "stages"},
+    "batch": {"arguments", "clouds", "data", "purifiers", "report"},
+    "cli": {"batch", "console", "data", "ifdefense", "purifiers"},
+    "__main__": {"cli"},
+    "ifdefense": {"geometry", "purifiers"},
+}
+"""Which rooms of ``ifdefense`` a room may import, also inside of functions."""
+
+
+def modules(package: str) -> dict[str, Path]:
+    """Files of a package by dotted name."""
+    files = (ROOT / package).rglob("*.py")
+    names = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
+    return {name.removesuffix(".__init__"): file for name, file in names.items()}
+
+
+def imported_modules(source: str, known: dict[str, Path], *, lazy: bool) -> set[str]:
+    """Known modules that a source imports; with ``lazy`` also inside of functions, never for types only."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        for child in ast.iter_child_nodes(node):
+            if not lazy and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                continue
+            if isinstance(child, ast.Import):
+                found.update(alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom) and child.module:
+                inner = {f"{child.module}.{alias.name}" for alias in child.names}
+                found.update(inner & known.keys() or {child.module})
+            visit(child)
+
+    visit(ast.parse(source))
+    return found & known.keys()
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The nodes of some circle of a graph, in order; empty if there is none."""
+    done: set[str] = set()
+
+    def search(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return path[path.index(node) :]
+        if node in done:
+            return []
+        for following in sorted(graph.get(node, ())):
+            if found := search(following, [*path, node]):
+                return found
+        done.add(node)
+        return []
+
+    return next((found for node in sorted(graph) if (found := search(node, []))), [])
+
+
+def test_circle_finds_circles_only() -> None:
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_no_circles(package: str) -> None:
+    known = modules(package)
+    graph = {
+        name: imported_modules(file.read_text(), known, lazy=False) - {name} for name, file in known.items()
+    }
+    assert circle(graph) == []
+
+
+def test_rooms_import_only_what_they_may() -> None:
+    known = modules("ifdefense")
+
+    def room(name: str) -> str:
+        return name.split(".")[1] if "." in name else name
+
+    wrong = {
+        (name, other)
+        for name, file in known.items()
+        for other in imported_modules(file.read_text(), known, lazy=True)
+        if room(other) != room(name) and room(other) not in ROOMS.get(room(name), set())
+    }
+    assert not wrong
+    assert {room(name) for name in known} == set(ROOMS), "a room without a line in ROOMS, or a line too many"
+    # What is allowed is without circles itself, but for the package's own lazy names.
+    assert circle({name: allowed - {"ifdefense"} for name, allowed in ROOMS.items()}) == []
+
+
 def python(code: str) -> str:
     """What a fresh interpreter prints."""
     command = [sys.executable, "-c", code]
@@ -68,10 +182,10 @@ def test_import_loads_nothing_heavy(module: str) -> None:
 def test_import_costs_little_on_top_of_torch() -> None:
     code = (
         "import time, torch\n"
-        "start = time.perf_counter()\n"
+        "start = time.process_time()\n"
         "import ifdefense\n"
         "ifdefense.purify\n"
-        "print(time.perf_counter() - start)\n"
+        "print(time.process_time() - start)\n"
     )
     # The fastest of three: a busy machine only ever makes it slower.
     assert min(float(python(code)) for _ in range(3)) <= 0.3

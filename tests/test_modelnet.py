@@ -16,7 +16,7 @@ from ifdefense.data.formats import write_cloud, write_mesh
 from ifdefense.data.layouts import LAYOUTS, MODELNET40_CLASSES, detect_layout, load_part
 from ifdefense.data.modelnet import holdout, load_modelnet40
 from ifdefense.data.packed import DataError, load_packed_meshes
-from ifdefense.data.sets import training_sets
+from ifdefense.training.sets import training_sets
 from ifdefense.geometry.mesh import Mesh
 
 CLASSES = ("bed", "night_stand", "sofa")

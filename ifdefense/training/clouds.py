@@ -14,7 +14,7 @@ from torch import Tensor
 from ifdefense.data.errors import DataError
 from ifdefense.data.formats.arrays import read_npz
 from ifdefense.data.packed import require
-from ifdefense.data.sets import training_sets
+from ifdefense.training.sets import training_sets
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.training.runs import digest
 
@@ -72,7 +72,7 @@ def load_training_clouds(name: str) -> tuple[TrainingClouds, TrainingClouds, int
     """Training clouds, validation clouds and the number of classes.
 
     Args:
-        name: of the data set, as for `ifdefense.data.sets.training_sets`.
+        name: of the data set, as for `ifdefense.training.sets.training_sets`.
 
     Raises:
         DataError: if the data is missing or cannot be used.
