@@ -156,11 +156,11 @@ def train_command(
     has no ModelNet40. A run is resumed only with the options it was started with, but for more steps.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    options = TrainOptions(**settings)
+    sampling = SamplingOptions(batch_size=batch_size, queries=queries)
     if out is not None:
         check_output(out, force)
     check_writable(folder)
-    options = TrainOptions(**settings)
-    sampling = SamplingOptions(batch_size=batch_size, queries=queries)
     calibration = Calibration(sampling.box, options.threshold, SECOND_THRESHOLD, OFFSET, sampling.points)
     config = OccupancyConfig(*widths, frequencies)
     network = _create(config, calibration, options.seed).to(device)
