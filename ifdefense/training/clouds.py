@@ -14,9 +14,9 @@ from torch import Tensor
 from ifdefense.data.errors import DataError
 from ifdefense.data.formats.arrays import read_npz
 from ifdefense.data.packed import require
-from ifdefense.training.sets import training_sets
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.training.runs import digest
+from ifdefense.training.sets import training_sets
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
