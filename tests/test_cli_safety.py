@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 
 import ifdefense
 from ifdefense import batch, cli
-from ifdefense.data.formats import read_cloud, read_cloud_file, read_mesh, write_cloud, write_clouds
+from ifdefense.data.formats import (
+    CLOUD_SUFFIXES,
+    read_cloud,
+    read_cloud_file,
+    read_mesh,
+    write_cloud,
+    write_clouds,
+)
 from ifdefense.purifiers.base import Purifier, Trace
 from ifdefense.purifiers.registry import METHODS
 
@@ -355,3 +362,13 @@ def test_help_lists_the_methods_and_exit_codes() -> None:
     text = " ".join(CliRunner().invoke(cli.main, ["purify", "--help"]).output.split())
     assert "|".join(METHODS) in text
     assert "Exit codes: 0" in text
+
+
+def test_every_option_and_format_is_documented() -> None:
+    folder = Path(__file__).parent.parent / "docs"
+    text, data = ((folder / name).read_text(encoding="utf-8") for name in ("cli.md", "data.md"))
+    options = {name for option in cli.purify.params for name in option.opts if name.startswith("--")}
+    assert [name for name in sorted(options - {"--output"}) if f"| `{name}" not in text] == []
+    assert [suffix for suffix in CLOUD_SUFFIXES if f"`{suffix}`" not in data] == []
+    listed = cli.purify.help or ""
+    assert [suffix for suffix in CLOUD_SUFFIXES if suffix not in (".hdf5",) and suffix not in listed] == []
