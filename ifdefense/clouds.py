@@ -141,11 +141,15 @@ def _unpack_list(parts: Sequence[Any], detach: bool) -> Unpacked:
 
     def build(results: Sequence[Tensor], rows: Rows) -> list[Any]:
         return [
-            member.build(results[start:end], lambda i, start=start: rows(start + i))
+            member.build(results[start:end], _shifted(rows, start))
             for member, start, end in zip(members, starts[:-1].tolist(), starts[1:].tolist(), strict=True)
         ]
 
     return Unpacked([cloud for member in members for cloud in member.clouds], build)
+
+
+def _shifted(rows: Rows, start: int) -> Rows:
+    return lambda i: rows(start + i)
 
 
 def _member(part: Any, name: str, detach: bool) -> Unpacked:

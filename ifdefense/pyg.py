@@ -90,7 +90,7 @@ def _sizes(data: Any, total: int) -> list[int] | None:
         raise ValueError("there are no clouds: the batch is empty")
     if batch.is_floating_point() or bool((batch.diff() < 0).any()) or int(batch[0]) < 0:
         raise ValueError("batch must be ascending numbers of clouds, from 0")
-    sizes: list[int] = torch.bincount(batch, minlength=int(data.num_graphs or 0)).tolist()
+    sizes: list[int] = torch.bincount(batch, minlength=int(getattr(data, "num_graphs", 0))).tolist()
     return sizes
 
 
@@ -103,12 +103,11 @@ def _rebuilt(
     counts = [len(result) for result in results]
     ptr = torch.tensor([0, *np.cumsum(counts).tolist()])
     nodes = [key for key in data.keys() if key not in BOOKKEEPING and data.is_node_attr(key)]  # noqa: SIM118
-    index = None
     if nodes:
         starts = np.cumsum([0, *sizes]).tolist()
         index = torch.cat([rows(i).to(device) + start for i, start in enumerate(starts[:-1])])
-    for key in nodes:
-        out[key] = _selected(data[key], index, data.__cat_dim__(key, data[key]))
+        for key in nodes:
+            out[key] = _selected(data[key], index, data.__cat_dim__(key, data[key]))
     out.pos = torch.cat(list(results)).to(device)
     if "num_nodes" in data:
         out.num_nodes = len(out.pos)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ifdefense import Purifier, purify
 from ifdefense.clouds import unpack
 
 CLOUD = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
@@ -35,6 +36,97 @@ def test_the_caller_s_array_is_not_shared_when_it_is_read_backwards() -> None:
     reverse = CLOUD[::-1]
     (cloud,) = unpack(reverse).clouds
     np.testing.assert_array_equal(cloud.numpy(), reverse)
+
+
+def test_nested_lists_come_back_as_such() -> None:
+    for kind in (CLOUD.tolist(), tuple(map(tuple, CLOUD.tolist())), [CLOUD.tolist(), CLOUD.tolist()[:20]]):
+        unpacked = unpack(kind)
+        back = unpacked.pack(unpacked.clouds)
+        assert isinstance(back, list) and back == [list(row) if len(row) == 3 else row for row in kind]
+    (cloud,) = unpack([CLOUD.tolist()]).clouds
+    assert cloud.shape == (40, 3) and cloud.dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [">f4", np.longdouble, np.float16])
+def test_floating_point_types_of_numpy_come_back(dtype: object) -> None:
+    values = CLOUD.astype(dtype)  # type: ignore[call-overload]
+    unpacked = unpack(values)
+    back = unpacked.pack(unpacked.clouds)
+    assert back.dtype == values.dtype
+    np.testing.assert_array_equal(back, values)
+
+
+def test_integers_are_exact() -> None:
+    millimetres = np.int64(CLOUD * 1000) + 4_500_000_000
+    for values in (millimetres, millimetres.astype(np.uint64), torch.from_numpy(millimetres)):
+        unpacked = unpack(values)
+        back = unpacked.pack(unpacked.clouds)
+        assert str(back.dtype).endswith("float64")
+        np.testing.assert_array_equal(np.asarray(back).astype(np.int64), millimetres)
+
+
+def test_nothing_masked_and_read_only_arrays_are_fine(recwarn: pytest.WarningsRecorder) -> None:
+    fixed = CLOUD.copy()
+    fixed.flags.writeable = False
+    for values in (np.ma.array(CLOUD), fixed, np.asmatrix(CLOUD)):
+        np.testing.assert_array_equal(unpack(values).clouds[0].numpy(), CLOUD)
+    assert not [warning for warning in recwarn if "writ" in str(warning.message)]
+
+
+# Attributes
+
+
+def with_columns(cloud: np.ndarray) -> np.ndarray:
+    """A cloud whose further columns are its row and minus its first coordinate."""
+    row = np.arange(len(cloud), dtype=cloud.dtype)[:, None]
+    return np.concatenate([cloud, row, -cloud[:, :1]], axis=1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_points_that_are_kept_keep_their_attributes(dtype: type, sphere_cloud: np.ndarray) -> None:
+    # At 4.5e9 float64 resolves a millionth; what is kept comes back bit by bit.
+    shift = 4.5e9 if dtype is np.float64 else 0.0
+    full = with_columns(sphere_cloud.astype(dtype) + dtype(shift))
+    row_of = {tuple(row[:3]): row for row in full}
+    for clean in (
+        purify(full, "sor", 300),
+        purify(torch.from_numpy(full)[None], "srs", 300)[0].numpy(),
+        purify([full, full[:100]], "srs", 300)[0],
+    ):
+        assert clean.shape == (300, 5) and clean.dtype == dtype
+        for row in clean:
+            np.testing.assert_array_equal(row, row_of[tuple(row[:3])])
+
+
+def test_new_points_take_the_attributes_of_the_nearest(sphere_cloud: np.ndarray) -> None:
+    full = with_columns(sphere_cloud.astype(np.float64) * 7 + 1e6)
+    clean = purify(full, "sor-smooth")
+    assert not {tuple(row) for row in clean[:, :3]} & {tuple(row) for row in full[:, :3]}
+    distance = np.linalg.norm(clean[:, None, :3] - full[None, :, :3], axis=2)
+    chosen = clean[:, 3].astype(int)
+    np.testing.assert_array_equal(distance[np.arange(len(clean)), chosen], distance.min(1))
+    np.testing.assert_array_equal(clean[:, 4], full[chosen, 4])
+
+
+def test_attributes_do_not_change_the_points_and_may_be_anything(sphere_cloud: np.ndarray) -> None:
+    full = np.concatenate([sphere_cloud, np.full((1024, 1), np.nan, np.float32)], axis=1)
+    clean = purify(full, "sor-smooth", seed=3)
+    np.testing.assert_array_equal(clean[:, :3], purify(sphere_cloud, "sor-smooth", seed=3))
+    assert np.isnan(clean[:, 3]).all()
+
+
+def test_copies_of_a_point_keep_their_own_attributes_exactly(sphere_cloud: np.ndarray) -> None:
+    full = torch.from_numpy(with_columns(np.concatenate([sphere_cloud, sphere_cloud])))
+    (outcome,) = Purifier.from_pretrained("srs").outcomes([full[:, :3]], 200)
+    clean = Purifier.from_pretrained("srs")(full, 200)
+    assert outcome.index is not None and torch.equal(clean, full[outcome.index])
+
+
+def test_gradients_pass_to_the_attributes(sphere_cloud: np.ndarray) -> None:
+    full = torch.from_numpy(with_columns(sphere_cloud)).requires_grad_()
+    clean = Purifier.from_pretrained("sor")(full, 100)
+    clean[:, 4].sum().backward()
+    assert full.grad is not None and full.grad[:, 4].sum() == 100 and full.grad[:, :4].abs().sum() == 0
 
 
 BAD = {

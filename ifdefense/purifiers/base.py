@@ -140,7 +140,8 @@ class Purifier(nn.Module, ABC):
             result = fn(tensor)
             return result if result.dtype == tensor.dtype else tensor.to(result.device)
 
-        return super()._apply(moved, recurse)
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def spec(self) -> dict[str, Any]:
         """Everything that the result depends on, as a plain dictionary that `json` can write.
