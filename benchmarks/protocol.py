@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import attacks
 import classifiers
 from attacks import EOT, Attack, adaptive, attack_in_batches, random_targets
 from benchmarks import record
@@ -132,7 +134,8 @@ class Bench:
             eot = EOT(samples=1, first=self.seed, fresh=False)
             size = self.points.shape[1]
             attack, model = adaptive(attack, model, purifier, eot=eot, num_points=size, seed=self.seed)
-        key = digest([spec, victim.weights, versions(), _code(spec, attack, *model.modules())])
+        code = _code(spec, attack, *model.modules())
+        key = digest([spec, victim.weights, _weights_of_attacks(), versions(), code])
         result = attack_in_batches(
             attack,
             model,
@@ -181,6 +184,13 @@ def _code(spec: Any, *values: object) -> str:
     """Digest of the code of a purifier, described by its ``spec()``, and of objects."""
     modules = modules_of(spec).union(type(value).__module__ for value in values)
     return code_digest(sorted(name for name in modules if name.partition(".")[0] != "torch"))
+
+
+@functools.cache
+def _weights_of_attacks() -> list[str]:
+    """Digests of the weights that attacks load, such as AdvPC's auto-encoder."""
+    files = sorted(Path(attacks.__file__).parent.glob("weights/*.safetensors"))
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
 
 def rate(hits: Tensor) -> dict[str, float]:
