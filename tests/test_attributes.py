@@ -145,6 +145,14 @@ def test_arrays_of_a_file_keep_their_names_and_shapes(suffix: str, tmp_path: Pat
     assert found["note"] in (np.array("by hand"), b"by hand")
 
 
+def test_other_clouds_of_a_file_are_no_attributes(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", train_pc=POINTS[None], test_pc=POINTS[None] + 1)
+    file = read_cloud_file(tmp_path / "a.npz", key="test_pc")
+    assert not file.clouds[0].fields
+    write_cloud_file(tmp_path / "b.npz", file.moved([POINTS[::-1] + 1]))
+    np.testing.assert_array_equal(np.load(tmp_path / "b.npz")["train_pc"], POINTS[None])
+
+
 def test_columns_beyond_the_third_come_back(tmp_path: Path) -> None:
     wide = np.random.default_rng(4).normal(size=(30, 7)).astype(np.float32)
     np.save(tmp_path / "a.npy", wide)

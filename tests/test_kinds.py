@@ -48,6 +48,7 @@ def test_an_ascii_pcd_as_pcl_writes_it(tmp_path: Path) -> None:
 def test_a_binary_pcd_with_padding(tmp_path: Path) -> None:
     header = (
         PCD_HEADER.replace("x y z rgb", "x y z _ curvature")
+        .replace("VIEWPOINT 0 0 0", "VIEWPOINT 1 2 3")
         .replace("SIZE 4 4 4 4", "SIZE 4 4 4 1 8")
         .replace("F F F F", "F F F U F")
         .replace("COUNT 1 1 1 1", "COUNT 1 1 1 4 1")
@@ -61,7 +62,7 @@ def test_a_binary_pcd_with_padding(tmp_path: Path) -> None:
         "curvature": [0, 1, 2]
     }
     write_cloud_file(tmp_path / "b.pcd", file)
-    assert b"DATA binary\n" in (tmp_path / "b.pcd").read_bytes()
+    assert b"VIEWPOINT 1 2 3 1 0 0 0\nPOINTS 3\nDATA binary\n" in (tmp_path / "b.pcd").read_bytes()
     np.testing.assert_array_equal(read_cloud(tmp_path / "b.pcd"), rows)
 
 

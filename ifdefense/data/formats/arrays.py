@@ -156,7 +156,8 @@ def clouds_of(arrays: Arrays, options: Options, kind: str) -> CloudFile:
     chosen = find_coordinates(columns, options.columns or (None if named else ("0", "1", "2")))
     coordinates = (columns[chosen[0]], columns[chosen[1]], columns[chosen[2]])
     batched = found.ndim == (2 if named else 3)
-    beside = {name for name, values in arrays.items() if name != key and _per_point(values, batch, batched)}
+    others = {name: values for name, values in arrays.items() if name != key and name not in CLOUD_KEYS}
+    beside = {name for name, values in others.items() if _per_point(values, batch, batched)}
     beside -= {name for name in beside if name in columns}
     clouds = []
     for number, rows in enumerate(batch):

@@ -59,6 +59,7 @@ def decode(data: bytes, options: Options) -> CloudFile:
         named=True,
         text=form == "ascii",
         single=single,
+        viewpoint=" ".join(header.get("VIEWPOINT", ["0 0 0 1 0 0 0"])),
     )
     return CloudFile([table], layout)
 
@@ -251,20 +252,20 @@ def encode(file: CloudFile, suffix: str) -> bytes:
             else:
                 columns[word] = _storable(values)
     warn_lost(lost, KIND)
-    return _encode(columns, len(table.points), layout.text)
+    return _encode(columns, len(table.points), layout)
 
 
-def _encode(columns: Columns, count: int, text: bool) -> bytes:
+def _encode(columns: Columns, count: int, layout: Layout) -> bytes:
     sizes = [str(values.dtype.itemsize) for values in columns.values()]
     kinds = [values.dtype.kind.upper() for values in columns.values()]
     counts = [str(values.shape[1] if values.ndim == 2 else 1) for values in columns.values()]
     header = (
         "# .PCD v0.7 - Point Cloud Data file format\nVERSION 0.7\n"
         f"FIELDS {' '.join(columns)}\nSIZE {' '.join(sizes)}\nTYPE {' '.join(kinds)}\n"
-        f"COUNT {' '.join(counts)}\nWIDTH {count}\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\n"
-        f"POINTS {count}\nDATA {'ascii' if text else 'binary'}\n"
+        f"COUNT {' '.join(counts)}\nWIDTH {count}\nHEIGHT 1\nVIEWPOINT {layout.viewpoint}\n"
+        f"POINTS {count}\nDATA {'ascii' if layout.text else 'binary'}\n"
     ).encode()
-    if text:
+    if layout.text:
         flat = [part for values in columns.values() for part in (values.T if values.ndim == 2 else [values])]
         cells = [[str(value) for value in part] for part in flat]
         return header + "".join(" ".join(row) + "\n" for row in zip(*cells, strict=True)).encode("ascii")

@@ -21,6 +21,7 @@ from ifdefense.data.formats.table import (
     flat_columns,
     short,
     table_of,
+    warn_lost,
 )
 from ifdefense.geometry.mesh import Mesh
 
@@ -83,6 +84,7 @@ def decode(data: bytes, options: Options) -> Geometry:
         scalars, lists = read.element(element)
         if element.name == "vertex":
             columns = scalars
+            warn_lost(list(lists), KIND)
         elif element.name == "face" and element.count:
             faces = _triangles(element, lists)
     read.finish()

@@ -123,6 +123,7 @@ class Layout:
         text: whether a format that is text or binary is text.
         single: whether the coordinates are float32 or float16.
         batched: whether the array is ``(S, N, C)``.
+        viewpoint: pose of the sensor in a .pcd.
     """
 
     kind: str = ""
@@ -136,6 +137,7 @@ class Layout:
     text: bool = False
     single: bool = False
     batched: bool = False
+    viewpoint: str = "0 0 0 1 0 0 0"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
