@@ -1,4 +1,4 @@
-"""Frames: the unit cube of the pipeline, with its exact inverse, and the unit sphere of classifiers."""
+"""Normalisation: the unit cube of the pipeline with its exact inverse, and the unit sphere of classifiers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ifdefense.geometry.mesh import Mesh
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Frame:
-    """A similarity between the caller's frame and the unit cube, in float64; differentiable.
+    """Similarity transform between the caller's frame and the unit cube, in float64; differentiable.
 
     Attributes:
         centre: ``(3,)`` centre of the bounding box, caller's frame.
@@ -25,10 +25,9 @@ class Frame:
 
     @classmethod
     def of(cls, points: Tensor) -> Frame:
-        """The frame in which a cloud's bounding box is centred on 0 and its longest side is 1.
+        """Frame that centres the cloud's bounding box on 0 and scales its longest side to 1.
 
-        Centre and scale come from the same box, so no point leaves the cube and none is clamped onto it,
-        however asymmetric the cloud.
+        Centre and scale come from the same box, so every point lies in the cube without clamping.
 
         Args:
             points: ``(N, 3)``, caller's frame.
@@ -42,15 +41,15 @@ class Frame:
         return cls(centre[0], extent[0, 0])
 
     def to_cube(self, points: Tensor) -> Tensor:
-        """Points ``(N, 3)`` of the caller's frame in the unit cube, float32."""
+        """Maps points ``(N, 3)`` into the unit cube, float32."""
         return ((points.double() - self.centre) / self.extent).float()
 
     def from_cube(self, points: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Points ``(N, 3)`` of the unit cube in the caller's frame, on the frame's device."""
+        """Maps points ``(N, 3)`` back into the caller's frame, on the frame's device."""
         return (points.to(self.centre.device).double() * self.extent + self.centre).to(dtype)
 
     def mesh_from_cube(self, mesh: Mesh) -> Mesh:
-        """A mesh of the unit cube in the caller's frame."""
+        """Maps a mesh back into the caller's frame."""
         return mesh.transformed(float(self.extent.detach()), self.centre.detach().cpu().numpy())
 
 
@@ -61,7 +60,7 @@ def bounding_cubes(points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_unit_sphere(points: Tensor) -> Tensor:
-    """Centres clouds on their mean and scales them to largest norm 1, the frame classifiers are trained in.
+    """Centres clouds on their mean and scales them to maximum norm 1, as classifiers are trained.
 
     Args:
         points: ``(B, N, 3)``, any frame.
@@ -75,19 +74,18 @@ def to_unit_sphere(points: Tensor) -> Tensor:
 
 
 def within_reach(points: Tensor, quantile: float = 0.9, factor: float = 6.0) -> Tensor:
-    """Marks the points that can belong to the shape: all but a few that lie absurdly far away.
+    """Masks out extreme outliers, which would otherwise set the scale of the unit cube.
 
-    A point is out of reach if it is farther from the cloud's median than ``factor`` times the distance that a
-    share ``quantile`` of the points keeps. No point of the 9,843 training clouds of ModelNet40 is (the
-    largest ratio is 4.6), while one point at radius 100 would otherwise shrink the shape to a dot.
+    A point is masked out if its distance from the cloud's median exceeds ``factor`` times the ``quantile`` of
+    these distances. This removes no point of ModelNet40's 9,843 training clouds (largest ratio: 4.6).
 
     Args:
         points: ``(N, 3)``, any frame.
-        quantile: share of the points that set the scale, in (0, 1].
-        factor: reach, in units of that scale.
+        quantile: quantile of the distances that sets the scale, in (0, 1].
+        factor: largest distance, in units of that scale.
 
     Returns:
-        ``(N,)`` mask; all true where the scale is zero.
+        ``(N,)`` mask of kept points; all true if the scale is zero.
     """
     centred = points.detach().double()
     distance = (centred - centred.median(0).values).norm(dim=1)
@@ -96,9 +94,9 @@ def within_reach(points: Tensor, quantile: float = 0.9, factor: float = 6.0) -> 
 
 
 def first_occurrences(points: Tensor) -> Tensor:
-    """Marks ``(N,)`` the points of ``(N, 3)`` that no earlier point equals exactly."""
+    """Mask ``(N,)`` of the first occurrence of each distinct point of ``(N, 3)``."""
     values = points.detach().cpu()
-    values = values.float() if values.dtype == torch.bfloat16 else values  # which NumPy has not
+    values = values.float() if values.dtype == torch.bfloat16 else values  # NumPy has no bfloat16
     rows = np.ascontiguousarray(values.numpy() + 0.0)  # -0.0 is 0.0
     first = np.unique(rows.view(np.dtype((np.void, rows.dtype.itemsize * 3))), return_index=True)[1]
     mask = torch.zeros(len(points), dtype=torch.bool)

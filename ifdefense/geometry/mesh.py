@@ -1,4 +1,4 @@
-"""A triangle mesh as an immutable value: what the stages between field and points hand to each other."""
+"""Immutable triangle meshes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ class Mesh:
     """Triangle mesh. Both arrays are copied on construction and read-only afterwards.
 
     Args:
-        vertices: (V, 3) positions, float64 where given so, else float32, in whatever frame the maker of the
-            mesh works in.
+        vertices: (V, 3) positions in any frame; float64 is kept, other types become float32.
         faces: (F, 3) int64 indices into ``vertices``, counter-clockwise seen from outside.
 
     Raises:
-        ValueError: wrong shape, a coordinate that is not finite, or a face naming a missing vertex.
+        ValueError: wrong shape, a coordinate that is not finite, or an index out of range.
     """
 
     vertices: Floats | Doubles
@@ -54,7 +53,7 @@ class Mesh:
 
     @classmethod
     def empty(cls) -> Mesh:
-        """A mesh without vertices or faces: the answer where a field has no surface."""
+        """A mesh without vertices and faces."""
         return cls(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64))
 
     def __repr__(self) -> str:
@@ -62,7 +61,7 @@ class Mesh:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no face."""
+        """Whether the mesh has no faces."""
         return len(self.faces) == 0
 
     def triangles(self) -> Doubles:
@@ -70,7 +69,7 @@ class Mesh:
         return self.vertices.astype(np.float64)[self.faces]
 
     def _face_vectors(self) -> Doubles:
-        """Normal of each face with length twice its area, (F, 3)."""
+        """Normal of each face, of length twice its area, (F, 3)."""
         a, b, c = self.triangles().transpose(1, 0, 2)
         return cross(b - a, c - a)
 
@@ -79,23 +78,23 @@ class Mesh:
         return 0.5 * norms(self._face_vectors())
 
     def face_normals(self) -> Doubles:
-        """Outward unit normal of each face, (F, 3) float64; zero for a face without area."""
+        """Outward unit normal of each face, (F, 3) float64; zero for degenerate faces."""
         return normalised(self._face_vectors())
 
     def vertex_normals(self) -> Doubles:
-        """Outward unit normal of each vertex, the area-weighted mean of its faces, (V, 3) float64."""
+        """Outward unit normal of each vertex, averaged over its faces by area, (V, 3) float64."""
         vectors = self._face_vectors()
         corners = self.faces.T.ravel()
         columns = [np.bincount(corners, np.tile(column, 3), len(self.vertices)) for column in vectors.T]
         return normalised(np.stack(columns, axis=1))
 
     def edges(self) -> Ints:
-        """Every undirected edge once, (E, 2) int64, the smaller vertex first."""
+        """Unique undirected edges, (E, 2) int64, the smaller index first."""
         keys = np.unique(np.minimum(*self._edge_keys()))
         return np.stack(np.divmod(keys, max(len(self.vertices), 1)), axis=1)
 
     def _edge_keys(self) -> tuple[Ints, Ints]:
-        """One integer for each directed edge of each face, and the same edge reversed, both (3F,)."""
+        """Integer keys of the directed edges of all faces, and of the reversed edges, both (3F,)."""
         start = self.faces.T.ravel()
         stop = self.faces[:, [1, 2, 0]].T.ravel()
         return start * len(self.vertices) + stop, stop * len(self.vertices) + start
@@ -113,7 +112,7 @@ class Mesh:
 
     @property
     def is_watertight(self) -> bool:
-        """Whether every edge has exactly two faces, which run along it in opposite directions."""
+        """Whether every edge belongs to exactly two faces of consistent orientation."""
         if self.is_empty:
             return False
         forward, backward = self._edge_keys()
@@ -121,10 +120,10 @@ class Mesh:
         return bool((np.diff(forward) > 0).all() and np.array_equal(forward, np.sort(backward)))
 
     def transformed(self, scale: float, shift: ArrayLike) -> Mesh:
-        """The mesh with vertices ``scale * v + shift``, float64: a shift may be too large for float32.
+        """The mesh with vertices ``scale * v + shift``, in float64, as large shifts exceed float32.
 
         Args:
-            scale: factor, positive, so that outside stays outside.
+            scale: positive factor.
             shift: (3,) translation in the target frame.
 
         Raises:
@@ -136,14 +135,14 @@ class Mesh:
         return Mesh(moved, self.faces)
 
     def to_trimesh(self) -> trimesh.Trimesh:
-        """The same mesh as a ``trimesh.Trimesh``, vertices neither merged nor reordered."""
+        """Converts to a ``trimesh.Trimesh``; vertices are neither merged nor reordered."""
         import trimesh
 
         return trimesh.Trimesh(self.vertices.copy(), self.faces.copy(), process=False)
 
 
 def cross(a: Doubles, b: Doubles) -> Doubles:
-    """Cross product of rows, (n, 3); several times faster than ``np.cross``."""
+    """Row-wise cross product, (n, 3); several times faster than ``np.cross``."""
     return np.stack(
         [
             a[:, 1] * b[:, 2] - a[:, 2] * b[:, 1],
@@ -155,12 +154,12 @@ def cross(a: Doubles, b: Doubles) -> Doubles:
 
 
 def norms(vectors: NDArray[Any]) -> Doubles:
-    """Euclidean length of each row, (n,)."""
+    """Euclidean norm of each row, (n,)."""
     lengths: Doubles = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
     return lengths
 
 
 def normalised(vectors: Doubles) -> Doubles:
-    """Rows scaled to length 1, a zero row left zero."""
+    """Rows scaled to unit norm; zero rows stay zero."""
     lengths = norms(vectors)[:, None]
     return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)

@@ -9,11 +9,11 @@ from ifdefense.geometry.points import gather, knn
 
 
 def estimated_normals(points: Tensor, k: int = 20) -> Tensor:
-    """Normals by PCA: the eigenvector of the smallest eigenvalue of a neighbourhood's covariance.
+    """Normals by PCA: eigenvector of the smallest eigenvalue of each neighbourhood's covariance.
 
     Args:
         points: ``(B, N, 3)``, any frame.
-        k: points of a neighbourhood, including the point itself.
+        k: neighbourhood size, including the point itself.
 
     Returns:
         ``(B, N, 3)`` unit normals of arbitrary sign.
@@ -26,17 +26,17 @@ def estimated_normals(points: Tensor, k: int = 20) -> Tensor:
 
 
 def outward_normals(points: Tensor) -> Tensor:
-    """``(B, N, 3)`` normals by PCA, oriented away from the mean: correct for star-shaped solids only."""
+    """``(B, N, 3)`` PCA normals oriented away from the mean; exact only for star-shaped solids."""
     normals = estimated_normals(points)
     outward = ((points - points.mean(1, keepdim=True)) * normals).sum(2, keepdim=True) >= 0
     return torch.where(outward, normals, -normals)
 
 
 def given_normals(normals: Tensor, points: Tensor) -> Tensor:
-    """Normals on the device and in the precision of the points.
+    """Validates normals and moves them to the device and dtype of the points.
 
     Raises:
-        ValueError: if there is not one normal per point.
+        ValueError: if the shapes differ.
     """
     if normals.shape != points.shape:
         given, clouds = tuple(normals.shape), tuple(points.shape)

@@ -1,7 +1,7 @@
 """Operations on batches of points, ``(B, N, 3)`` in PyTorch; dtype and device follow the input.
 
-Distances are summed from coordinate differences, never from ``|a|^2 - 2ab + |b|^2``: clouds may lie far from
-the origin, and the result for one cloud must not depend on which others share its batch.
+Distances are computed from coordinate differences rather than ``|a|^2 - 2ab + |b|^2``, which is inaccurate
+far from the origin and varies with the batch.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Distances `knn` holds at once: small enough for the cache of a CPU, and it bounds the memory of any batch.
+# Distances per chunk of `knn`: fits the cache of a CPU and bounds the memory.
 _CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
 
 
-# Pairs of points beyond which a KD-tree is faster on a CPU.
+# Number of pairs above which a KD-tree is faster on a CPU.
 _TREE = 1 << 24
 _KERNEL_DEVICES = {"cuda"}
 
 
 @functools.cache
 def _pytorch3d() -> ModuleType | None:
-    """``pytorch3d.ops`` where it is installed: its kernels give the same results, faster on a GPU."""
+    """``pytorch3d.ops`` if installed: same results, faster on a GPU."""
     try:
         return importlib.import_module("pytorch3d.ops")
     except ImportError:
@@ -34,17 +34,16 @@ def _pytorch3d() -> ModuleType | None:
 
 
 def _kernels(points: Tensor) -> ModuleType | None:
-    """pytorch3d's kernels, if they are there and take such points.
+    """pytorch3d's kernels if they are installed and support the points.
 
-    On a GPU only: on a CPU its sampling is half as fast as ours, and distances differ in the last bit, so
-    results would depend on what is installed.
+    GPU only: on a CPU its sampling takes twice as long, and distances differ in the last bit.
     """
     usable = points.dtype == torch.float32 and points.device.type in _KERNEL_DEVICES
     return _pytorch3d() if usable else None
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Squared Euclidean distance between every point of ``a`` and every point of ``b``; differentiable.
+    """Pairwise squared Euclidean distances; differentiable.
 
     Args:
         a: (B, N, D) points.
@@ -64,8 +63,8 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 def knn(query: Tensor, source: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The ``k`` nearest points of ``source`` for each point of ``query``, nearest first; differentiable.
 
-    A point that is in both clouds finds itself: ask for ``k + 1`` and drop the first column to exclude it.
-    Works through the queries in chunks: without gradients, memory does not grow with N x M.
+    If ``query`` is ``source``, each point is its own first neighbour. Queries are processed in chunks:
+    without gradients, memory does not grow with N x M.
 
     Args:
         query: (B, N, D) points.
@@ -76,7 +75,7 @@ def knn(query: Tensor, source: Tensor, k: int) -> tuple[Tensor, Tensor]:
         Squared distances and int64 indices into ``source``, both (B, N, k).
 
     Raises:
-        ValueError: shapes that do not fit, or a ``k`` outside 1..M.
+        ValueError: incompatible shapes, or ``k`` outside 1..M.
     """
     _check_pair(query, source)
     batch, num_source = source.shape[:2]
@@ -96,12 +95,12 @@ def knn(query: Tensor, source: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _tree_neighbours(query: Tensor, source: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`knn` by a KD-tree for each cloud: time and memory no longer grow with N x M."""
+    """`knn` by one KD-tree per cloud."""
     from scipy.spatial import cKDTree
 
     found = []
     for a, b in zip(query.detach().double().numpy(), source.detach().double().numpy(), strict=True):
-        # Unbalanced trees are built several times faster and answer as fast.
+        # Unbalanced trees are built several times faster, and queries are as fast.
         tree = cKDTree(b, balanced_tree=False, compact_nodes=False)
         found.append(
             torch.from_numpy(
@@ -117,7 +116,7 @@ def _tree_neighbours(query: Tensor, source: Tensor, k: int) -> tuple[Tensor, Ten
 
 
 def _nearest(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Smallest ``k`` entries of the last axis in ascending order, with their indices."""
+    """The ``k`` smallest entries of the last axis, ascending, and their indices."""
     if k == 1:
         values, index = distances.min(dim=-1, keepdim=True)
     else:
@@ -127,20 +126,19 @@ def _nearest(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def farthest_point_sampling(points: Tensor, num: int, *, start: int = 0) -> Tensor:
-    """Indices of ``num`` points, each the farthest from those chosen before it.
+    """Farthest-point sampling: indices of ``num`` points, each the farthest from those chosen before.
 
-    The greedy 2-approximation of the k-centre problem (Gonzalez, 1985; for point clouds PointNet++, Qi et
-    al., 2017, https://arxiv.org/abs/1706.02413). Deterministic; ties go to one point, the same in any batch.
-    Time is O(B * N * num), memory O(B * N).
+    Greedy 2-approximation of the k-centre problem (Gonzalez, 1985; PointNet++, Qi et al., 2017,
+    https://arxiv.org/abs/1706.02413). Deterministic, ties included. Time is O(B * N * num), memory O(B * N).
 
     Args:
         points: (B, N, D) points.
-        num: points to choose, 1 <= num <= N.
-        start: index of the first point, the same in every cloud.
+        num: points to sample, 1 <= num <= N.
+        start: index of the first point in every cloud.
 
     Returns:
-        (B, num) int64 indices, in the order of choice: a prefix is a farthest-point sample too. With fewer
-        than ``num`` distinct positions an index may repeat.
+        (B, num) int64 indices in sampling order, so every prefix is a farthest-point sample. Indices may
+        repeat if there are fewer than ``num`` distinct positions.
 
     Raises:
         ValueError: ``points`` not (B, N, D), ``num`` outside 1..N, or ``start`` outside 0..N-1.
@@ -154,7 +152,7 @@ def farthest_point_sampling(points: Tensor, num: int, *, start: int = 0) -> Tens
     if start == 0 and (kernels := _kernels(points)) is not None:
         index: Tensor = kernels.sample_farthest_points(points, K=num, random_start_point=False)[1]
         return index
-    # One contiguous plane a coordinate and buffers written in place: the loop below allocates nothing.
+    # Contiguous coordinates and preallocated buffers, so that the loop allocates nothing.
     planes = [plane.contiguous() for plane in points.unbind(-1)]
     nearest = torch.full((batch, size), torch.inf, dtype=points.dtype, device=points.device)
     distance, difference = torch.empty_like(nearest), torch.empty_like(nearest)
@@ -173,15 +171,15 @@ def farthest_point_sampling(points: Tensor, num: int, *, start: int = 0) -> Tens
 
 @torch.no_grad()
 def spread_sampling(points: Tensor, num: int, *, block: int = 4096) -> Tensor:
-    """Farthest-point sampling in linear time: exact for small clouds, block by block for large ones.
+    """Farthest-point sampling in linear time: exact for small clouds, blockwise for large ones.
 
-    Clouds of more than ``block`` points are cut at medians into compact blocks of at most half that, each
-    thinned by itself: as evenly spread, but where blocks meet.
+    Clouds of more than ``block`` points are split at medians into blocks of at most ``block / 2`` points,
+    which are sampled independently. Samples are less even only along the borders of blocks.
 
     Args:
         points: (B, N, 3) points.
-        num: points to choose, 1 <= num <= N.
-        block: points up to which the sampling is exact.
+        num: points to sample, 1 <= num <= N.
+        block: largest number of points sampled exactly.
 
     Returns:
         (B, num) int64 indices.
@@ -208,7 +206,7 @@ def _in_blocks(cloud: Tensor, num: int, block: int) -> Tensor:
             halves += [order[: len(order) // 2], order[len(order) // 2 :]]
         parts = halves
     longest = max(map(len, parts))
-    # The shares of the blocks add up to num; copies of the first point fill a block, and are taken last.
+    # Blocks are padded with copies of their first point, which are sampled last. The shares sum to num.
     ends = [num * end // len(cloud) for end in itertools.accumulate(map(len, parts))]
     shares = [end - start for start, end in itertools.pairwise([0, *ends])]
     padded = torch.stack([torch.cat([part, part[:1].expand(longest - len(part))]) for part in parts])
@@ -217,9 +215,9 @@ def _in_blocks(cloud: Tensor, num: int, block: int) -> Tensor:
 
 
 def _argmax(values: Tensor, *, out: Tensor) -> None:
-    """Column of each row's largest value, the first of equals on a CPU, written to ``out`` (B, 1)."""
+    """Row-wise argmax, written to ``out`` (B, 1); the first of equals on a CPU."""
     if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
-        # NumPy's reduction is vectorised and ten times as fast as PyTorch's, which took half of all the time.
+        # NumPy's argmax is vectorised and ten times as fast as PyTorch's.
         values.numpy().argmax(axis=1, keepdims=True, out=out.numpy())
     else:
         torch.argmax(values, dim=1, keepdim=True, out=out)
@@ -227,23 +225,23 @@ def _argmax(values: Tensor, *, out: Tensor) -> None:
 
 @torch.no_grad()
 def ball_query(query: Tensor, source: Tensor, radius: float, k: int) -> Tensor:
-    """Indices of the first ``k`` points of ``source`` nearer than ``radius`` to each point of ``query``.
+    """Indices of the first ``k`` points of ``source`` within ``radius`` of each point of ``query``.
 
-    First by their place in ``source``, not by distance; a ball with fewer points repeats its first one, and
-    an empty one repeats the nearest point (PointNet++, Qi et al., 2017, https://arxiv.org/abs/1706.02413).
-    Memory does not grow with N x M.
+    In the order of ``source``, not by distance. Balls with fewer points repeat the first one, empty balls the
+    nearest point (PointNet++, Qi et al., 2017, https://arxiv.org/abs/1706.02413). Memory does not grow with N
+    x M.
 
     Args:
         query: (B, N, D) points.
         source: (B, M, D) points.
-        radius: of the open balls, in units of the input, positive.
-        k: indices a ball, at least 1; may exceed M.
+        radius: radius of the open balls, in units of the input, positive.
+        k: indices per ball, at least 1; may exceed M.
 
     Returns:
         (B, N, k) int64 indices.
 
     Raises:
-        ValueError: shapes that do not fit, an empty ``source``, or ``radius`` or ``k`` not positive.
+        ValueError: incompatible shapes, an empty ``source``, or ``radius`` or ``k`` not positive.
     """
     _check_pair(query, source)
     batch, num_source = source.shape[:2]
@@ -266,10 +264,10 @@ def ball_query(query: Tensor, source: Tensor, radius: float, k: int) -> Tensor:
 
 
 def _first_inside(query: Tensor, source: Tensor, radius: float, k: int) -> Tensor:
-    """The indices of :func:`ball_query`, -1 throughout for an empty ball."""
+    """Indices of :func:`ball_query`, all -1 for an empty ball."""
     inside = squared_distances(query, source) < radius * radius
     count = inside.sum(dim=-1)  # (B, N)
-    column = inside.flatten(0, 1).nonzero()[:, 1]  # ball after ball, ascending in each
+    column = inside.flatten(0, 1).nonzero()[:, 1]  # by ball, ascending within each
     if len(column) == 0:
         return column.new_full((*count.shape, k), -1)
     start = (count.flatten().cumsum(0) - count.flatten()).unsqueeze(1)
@@ -280,14 +278,13 @@ def _first_inside(query: Tensor, source: Tensor, radius: float, k: int) -> Tenso
 
 
 def group(points: Tensor, features: Tensor | None, centre: Tensor, index: Tensor) -> Tensor:
-    """Neighbourhoods: positions relative to their centre, and features beside them; differentiable.
+    """Groups neighbourhoods: positions relative to the centre, concatenated with features; differentiable.
 
     Args:
         points: (B, N, D) points.
-        features: (B, N, C) features, or none.
+        features: (B, N, C) features, or ``None``.
         centre: (B, S, D) centres.
-        index: (B, S, k) int64 indices of the neighbours of each centre, from :func:`ball_query` or
-            :func:`knn`.
+        index: (B, S, k) int64 indices of neighbours, from :func:`ball_query` or :func:`knn`.
 
     Returns:
         (B, S, k, D) or (B, S, k, D + C).
@@ -297,7 +294,7 @@ def group(points: Tensor, features: Tensor | None, centre: Tensor, index: Tensor
 
 
 def gather(points: Tensor, index: Tensor) -> Tensor:
-    """Rows of each cloud picked by index.
+    """Batched row selection.
 
     Args:
         points: (B, N, C) points or features.
@@ -312,15 +309,15 @@ def gather(points: Tensor, index: Tensor) -> Tensor:
 
 
 def split_neighbourhood(points: Tensor, centre: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Cuts the neighbourhood of one point out of each cloud.
+    """Splits each cloud into the neighbourhood of a point and the rest.
 
     Args:
         points: (B, N, 3) clouds.
-        centre: (B,) indices of the points in the middle.
-        size: points of a neighbourhood, that point among them.
+        centre: (B,) indices of the centre points.
+        size: size of the neighbourhood, including its centre.
 
     Returns:
-        (B, size, 3) points inside, nearest first, and (B, N - size, 3) others in their order.
+        (B, size, 3) neighbours, nearest first, and (B, N - size, 3) other points in their order.
     """
     batch, num = points.shape[:2]
     inside = knn(gather(points, centre[:, None]), points, size)[1].squeeze(1)
@@ -329,16 +326,16 @@ def split_neighbourhood(points: Tensor, centre: Tensor, size: int) -> tuple[Tens
 
 
 def local_mean(points: Tensor, k: int) -> Tensor:
-    """Every point replaced by the mean of its ``k`` nearest ones, itself included; differentiable.
+    """Replaces each point by the mean of its ``k`` nearest points, itself included; differentiable.
 
-    Attenuates noise that is independent from point to point.
+    Attenuates per-point noise.
 
     Args:
         points: (B, N, D) points.
-        k: neighbours, at least 1; all points where there are fewer.
+        k: neighbours, at least 1; limited to N.
 
     Returns:
-        (B, N, D) means, summed in float64.
+        (B, N, D) means, accumulated in float64.
 
     Raises:
         ValueError: ``k`` is less than 1.
@@ -353,14 +350,14 @@ def local_mean(points: Tensor, k: int) -> Tensor:
 
 
 def chamfer_distance(a: Tensor, b: Tensor, *, squared: bool = True) -> Tensor:
-    """Two-sided Chamfer distance: mean distance from ``a`` to ``b`` plus mean distance from ``b`` to ``a``.
+    """Chamfer distance: mean nearest distance from ``a`` to ``b`` plus that from ``b`` to ``a``.
 
-    The sum of both means, not their average; differentiable (at zero distance only when squared).
+    Differentiable; at zero distance only if ``squared``.
 
     Args:
         a: (B, N, 3) points.
         b: (B, M, 3) points.
-        squared: use squared distances (Chamfer-L2, the convention of the attacks); otherwise plain ones.
+        squared: squared distances (Chamfer-L2, as in the attacks) instead of Euclidean ones (Chamfer-L1).
 
     Returns:
         (B,) distances, in units of the input, squared if ``squared``.

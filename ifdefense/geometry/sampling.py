@@ -1,4 +1,4 @@
-"""Random points on triangle meshes."""
+"""Sampling of triangle meshes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ifdefense.geometry.mesh import Floats, Ints, Mesh
 
 
 def sample_surface(mesh: Mesh, count: int, *, generator: np.random.Generator) -> tuple[Floats, Ints]:
-    """Points drawn independently and uniformly by area.
+    """Samples points independently and uniformly by area.
 
     A face is chosen by its area, then a point in it by uniform barycentric coordinates (Osada et al., 2002).
 
@@ -18,21 +18,21 @@ def sample_surface(mesh: Mesh, count: int, *, generator: np.random.Generator) ->
         generator: source of randomness.
 
     Returns:
-        (count, 3) float32 points in the mesh's frame, and (count,) int64 the face each lies on.
+        (count, 3) float32 points in the mesh's frame, and (count,) int64 indices of their faces.
 
     Raises:
-        ValueError: the mesh has no face, or no area.
+        ValueError: the mesh has no faces or no area.
     """
     if mesh.is_empty:
         raise ValueError("the mesh is empty: there is no surface to sample")
     edges = np.cumsum(mesh.face_areas())
     if not edges[-1] > 0:
         raise ValueError(f"the mesh has no area: all of its {len(mesh.faces)} faces are degenerate")
-    # `right` steps over faces without area; rounding may land on the end, which is the last that has some.
+    # `right` skips degenerate faces; rounding up is clipped to the last face that has an area.
     face = np.searchsorted(edges, generator.random(count) * edges[-1], side="right")
     face = np.minimum(face, np.searchsorted(edges, edges[-1], side="left"))
     u, v = generator.random((2, count))
-    outside = u + v > 1  # the other half of the parallelogram, folded back
+    outside = u + v > 1  # reflect into the triangle
     u[outside], v[outside] = 1 - u[outside], 1 - v[outside]
     a, b, c = mesh.vertices.astype(np.float64)[mesh.faces[face]].transpose(1, 0, 2)
     points = a + u[:, None] * (b - a) + v[:, None] * (c - a)
