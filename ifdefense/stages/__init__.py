@@ -1,1 +1,1 @@
-"""The stages of the defence, in the order of the pipeline: outliers, extraction, repair, resampling."""
+"""Stages of the pipeline: outlier removal, extraction, repair, resampling."""

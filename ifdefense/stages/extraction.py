@@ -1,10 +1,10 @@
-"""From a field to meshes: multi-resolution iso-surface extraction (MISE) of a batch, then marching cubes.
+"""Batched multi-resolution iso-surface extraction (MISE), then marching cubes.
 
-MISE (Mescheder et al., 2019, https://arxiv.org/abs/1812.03828, section 3.3) evaluates a coarse grid, then
-only the points inside cells whose corners disagree, level by level. As in the original, the surface is
-followed: where a newly evaluated point contradicts cells around it that looked uniform, these are subdivided
-as well, until nothing changes. A surface that changes the sign on one edge of the coarse grid is found whole;
-one that slips between the coarse points is missed. Unlike the original, clouds share each call of the field.
+MISE (Mescheder et al., 2019, https://arxiv.org/abs/1812.03828, section 3.3) evaluates a coarse grid and
+subdivides the cells whose corners have different signs, level by level. Where a new point contradicts a
+neighbouring cell that looked uniform, that cell is subdivided too, until nothing changes. A surface that
+crosses an edge of the coarse grid is therefore found completely; one between the coarse points is missed,
+unless seeds mark it. Unlike in the original, all clouds share each call of the field.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from torch.nn import functional
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.base import Calibration, Field
 
-# Stands outside the grid's border, far enough below any level that a surface cut by the box closes there.
+# Padding value far below any level, so that a surface cut by the box is closed at its border.
 _OUTSIDE = -1e6
-# Stands for a value that equals the level: scikit-image leaves holes around a corner of exactly zero.
+# Replaces values equal to the level: scikit-image leaves holes around corners of exactly zero.
 _TINY = -1e-12
 
 
 @dataclass(frozen=True)
 class ExtractionOptions:
-    """How finely the surface is sampled.
+    """Resolution, level and box of the extraction.
 
     Args:
-        resolution: cells a side at the finest level, ``coarse`` times a power of two.
-        coarse: cells a side at the first level, which is evaluated everywhere.
-        threshold: probability of occupancy at the surface, in (0, 1).
-        box: side of the sampled cube, centred on the origin of the unit-cube frame.
+        resolution: cells per side at the finest level, ``coarse`` times a power of two.
+        coarse: cells per side at the first level, which is evaluated densely.
+        threshold: occupancy probability at the surface, in (0, 1).
+        box: side of the evaluated cube, centred on 0, in the unit-cube frame.
 
     Raises:
         ValueError: a value outside these ranges.
@@ -66,19 +66,19 @@ class ExtractionOptions:
 
     @property
     def spacing(self) -> float:
-        """Side of a cell at the finest level, in the unit-cube frame."""
+        """Cell size at the finest level, in the unit-cube frame."""
         return self.box / self.resolution
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Logits on the finest grid of several clouds.
+    """Logits of a batch of clouds on the finest grid.
 
     Args:
-        values: (B, R + 1, R + 1, R + 1) logits, axes x, y, z. Where ``known`` is false the field was not
-            evaluated: the value is a copy from nearby, on the right side of the level.
+        values: (B, R + 1, R + 1, R + 1) logits, axes x, y, z. Where ``known`` is false, the value is a copy
+            from nearby, on the right side of the level.
         known: bool of the same shape, where the field was evaluated.
-        options: the options the grid was made with.
+        options: options of the extraction.
     """
 
     values: Tensor
@@ -87,14 +87,14 @@ class Grid:
 
     @property
     def evaluations(self) -> Tensor:
-        """Points at which the field of each cloud was evaluated, (B,) int64; a dense grid has (R + 1)^3."""
+        """Field evaluations per cloud, (B,) int64; a dense grid has (R + 1)^3."""
         return self.known.flatten(1).sum(dim=1)
 
     def meshes(self) -> list[Mesh]:
-        """Surface of each cloud in the unit-cube frame, watertight and outward oriented; empty if none.
+        """Surfaces in the unit-cube frame, watertight and oriented outwards; empty if there is none.
 
-        Marching cubes with the topology of Lewiner et al. (2003) from scikit-image, on the bounding box of
-        what lies inside. A solid that reaches the border of the sampled cube is closed there.
+        Marching cubes of scikit-image (Lewiner et al., 2003) on the bounding box of the inside. A solid that
+        reaches the border of the box is closed there.
         """
         heights = functional.pad(self.values - self.options.level, (1,) * 6, value=_OUTSIDE)
         return [_march(height, self.options) for height in heights.cpu()]
@@ -110,22 +110,22 @@ def mise(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Grid:
-    """Evaluate the fields of a batch of clouds near their surfaces, on the grid of the finest level.
+    """Evaluates the fields of a batch near their surfaces, on the finest grid.
 
-    The field is called once a level, and again while the surface leaves the cells subdivided so far (a few
-    small calls); each call holds the points of all clouds.
+    The field is called once per level for all clouds, plus a few small calls where the surface leaves the
+    cells subdivided so far.
 
     Args:
         field: the logits, see `Field`.
-        num_clouds: clouds in the batch.
+        num_clouds: batch size.
         options: resolution, level and box.
-        seeds: one tensor (K, 3) per cloud, points near which a surface may lie unseen by the coarse levels:
-            the cells that hold them are subdivided down to the finest level.
-        device: where the field lives and the bookkeeping is done.
-        dtype: of the points given to the field and of the values kept.
+        seeds: one tensor (K, 3) per cloud of points near the surface. Cells that contain them are subdivided
+            down to the finest level, which finds parts that the coarse levels miss.
+        device: device of the field and of the grid.
+        dtype: type of the query points and of the values.
 
     Raises:
-        ValueError: the field returned something that is not (M,), or a logit that is not finite.
+        ValueError: the field returned a wrong shape or a logit that is not finite.
     """
     sampler = _Sampler(field, options, device, dtype)
     cells = options.coarse
@@ -157,26 +157,23 @@ def extract_meshes(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> list[Mesh]:
-    """Surface of each cloud's field at the options' level: `mise`, then marching cubes.
-
-    Args and errors as `mise`.
+    """Surfaces of the fields of a batch: `mise`, then marching cubes. Arguments and errors as `mise`.
 
     Returns:
-        A mesh a cloud in the unit-cube frame, watertight and outward oriented; an empty one where no part of
-        a surface is seen.
+        One mesh per cloud in the unit-cube frame, watertight and oriented outwards; empty if no surface is
+        found.
     """
     return mise(field, num_clouds, options, seeds=seeds, device=device, dtype=dtype).meshes()
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """Field to mesh at the level of a network's calibration; the default of the pipeline.
+    """Extraction stage: field to mesh at the level of the calibration.
 
     Args:
-        resolution: cells a side at the finest level, ``coarse`` times a power of two.
-        coarse: cells a side at the first level.
-        seeded: whether cells that hold input points are subdivided in any case: thin parts may lie between
-            the points of the coarse grid.
+        resolution: cells per side at the finest level, ``coarse`` times a power of two.
+        coarse: cells per side at the first level.
+        seeded: always subdivide cells that contain input points, which finds thin parts.
 
     Raises:
         ValueError: a value outside these ranges.
@@ -190,15 +187,15 @@ class Extraction:
         ExtractionOptions(self.resolution, self.coarse)
 
     def __call__(self, field: Field, clouds: Sequence[Tensor], calibration: Calibration) -> list[Mesh]:
-        """Surface of each cloud; at the second threshold where the first shows none.
+        """Extracts one mesh per cloud, at the second threshold if the first finds no surface.
 
         Args:
             field: logits of the batch, see `Field`.
-            clouds: ``(N_i, 3)`` what the network has seen, unit cube.
+            clouds: ``(N_i, 3)`` input of the network, unit cube.
             calibration: threshold and box.
 
         Returns:
-            One watertight mesh per cloud in the unit-cube frame, empty where there is no surface.
+            One watertight mesh per cloud in the unit-cube frame, empty if there is no surface.
         """
         options = ExtractionOptions(self.resolution, self.coarse, calibration.threshold, calibration.box)
         seeds, device = list(clouds) if self.seeded else None, clouds[0].device
@@ -216,7 +213,7 @@ class Extraction:
 
 
 class _Sampler:
-    """Calls the field at lattice points of any level."""
+    """Evaluates the field at grid points of any level."""
 
     def __init__(
         self, field: Field, options: ExtractionOptions, device: torch.device | str | None, dtype: torch.dtype
@@ -224,9 +221,9 @@ class _Sampler:
         self.field, self.options, self.device, self.dtype = field, options, device, dtype
 
     def evaluate(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Places (M, 4), cloud, x, y, z, where ``wanted`` (B, n + 1, ...) is true, and logits (M,) there."""
+        """Indices (M, 4) (cloud, x, y, z) where ``wanted`` (B, n + 1, ...) is true, and their logits (M,)."""
         index = wanted.nonzero()
-        # Positions come from the index on the finest grid, so that a point is the same number at every level.
+        # Computed from the finest grid, so that positions are identical at every level.
         fine = index[:, 1:] * (self.options.resolution // (wanted.shape[1] - 1))
         points = fine.to(self.dtype) * self.options.spacing - self.options.box / 2
         logits = self.field(points, index[:, 0].contiguous())
@@ -241,7 +238,7 @@ class _Sampler:
 
 
 def _mixed(inside: Tensor) -> Tensor:
-    """Cells (B, n, n, n) whose eight corners in ``inside`` (B, n + 1, n + 1, n + 1) disagree."""
+    """Cells (B, n, n, n) whose corners in ``inside`` (B, n + 1, n + 1, n + 1) have different signs."""
     some, every = inside, inside
     for dim in (1, 2, 3):
         size = some.shape[dim] - 1
@@ -251,7 +248,7 @@ def _mixed(inside: Tensor) -> Tensor:
 
 
 def _occupied(seeds: Sequence[Tensor], cells: int, box: float, like: Tensor) -> Tensor:
-    """Cells, shaped as ``like`` (B, n, n, n), that hold a seed."""
+    """Mask of the cells that contain a seed, shaped as ``like`` (B, n, n, n)."""
     marked = torch.zeros_like(like)
     for row, points in enumerate(seeds):
         cell = ((points / box + 0.5) * cells).floor().long()
@@ -261,9 +258,9 @@ def _occupied(seeds: Sequence[Tensor], cells: int, box: float, like: Tensor) -> 
 
 
 def _refined(values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """The next finer grid: new points copy the value of the corner below them and are not known.
+    """The next finer grid. New points are unknown and copy the value of their lower corner.
 
-    That corner belongs to every cell a new point touches, so in a uniform cell the copy has the cell's sign.
+    That corner belongs to all coarse cells around the new point, so the copy has the sign of a uniform cell.
     """
     below = torch.arange(2 * values.shape[1] - 1, device=values.device) // 2
     for dim in (1, 2, 3):
@@ -274,7 +271,7 @@ def _refined(values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _corners(cells: Tensor) -> Tensor:
-    """Points (B, 2n + 1, ...) of the finer grid that touch the marked cells (B, n, n, n) of the coarser."""
+    """Points (B, 2n + 1, ...) of the finer grid in the marked cells (B, n, n, n) of the coarser one."""
     marked = cells
     for dim in (1, 2, 3):
         size = marked.shape[dim]
@@ -288,7 +285,7 @@ def _corners(cells: Tensor) -> Tensor:
 
 
 def _cells_around(points: Tensor, like: Tensor) -> Tensor:
-    """Marks, shaped as ``like`` (B, n, n, n), the cells touched by ``points`` (K, 4) of the finer grid."""
+    """Mask, shaped as ``like`` (B, n, n, n), of the cells touched by ``points`` (K, 4) of the finer grid."""
     marked = torch.zeros_like(like)
     for offset in itertools.product((0, 1), repeat=3):
         x, y, z = ((points[:, 1:] - points.new_tensor(offset)) // 2).clamp(0, like.shape[1] - 1).unbind(1)
@@ -297,7 +294,7 @@ def _cells_around(points: Tensor, like: Tensor) -> Tensor:
 
 
 def _march(height: Tensor, options: ExtractionOptions) -> Mesh:
-    """Mesh of one cloud from values relative to the level, padded by one point on each side."""
+    """Mesh from values relative to the level, padded by one point on each side."""
     from skimage.measure import marching_cubes
 
     inside = height > 0
@@ -308,10 +305,10 @@ def _march(height: Tensor, options: ExtractionOptions) -> Mesh:
     for axes in ((1, 2), (0, 2), (0, 1)):
         occupied = inside.any(dim=axes[1]).any(dim=axes[0]).nonzero()
         low, high = int(occupied[0]) - 1, int(occupied[-1]) + 2
-        first.append(low - 1)  # the padding shifted everything by one
+        first.append(low - 1)  # undo the padding
         window.append(slice(low, high))
     volume = height[tuple(window)].float().numpy()
-    # By scikit-image's left-handed convention "ascent" makes counter-clockwise faces around larger values.
+    # In scikit-image's left-handed convention, "ascent" orients faces outwards around larger values.
     vertices, faces, _, _ = marching_cubes(np.ascontiguousarray(volume), 0.0, gradient_direction="ascent")
     positions = (vertices + np.array(first)) * options.spacing - options.box / 2
     return Mesh(positions.astype(np.float32), faces)

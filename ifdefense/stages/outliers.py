@@ -1,4 +1,4 @@
-"""The second step: points that no surface explains are left out. Also the classic baselines, SOR and SRS."""
+"""Statistical outlier removal (SOR) and simple random sampling (SRS)."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from ifdefense.geometry.points import knn
 
 
 def statistical_outlier_removal(points: Tensor, k: int = 2, alpha: float = 1.1) -> Tensor:
-    """Marks the points that statistical outlier removal (SOR) keeps.
+    """Statistical outlier removal (SOR): mask of the points to keep.
 
-    A point stays when the mean *squared* distance to its ``k`` nearest neighbours is at most
-    ``mean + alpha * std`` over its cloud, as in DUP-Net (Zhou et al., ICCV 2019,
+    A point is kept if its mean *squared* distance to its ``k`` nearest neighbours is at most
+    ``mean + alpha * std`` over the cloud, as in DUP-Net (Zhou et al., ICCV 2019,
     https://arxiv.org/abs/1812.11017) and IF-Defense (https://arxiv.org/abs/2010.05272).
 
     Args:
         points: ``(B, N, 3)``, any frame.
         k: neighbours.
-        alpha: standard deviations above the mean that are tolerated.
+        alpha: threshold in standard deviations above the mean.
 
     Returns:
-        ``(B, N)`` mask, ``True`` for points that stay; never empty for a cloud.
+        ``(B, N)`` mask of kept points, at least one per cloud.
     """
     distances, _ = knn(points, points, min(k + 1, points.shape[1]))
-    value = distances[..., 1:].mean(-1)  # the nearest point is the point itself
+    value = distances[..., 1:].mean(-1)  # without the point itself
     limit = value.mean(-1, keepdim=True) + alpha * value.std(-1, keepdim=True)
-    return value <= limit * (1 + 1e-5)  # on a regular grid all values are the mean, up to rounding
+    return value <= limit * (1 + 1e-5)  # on a regular grid all values equal the mean, up to rounding
 
 
 def simple_random_sampling(points: Tensor, drop: int = 500, *, seed: int = 0) -> Tensor:
-    """Marks the points that simple random sampling (SRS) keeps: all but ``drop``, the same in every cloud.
+    """Simple random sampling (SRS): mask of the points to keep, the same in every cloud.
 
     Args:
         points: ``(B, N, 3)``, any frame.
-        drop: points to leave out of each cloud.
-        seed: seed of the choice.
+        drop: points to drop from each cloud.
+        seed: random seed.
 
     Returns:
         ``(B, N)`` mask with ``N - drop`` entries ``True`` in each row.
 
     Raises:
-        ValueError: if fewer than one point would stay.
+        ValueError: if no point would be left.
     """
     count = points.shape[1]
     if drop >= count:

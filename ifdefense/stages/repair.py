@@ -1,16 +1,15 @@
 """Removal of anomalous deformation from a reconstructed surface.
 
-An attack leaves blobs, spikes, bumps and bridges on the surface that a network reconstructs. Two signs
-together tell them from legs, wings, handles and edges: they bulge out of a smooth version of the surface, and
-the density of input points on them is a robust outlier. Either sign alone is common on clean shapes: legs
-bulge as well, and where points were dropped nothing is supported.
+Attacks leave blobs, spikes, bumps and bridges on the reconstructed surface. A region is anomalous if it both
+bulges out of a smoothed surface and has an outlying low density of input points (support). Either criterion
+alone also holds on clean shapes: legs bulge, and regions of dropped points lack support.
 
-Both signs come from a random walk on the mesh, a discrete heat flow. The walk averages positions into a
-smooth surface (Taubin, 1995, https://doi.org/10.1145/218380.218473), and it spreads area and input points
-alike, so that their ratio is a density *along* the surface, undisturbed by other sheets nearby. A region
-found is cut off where it bridges two parts, and laid into a smooth patch with its surroundings fixed, the
-minimum of the bi-Laplacian energy (Botsch and Kobbelt, 2004, https://doi.org/10.1145/1015706.1015772).
-Components that float without support are removed. A watertight mesh stays watertight.
+Both are computed by a random walk on the mesh, a discrete heat flow. It averages positions to a smooth
+surface (Taubin, 1995, https://doi.org/10.1145/218380.218473), and diffuses area and input points, whose ratio
+is a density *along* the surface, unaffected by other sheets nearby. Anomalous regions are cut off, closed,
+and faired with fixed surroundings by minimising the bi-Laplacian energy (Botsch and Kobbelt, 2004,
+https://doi.org/10.1145/1015706.1015772). Floating components without support are removed. A watertight mesh
+stays watertight.
 """
 
 from __future__ import annotations
@@ -25,24 +24,22 @@ from numpy.typing import ArrayLike, NDArray
 from ifdefense.geometry.mesh import Doubles, Floats, Ints, Mesh, norms
 
 Mask = NDArray[np.bool_]
-Graph = Any  # scipy.sparse.csr_array, imported where it is needed
+Graph = Any  # scipy.sparse.csr_array, imported lazily
 
 
 @dataclass(frozen=True)
 class BulgeRepair:
-    """Repair stage: settings of `repair_mesh`. Lengths are in the unit cube.
+    """Repair stage: options of `repair_mesh`. Lengths are in the unit cube.
 
     Args:
-        radius: scale of an anomaly. The surface is smoothed over this distance to see what bulges out of it,
-            and support is averaged over half of it.
-        height: least displacement out of the smooth surface.
-        min_support: the density of input points, as a fraction of the shape's median, under which a bulge is
-            not supported; the same fraction of the expected points decides for floating components.
-        outlier: robust standard deviations (1.4826 median absolute deviations) by which the density must fall
-            below its median as well: where points lie unevenly all over the shape, little is called
-            unsupported.
-        max_share: an unsupported bulge with a larger share of the surface's area is a part that the network
-            restored where points are missing, and is left alone.
+        radius: scale of an anomaly. The surface is smoothed over this distance, support over half of it.
+        height: minimum displacement from the smooth surface.
+        min_support: minimum density of input points as a fraction of the shape's median; for floating
+            components, the minimum fraction of the expected points.
+        outlier: robust standard deviations (1.4826 median absolute deviations) by which the density must also
+            fall below its median, for clouds of uneven density.
+        max_share: largest share of the surface's area of a bulge. Larger ones are kept: the network restored
+            them where points are missing.
 
     Raises:
         ValueError: a value that is not positive, or a support of 1 or more.
@@ -58,7 +55,7 @@ class BulgeRepair:
         for name in ("radius", "height", "outlier", "min_support", "max_share"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.radius > 1:  # the time grows with its square
+        if self.radius > 1:  # quadratic time
             raise ValueError(f"radius must be at most 1, the side of the unit cube, got {self.radius}")
         if not math.isfinite(self.height + self.outlier + self.max_share):
             raise ValueError(f"height, outlier and max_share must be finite, got {self}")
@@ -66,21 +63,21 @@ class BulgeRepair:
             raise ValueError(f"min_support is a fraction below 1, got {self.min_support}")
 
     def __call__(self, mesh: Mesh, evidence: ArrayLike) -> Repair:
-        """As `repair_mesh` with these settings."""
+        """See `repair_mesh`."""
         return repair_mesh(mesh, evidence, self)
 
 
 @dataclass(frozen=True, eq=False)
 class Repair:
-    """A repaired mesh and what was done to it.
+    """Repaired mesh and what was changed.
 
     Args:
         mesh: the repaired mesh, in the frame of the input.
-        score: (V,) float32 anomaly of each vertex of the *input* mesh; from 1 on both signs are present.
+        score: (V,) float32 anomaly score per vertex of the *input* mesh; from 1 on both criteria hold.
         mask: (V,) bool, vertices of the input mesh that were removed or moved.
-        removed_components: floating components taken away.
-        rebuilt_regions: bulges laid flat, bridges included.
-        removed_area: area of the masked part of the input mesh, in squared units of its frame.
+        removed_components: number of floating components removed.
+        rebuilt_regions: number of bulges and bridges replaced by smooth patches.
+        removed_area: area of the masked part of the input mesh, in squared units.
     """
 
     mesh: Mesh
@@ -92,16 +89,16 @@ class Repair:
 
 
 def repair_mesh(mesh: Mesh, evidence: ArrayLike, options: BulgeRepair = BulgeRepair()) -> Repair:
-    """Remove what bulges out of a surface, or floats, without support by input points.
+    """Removes bulges and floating components that input points do not support.
 
     Args:
-        mesh: the reconstructed surface in the unit-cube frame. It is not modified.
+        mesh: reconstructed surface in the unit-cube frame, not modified.
         evidence: (K, 3) input points in the same frame.
         options: scales and thresholds.
 
     Returns:
-        The repaired mesh, watertight if the input is, with a score and mask over the vertices of the input. A
-        mesh without faces comes back as it is.
+        The repaired mesh, watertight if the input is, with score and mask per vertex of the input. A mesh
+        without faces is returned unchanged.
 
     Raises:
         ValueError: evidence that is not (K, 3), empty, or not finite.
@@ -135,14 +132,14 @@ def repair_mesh(mesh: Mesh, evidence: ArrayLike, options: BulgeRepair = BulgeRep
     )
 
 
-# Support is an average, so it fades in around an anomaly; below this most of it lacks.
+# Support is an average and fades in around an anomaly; below this threshold most of it is missing.
 _SOFT = 0.5
-# Rings of vertices around what is cut off that move with the patch: they join it smoothly to the rest.
+# Rings of vertices around the cut that are faired with the patch, for a smooth transition.
 _RIM = 3
 
 
 class _Surface:
-    """The quantities of a mesh that the stages share."""
+    """Quantities of a mesh shared by the steps."""
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
@@ -151,18 +148,18 @@ class _Surface:
         self.areas = np.bincount(mesh.faces.T.ravel(), np.tile(mesh.face_areas() / 3, 3), size)
         self.graph = _graph(mesh.faces, size)
         degrees = np.maximum(self.graph.sum(axis=0), 1)
-        self.walk = self.graph.copy()  # columns sum to 1: mass goes to the neighbours in equal parts
+        self.walk = self.graph.copy()  # columns sum to 1, so mass is preserved
         self.walk.data = self.walk.data / degrees[self.walk.indices]
         ends = self.positions[mesh.faces]
         self.step = float(np.sqrt(((ends - ends[:, [1, 2, 0]]) ** 2).sum(axis=-1).mean()))
 
     def spread(self, columns: Doubles, distance: float) -> Doubles:
-        """Mass (V, C) after a random walk of standard deviation ``distance`` in each tangent direction."""
+        """Mass (V, C) after a random walk of standard deviation ``distance`` per tangent direction."""
         return _walked(self.walk, columns, max(1, round(2 * (distance / self.step) ** 2)))
 
 
 def _graph(faces: Ints, size: int) -> Graph:
-    """Adjacency of the vertices, symmetric; the weight is the number of faces at the edge."""
+    """Symmetric adjacency of the vertices, weighted by the number of faces per edge."""
     from scipy.sparse import csr_array
 
     start, stop = faces.T.ravel(), faces[:, [1, 2, 0]].T.ravel()
@@ -173,8 +170,8 @@ def _graph(faces: Ints, size: int) -> Graph:
 def _walked(walk: Graph, columns: Doubles, steps: int) -> Doubles:
     """``walk ** steps @ columns`` in about ``2.5 * sqrt(steps)`` products.
 
-    The power is expanded in Chebyshev polynomials, whose weights are binomial and soon vanish (Sachdeva and
-    Vishnoi, 2014, https://doi.org/10.1561/0400000065, chapter 3); those kept sum to 1, so mass is kept.
+    Truncated Chebyshev expansion with binomial weights (Sachdeva and Vishnoi, 2014,
+    https://doi.org/10.1561/0400000065, chapter 3), normalised to preserve mass.
     """
     degree = min(steps, math.ceil(2.5 * math.sqrt(steps)))
     weights = np.array([_chebyshev_weight(steps, j) for j in range(degree + 1)])
@@ -196,36 +193,36 @@ def _chebyshev_weight(power: int, degree: int) -> float:
 
 
 def _nearest_counts(surface: _Surface, points: Doubles, options: BulgeRepair) -> Doubles:
-    """Points that each vertex is the nearest one of, (V,); points beyond the radius support nothing."""
+    """Number of points nearest to each vertex, (V,); points beyond the radius are ignored."""
     from scipy.spatial import cKDTree
 
     size = len(surface.positions)
-    # Beyond the bound the index is `size`: one more bin, cut off.
+    # Points beyond the bound have index `size`, an extra bin that is dropped.
     _, index = cKDTree(surface.positions).query(points, distance_upper_bound=options.radius)
     return np.bincount(index, minlength=size + 1)[:size].astype(np.float64)
 
 
 def _support(surface: _Surface, counts: Doubles, options: BulgeRepair) -> Doubles:
-    """Density of input points along the surface around each vertex, 1 at the shape's median, (V,)."""
+    """Density of input points along the surface, relative to the shape's median, (V,)."""
     near, wide = options.radius / 8, options.radius / 2
     density = counts.sum() / surface.areas.sum()
     mass = surface.spread(np.stack([counts, surface.areas], axis=1), near)
-    # A cluster supports the place where it lies, not the empty surface around it.
+    # A cluster supports its own vertices, not the empty surface around it.
     mass[:, 0] = np.minimum(mass[:, 0], density * mass[:, 1])
     mass = surface.spread(mass, math.sqrt(wide**2 - near**2))
     ratio = mass[:, 0] / mass[:, 1]
     median = np.median(ratio)
-    return np.asarray(ratio / median) if median > 0 else np.ones(len(ratio))  # else too few to say anything
+    return np.asarray(ratio / median) if median > 0 else np.ones(len(ratio))  # else too few points
 
 
 def _lack(support: Doubles, options: BulgeRepair) -> Doubles:
-    """Missing support, 1 at the least that is both too little and an outlier of the shape, (V,)."""
+    """Missing support, (V,); from 1 on it is both below the minimum and an outlier."""
     deviation = 1.4826 * float(np.median(np.abs(support - 1)))
     return (1 - support) / max(1 - options.min_support, options.outlier * deviation)
 
 
 def _bulge(surface: _Surface, options: BulgeRepair) -> Doubles:
-    """Outward displacement of each vertex from the smooth surface, 1 at the least height, (V,)."""
+    """Outward displacement from the smooth surface, in units of the minimum height, (V,)."""
     moments = surface.areas[:, None] * np.insert(surface.positions, 0, 1, axis=1)
     mass = surface.spread(moments, options.radius)
     offset = surface.positions - mass[:, 1:] / mass[:, :1]
@@ -234,26 +231,25 @@ def _bulge(surface: _Surface, options: BulgeRepair) -> Doubles:
 
 
 def _floating(surface: _Surface, counts: Doubles, options: BulgeRepair) -> tuple[Mask, int]:
-    """Vertices of components without support, (V,), and the number of these components."""
+    """Mask (V,) of components without support, and their number."""
     from scipy.sparse.csgraph import connected_components
 
     number, label = connected_components(surface.graph, directed=False)
     found = np.bincount(label, counts, number)
     areas = np.bincount(label, surface.areas, number)
     expected = found.sum() * areas / areas.sum()
-    # One more than expected: a speck has to show a point before it is believed.
+    # Plus one, so that a tiny component needs at least one point.
     unsupported = found < options.min_support * (expected + 1)
-    unsupported[np.lexsort((areas, found))[-1]] = False  # something is always left
+    unsupported[np.lexsort((areas, found))[-1]] = False  # keep at least one component
     return unsupported[label], int(unsupported.sum())
 
 
 def _grown(surface: _Surface, core: Mask, bulge: Doubles, soft: Mask, options: BulgeRepair) -> Mask:
-    """The core grown to the foot of its anomaly, (V,).
+    """Grows the core to the foot of its anomaly, (V,).
 
-    It spreads, by the radius at most, over surface without much support, and downhill: to a neighbour that
-    bulges less. From the flank of a spike this leads into the hollow around its foot and no farther; the side
-    of a leg, level and supported, does not lead away. Small islands left inside are taken in: they are the
-    few points that an anomaly is made of.
+    The region grows, by the radius at most, over poorly supported vertices and downhill, to neighbours that
+    bulge less. On a spike this stops in the hollow around its foot; the side of a leg is level and supported
+    and stops it at once. Small islands inside are included.
     """
     graph = surface.graph
     start, stop = np.repeat(np.arange(len(core)), np.diff(graph.indptr)), graph.indices
@@ -269,9 +265,9 @@ def _grown(surface: _Surface, core: Mask, bulge: Doubles, soft: Mask, options: B
 
 
 def _regions(surface: _Surface, core: Mask, grown: Mask, options: BulgeRepair) -> Ints:
-    """Label of the region each vertex belongs to, (V,), -1 for none.
+    """Region label per vertex, (V,), -1 for none.
 
-    Left out are regions with too large a core, and whole components: these are removed or stay.
+    Regions with too large a core and whole components are excluded.
     """
     pieces, areas = _pieces(surface, grown)
     cores = np.bincount(pieces[core], surface.areas[core], len(areas))
@@ -283,14 +279,14 @@ def _regions(surface: _Surface, core: Mask, grown: Mask, options: BulgeRepair) -
 
 
 def _dilated(graph: Graph, mask: Mask, rings: int) -> Mask:
-    """The masked vertices and their neighbours, several times."""
+    """Dilates a vertex mask by a number of rings."""
     for _ in range(rings):
         mask = mask | (graph @ mask > 0)
     return mask
 
 
 def _pieces(surface: _Surface, mask: Mask) -> tuple[Ints, Doubles]:
-    """Connected pieces of the masked vertices: label (V,), -1 outside, and area of each."""
+    """Connected components of a vertex mask: labels (V,), -1 outside, and their areas."""
     from scipy.sparse.csgraph import connected_components
 
     inside = np.flatnonzero(mask)
@@ -301,7 +297,7 @@ def _pieces(surface: _Surface, mask: Mask) -> tuple[Ints, Doubles]:
 
 
 def _rebuilt(mesh: Mesh, regions: Ints, free: Mask, floating: Mask) -> Mesh:
-    """The mesh without floating components, every region cut off and closed, patch and rim smoothed."""
+    """Removes floating components; cuts off, closes and fairs each region."""
     vertices, faces = mesh.vertices.astype(np.float64), mesh.faces[~floating[mesh.faces[:, 0]]]
     if free.any():
         step = float(np.median(norms(vertices[faces[:, 0]] - vertices[faces[:, 1]])))
@@ -314,9 +310,9 @@ def _rebuilt(mesh: Mesh, regions: Ints, free: Mask, floating: Mask) -> Mesh:
 
 
 def _cut_off(vertices: Doubles, faces: Ints, regions: Ints, step: float) -> tuple[Doubles, Ints]:
-    """Vertices and faces with the faces inside each region replaced by caps on its boundary loops."""
+    """Replaces the faces inside each region by caps on its boundary loops."""
     label = regions[faces]
-    within = np.where((label == label[:, :1]).all(axis=1), label[:, 0], -1)  # (F,) region a face lies in
+    within = np.where((label == label[:, :1]).all(axis=1), label[:, 0], -1)  # (F,) region of each face
     for region in range(int(regions.max()) + 1):
         loops = _boundary_loops(faces[within == region])
         faces, within = faces[within != region], within[within != region]
@@ -328,7 +324,7 @@ def _cut_off(vertices: Doubles, faces: Ints, regions: Ints, step: float) -> tupl
 
 
 def _cap(corners: Doubles, loop: Ints, first: int, step: float) -> tuple[Doubles, Ints]:
-    """New vertices, numbered from ``first``, and faces that close a loop by rings about a step apart."""
+    """Closes a loop by rings about ``step`` apart: new vertices, numbered from ``first``, and faces."""
     size, centre = len(loop), corners.mean(axis=0)
     rings = max(1, round(float(norms(corners - centre).mean()) / step))
     shares = np.arange(1, rings)[:, None, None] / rings
@@ -342,7 +338,7 @@ def _cap(corners: Doubles, loop: Ints, first: int, step: float) -> tuple[Doubles
 
 
 def _boundary_loops(faces: Ints) -> list[Ints]:
-    """Simple closed loops of the edges with a face on one side only, each in the direction of that face."""
+    """Simple closed loops of boundary edges, oriented as their faces."""
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     base = int(faces.max(initial=0)) + 1
     lone = ~np.isin(edges[:, 0] * base + edges[:, 1], edges[:, 1] * base + edges[:, 0])
@@ -359,7 +355,7 @@ def _boundary_loops(faces: Ints) -> list[Ints]:
             stop = stops.pop()
             if not stops:
                 del following[path[-1]]
-            if stop in path:  # closes a loop; what led to it waits for its own closing
+            if stop in path:  # closes a loop; the path before it remains open
                 first = path.index(stop)
                 loops.append(np.array(path[first:]))
                 del path[first + 1 :]
@@ -369,21 +365,21 @@ def _boundary_loops(faces: Ints) -> list[Ints]:
 
 
 def _faired(vertices: Doubles, faces: Ints, free: Mask) -> Doubles:
-    """Positions with the free vertices at the minimum of the bi-Laplacian energy, the others fixed."""
+    """Moves the free vertices to the minimum of the bi-Laplacian energy, with the others fixed."""
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
     from scipy.sparse.linalg import splu
 
     graph = _graph(faces, len(vertices))
     degrees = graph.sum(axis=1)
-    # Without a fixed vertex there is nothing to lie smoothly in: what was cut off, or lies in a rim whole.
+    # Components without fixed vertices have no unique minimum: cut-off parts, or parts within the rim.
     component = connected_components(graph, directed=False)[1]
     free = free & (np.bincount(component, ~free) > 0)[component]
     rows = np.flatnonzero(_dilated(graph, free, 1))
     neighbours = graph[rows]
     neighbours.data = neighbours.data / np.repeat(degrees[rows], np.diff(neighbours.indptr))
     selection = csr_array((np.ones(len(rows)), (np.arange(len(rows)), rows)), shape=neighbours.shape)
-    laplacian = (selection - neighbours).tocsc()  # uniform weights: the slivers of marching cubes do no harm
+    laplacian = (selection - neighbours).tocsc()  # uniform weights, robust to the slivers of marching cubes
     moving = laplacian[:, np.flatnonzero(free)]
     constant = laplacian @ np.where(free[:, None], 0.0, vertices)
     solver = splu((moving.T @ moving).tocsc(), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True})

@@ -1,4 +1,4 @@
-"""From meshes to clouds of exactly as many points as asked for, spread evenly over the surface."""
+"""Resampling of meshes to an exact number of points."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Samples:
-    """Points on surfaces, in the meshes' frame.
+    """Points sampled from surfaces, in the meshes' frame.
 
     Attributes:
         points: ``(B, N, 3)`` float32.
-        normals: ``(B, N, 3)`` outward unit normals of the faces that the points lie on.
+        normals: ``(B, N, 3)`` outward unit normals of their faces.
     """
 
     points: Tensor
@@ -43,22 +43,22 @@ def resample(
     inset: float = 0.0,
     device: torch.device | str | None = None,
 ) -> Samples:
-    """Exactly ``num_points`` points from each mesh.
+    """Samples exactly ``num_points`` points from each mesh.
 
     Args:
         meshes: B surfaces.
         num_points: points per mesh.
-        seed: every mesh is sampled with a generator of this seed, so its points do not depend on its batch.
-        method: ``"uniform"`` draws independent points; the others thin ``oversample * num_points`` of those:
-            ``"farthest"`` by farthest-point sampling, ``"poisson"`` to a Poisson-disk set with the largest
-            radius that bisection finds.
-        oversample: candidates per point kept, at least 1.
-        inset: candidates are moved by this against their normal, in the meshes' unit, to take back the
+        seed: random seed, applied per mesh, so results do not depend on the batch.
+        method: ``"uniform"`` draws independent points. ``"farthest"`` and ``"poisson"`` subsample
+            ``oversample * num_points`` of them, by farthest-point sampling or to a Poisson-disk set whose
+            radius is maximised by bisection.
+        oversample: candidates per sample, at least 1.
+        inset: distance by which samples are moved against their normals, in the meshes' unit, to undo the
             thickening of a solid.
-        device: where the points are thinned and returned.
+        device: device of the subsampling and of the result.
 
     Raises:
-        ValueError: a mesh is empty or without area (the message names it), or an argument is out of range.
+        ValueError: a mesh is empty or has no area (the message names it), or an argument is out of range.
     """
     if num_points < 1 or oversample < 1:
         raise ValueError(f"num_points and oversample must be at least 1, got {num_points} and {oversample}")
@@ -96,11 +96,11 @@ def fill(
     oversample: int = 4,
     inset: float = 0.0,
 ) -> Tensor:
-    """Exactly ``num_points`` points per mesh: input points near its surface, samples where there are none.
+    """Combines input points near the surface with samples of the mesh where there are none.
 
-    Input points within ``tolerance`` of the surface are kept, others are dropped; samples of the surface
-    farther than ``tolerance`` from every point kept are added. Farthest-point sampling thins the union. Kept
-    points are averaged over k neighbours, which attenuates per-point noise.
+    Input points within ``tolerance`` of the surface are kept; samples of the surface farther than
+    ``tolerance`` from every kept point are added. Farthest-point sampling reduces the union to
+    ``num_points``. Kept points are averaged over ``smoothing`` neighbours, which attenuates per-point noise.
 
     Args:
         meshes: B surfaces.
@@ -108,9 +108,8 @@ def fill(
         num_points: points per cloud.
         tolerance: largest distance of a kept point from the surface, in the meshes' unit.
         seed: as for `resample`.
-        smoothing: input points are replaced by the mean of this many nearest ones, themselves included; 1
-            leaves them where they are.
-        oversample: samples of the surface per point, at least 1.
+        smoothing: neighbours averaged per input point, itself included; 1 for no smoothing.
+        oversample: samples of the surface per point of the result, at least 1.
         inset: as for `resample`.
 
     Returns:
@@ -129,14 +128,14 @@ def fill(
     if not unions:
         return samples.points
     size = max(len(union) for union in unions)
-    # Copies of the first point are at distance 0 from what is chosen: they fill the batch, never taken.
+    # Padding with copies of the first point: at distance 0, they are never sampled.
     padded = torch.stack([torch.cat([u, u[:1].expand(size - len(u), 3)]) for u in unions])
     return gather(padded, spread_sampling(padded, num_points))
 
 
 def _union(samples: Tensor, evidence: Tensor, count: int, tolerance: float) -> Tensor:
-    """Evidence near the samples, and the samples far from that evidence; at least ``count`` points."""
-    # Points with the same neighbours have the same mean: each position counts once.
+    """Evidence near the samples, and samples far from that evidence; at least ``count`` points."""
+    # Points with the same neighbours have the same mean, so duplicates are removed.
     evidence = evidence[first_occurrences(evidence)]
     confirmed = evidence[_distances(evidence, samples) <= tolerance]
     if not len(confirmed):
@@ -148,13 +147,13 @@ def _union(samples: Tensor, evidence: Tensor, count: int, tolerance: float) -> T
 
 
 def _distances(query: Tensor, source: Tensor) -> Tensor:
-    """Distance of each query to its nearest source, (n,) float64."""
+    """Distance of each query to the nearest source, (n,) float64."""
     return knn(query[None].double(), source[None].double(), 1)[0][0, :, 0].sqrt()
 
 
 @dataclasses.dataclass(frozen=True)
 class SurfaceSampling:
-    """Samples of the mesh and nothing else, as the resampling stage of a pipeline; see `resample`."""
+    """Resampling stage: samples of the mesh only; see `resample`."""
 
     method: Method = "farthest"
     oversample: int = 4
@@ -169,7 +168,7 @@ class SurfaceSampling:
     def __call__(
         self, meshes: Sequence[Mesh], evidence: Sequence[Tensor], num_points: int, seed: int, inset: float
     ) -> Tensor:
-        """``(B, num_points, 3)`` points; the evidence only says on which device."""
+        """``(B, num_points, 3)`` points, on the device of the evidence."""
         return resample(
             meshes,
             num_points,
@@ -183,7 +182,7 @@ class SurfaceSampling:
 
 @dataclasses.dataclass(frozen=True)
 class FillSampling:
-    """Smoothed input points, and samples of the mesh where there are none; see `fill`."""
+    """Resampling stage: smoothed input points, and samples of the mesh where there are none; see `fill`."""
 
     tolerance: float = 0.3
     smoothing: int = 8
@@ -213,13 +212,13 @@ class FillSampling:
 
 
 def _poisson_disk(candidates: Floats, count: int, area: float) -> Ints:
-    """Indices of ``count`` of the (M, 3) candidates, no two nearer than a radius as large as bisection finds.
+    """Poisson-disk subset: indices of ``count`` of the (M, 3) candidates, radius maximised by bisection.
 
-    Dart throwing (Cook, 1986) in the order of the candidates, which is random already.
+    Dart throwing (Cook, 1986) in the order of the candidates, which is random.
     """
     from scipy.spatial import cKDTree
 
-    # Discs of this diameter would tile the plane as hexagons: darts thrown at random never pack as densely.
+    # Spacing of the hexagonal packing: an upper bound that dart throwing never reaches.
     largest = np.sqrt(2 * area / (np.sqrt(3) * count))
     pairs = cKDTree(candidates).query_pairs(largest, output_type="ndarray")  # (P, 2), first index the smaller
     distances = np.linalg.norm(candidates[pairs[:, 0]] - candidates[pairs[:, 1]], axis=1)
@@ -236,10 +235,10 @@ def _poisson_disk(candidates: Floats, count: int, area: float) -> Ints:
 
 
 def _throw_darts(conflicts: Ints, size: int) -> Ints:
-    """Candidates accepted one after another unless they conflict with one accepted before, ascending.
+    """Greedy acceptance in order: a candidate is accepted unless it conflicts with an accepted one.
 
-    The sequential answer, found in a few parallel rounds: a candidate is certain as soon as all earlier ones
-    it conflicts with are decided.
+    Equals the sequential result in a few parallel rounds: a candidate is decided once all earlier conflicting
+    ones are.
     """
     undecided = np.ones(size, bool)
     accepted = np.zeros(size, bool)
