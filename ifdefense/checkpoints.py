@@ -1,4 +1,4 @@
-"""Weights: read without ever running code that a file brings along, written as half-precision safetensors."""
+"""Checkpoints: loading without arbitrary code execution, saving as float16 safetensors."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 WRAPPERS = ("model", "model_state_dict", "state_dict", "net")
-"""Entries under which public checkpoints keep their tensors."""
+"""Keys under which public checkpoints store the state dict."""
 
 
 class CheckpointError(ValueError):
-    """A file of weights cannot be read, or does not fit the network."""
+    """A checkpoint cannot be read or does not fit the network."""
 
 
 def _numpy_scalars() -> list[Any]:
-    """What a pickled NumPy number is made of, under the names of NumPy 1 and 2; no arrays, no objects."""
+    """Globals of pickled NumPy scalars, under the names of NumPy 1 and 2; no arrays, no objects."""
     scalar = np.float64().__reduce__()[0]
     dtypes = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
@@ -31,16 +31,16 @@ def _numpy_scalars() -> list[Any]:
 
 
 def load_pickle(path: Path) -> Any:
-    """What `torch.save` wrote: tensors, plain Python values and NumPy numbers, on the CPU.
+    """Loads a file of `torch.save` with tensors, plain Python values and NumPy scalars, onto the CPU.
 
     Raises:
-        CheckpointError: if the file is damaged, or is a pickle that names anything else, which is not run.
+        CheckpointError: if the file is damaged or its pickle refers to anything else, which is not executed.
     """
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on damaged files the readers of zip and pickle fail in many ways
-        # torch's own message advises to load the file unsafely.
+    except Exception as error:  # zip and pickle raise many kinds of errors on damaged files
+        # Replaces torch's message, which advises unsafe loading.
         named = re.search(r"GLOBAL (\S+)|(?:function|but got) (<.*>)", str(error))
         if named:
             what = named[1] or named[2]
@@ -51,7 +51,7 @@ def load_pickle(path: Path) -> Any:
 
 
 def _kind(path: Path) -> str:
-    """What a file is that is no checkpoint, as the end of a sentence."""
+    """Describes a file that is not a checkpoint, for error messages."""
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
@@ -64,15 +64,15 @@ def _kind(path: Path) -> str:
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:
-    """Reads the tensors of a ``.safetensors`` file, or of one that `torch.save` wrote, such as ``.pth``.
+    """Loads a state dict from a ``.safetensors`` file or a file of `torch.save`, such as ``.pth``.
 
-    Public checkpoints load as their authors' code writes them: the tensors bare or under one of `WRAPPERS`,
-    the optimiser, numbers and NumPy's scalars beside them, names with or without the prefix ``module.``.
+    Public checkpoints load unchanged: the state dict may be stored under one of `WRAPPERS`, beside optimiser
+    state and numbers, and names may have the prefix ``module.``.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if the file is damaged, holds no tensors, is a pickle that wants to run code, or a
-            tensor holds NaN or infinity.
+        CheckpointError: if the file is damaged, has no tensors, is a pickle that would execute code, or a
+            tensor is not finite.
     """
     path = _existing(path)
     state = _load_safetensors(path) if path.suffix == ".safetensors" else load_pickle(path)
@@ -120,10 +120,7 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 
 
 def load_metadata(path: str | Path) -> dict[str, str]:
-    """The text entries that were written beside the tensors of a ``.safetensors`` file.
-
-    Returns:
-        The entries; none for a file without any or of another format.
+    """Metadata of a ``.safetensors`` file; empty for other formats.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -142,10 +139,10 @@ def load_metadata(path: str | Path) -> dict[str, str]:
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path = "the checkpoint") -> None:
-    """Copies tensors into a module, in the module's dtype: all of them or none.
+    """Loads a state dict into a module, in the module's dtype; on errors the module is unchanged.
 
     Raises:
-        CheckpointError: naming the tensors that are missing, unexpected or of another shape.
+        CheckpointError: if tensors are missing, unexpected or of another shape; lists them.
     """
     own = module.state_dict()
     faults = [f"{name} is missing" for name in own.keys() - state.keys()]
@@ -166,10 +163,9 @@ def _fits_half(value: Tensor) -> bool:
 
 
 def save_safetensors(module: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a module's tensors atomically, floats as float16.
+    """Saves a module's state dict atomically, floats as float16.
 
-    A tensor with values beyond the range of float16, such as the running variance of a deep residual path,
-    keeps its precision.
+    Tensors beyond the range of float16, such as running variances of deep residual paths, keep their dtype.
     """
     from safetensors.torch import save
 
@@ -186,10 +182,10 @@ def save_safetensors(module: nn.Module, path: str | Path, metadata: Mapping[str,
 
 
 def shipped(package: str, name: str) -> Path:
-    """Path of ``name.safetensors`` among the weights that a package ships.
+    """Path of the shipped weights ``name`` of a package.
 
     Raises:
-        ValueError: if there is none; lists those there are.
+        ValueError: if there are none of that name; lists the available ones.
     """
     folder = Path(str(resources.files(package))) / "weights"
     path = folder / f"{name}.safetensors"

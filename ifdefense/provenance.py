@@ -1,4 +1,4 @@
-"""What a stored result was made of: digests of code, tensors and descriptions."""
+"""Digests of code, tensors and plain data, as keys of caches and results."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from typing import Any
 from torch import Tensor
 
 REGISTRIES = frozenset({"ifdefense.purifiers.registry"})
-"""Modules that only choose others by name: another entry in them changes no result."""
+"""Modules excluded from digests: they only select others by name."""
 
 _DIGITS = 16
 
 
 def code_digest(modules: Iterable[str]) -> str:
-    """Digest of modules and of all that they import, 16 hexadecimal digits.
+    """Digest of modules and their imports, 16 hexadecimal digits.
 
-    Imports are followed within the top-level packages of the modules and this package, those inside functions
-    too. The digest is that of the syntax trees without docstrings, so comments, docstrings and layout make no
-    difference. Other packages do not count; see `versions`.
+    Imports, including lazy ones, are followed within the top-level packages of the modules and this package;
+    for other packages see `versions`. The digest covers syntax trees without docstrings, so comments,
+    docstrings and formatting do not change it.
 
     Args:
-        modules: names of modules, such as ``"attacks.gradient.pgd"``. Those without Python source, such as
-            ``builtins``, are left out.
+        modules: names of modules, such as ``"attacks.gradient.pgd"``. Modules without Python source, such as
+            ``builtins``, are ignored.
     """
     pending = list(modules)
     packages = {name.partition(".")[0] for name in [*pending, __name__]}
@@ -47,7 +47,7 @@ def code_digest(modules: Iterable[str]) -> str:
 
 
 def digest(value: Any) -> str:
-    """Digest of plain data, as `json` writes it, or of a tensor's shape, type and values."""
+    """Digest of JSON-serialisable data, or of a tensor's shape, dtype and values."""
     if isinstance(value, Tensor):
         head = f"{value.dtype} {tuple(value.shape)}".encode()
         return hashlib.sha256(head + value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[
@@ -57,7 +57,7 @@ def digest(value: Any) -> str:
 
 
 def modules_of(spec: Any) -> set[str]:
-    """Modules of the classes that a description by `ifdefense.purifiers.specs.describe` names."""
+    """Modules of the classes named in a spec, see `ifdefense.purifiers.specs.describe`."""
     if isinstance(spec, dict):
         own = {spec["class"].partition(":")[0]} if isinstance(spec.get("class"), str) else set()
         return own.union(*(modules_of(value) for value in spec.values()))
@@ -70,7 +70,7 @@ def versions() -> dict[str, str]:
 
 
 def _source(module: str) -> Path | None:
-    """The file of a module: where it was loaded from, else found without running it."""
+    """Source file of a module, found without importing it."""
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is not None:
         return Path(file) if file.endswith(".py") else None
@@ -108,7 +108,7 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 def _imports(tree: ast.AST) -> Iterator[tuple[int, str, str | None]]:
-    """All imports but those for type checkers only."""
+    """All imports except those under ``TYPE_CHECKING``."""
     pending = [tree]
     while pending:
         node = pending.pop()
@@ -123,7 +123,7 @@ def _imports(tree: ast.AST) -> Iterator[tuple[int, str, str | None]]:
 
 
 def _absolute(imported: tuple[int, str, str | None], importer: str, path: Path) -> tuple[str, str | None]:
-    """The full name of the module of an import, and the name that is imported from it."""
+    """Resolves a relative import: full name of the module, and the imported name."""
     level, module, name = imported
     if level:
         drop = level - (path.name == "__init__.py")
@@ -133,6 +133,6 @@ def _absolute(imported: tuple[int, str, str | None], importer: str, path: Path) 
 
 
 def _module(module: str, name: str | None) -> str:
-    """The module that an import needs: the submodule where the name is one."""
+    """Module of an import: the submodule if ``name`` is one."""
     inner = f"{module}.{name}"
     return inner if name is not None and _source(inner) is not None else module

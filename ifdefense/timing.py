@@ -1,18 +1,20 @@
-"""Wall-clock time of named stages, collected where somebody asks for it."""
+"""Wall-clock time of named stages."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import threading
 import time
 from collections.abc import Iterator
 
+_lock = threading.Lock()
 _seconds: contextvars.ContextVar[dict[str, float] | None] = contextvars.ContextVar("seconds", default=None)
 
 
 @contextlib.contextmanager
 def timed() -> Iterator[dict[str, float]]:
-    """Collects the seconds of every `stage` inside the block, by name."""
+    """Collects the seconds of every `stage` inside the block, by name; those of parallel threads add up."""
     seconds: dict[str, float] = {}
     token = _seconds.set(seconds)
     try:
@@ -23,7 +25,7 @@ def timed() -> Iterator[dict[str, float]]:
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Adds the time of the block to a stage, if anyone collects."""
+    """Adds the time of the block to a stage; a no-op outside of `timed`."""
     seconds = _seconds.get()
     if seconds is None:
         yield
@@ -32,4 +34,6 @@ def stage(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+        spent = time.perf_counter() - start
+        with _lock:
+            seconds[name] = seconds.get(name, 0.0) + spent

@@ -1,8 +1,8 @@
-"""Corrupts clouds the way attackers do, for encoders that must see the clean shape behind.
+"""Simulated attacks as data augmentation for training implicit networks.
 
-Point-shifting attacks (CW, PGD) move a few points far and many a little, adding attacks place outliers and
-clusters, dropping attacks take away regions that matter, mostly far from the centre (Zheng et al.,
-*PointCloud Saliency Maps*, arXiv:1812.01687). Every cloud draws its own mix and its own severities.
+Shifting attacks (CW, PGD) move a few points far and many slightly, adding attacks place outliers and
+clusters, dropping attacks remove salient regions, mostly far from the centre (Zheng et al., *PointCloud
+Saliency Maps*, https://arxiv.org/abs/1812.01687). Corruptions and severities are drawn per cloud.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SimulationOptions:
-    """How often and how strongly clouds are corrupted.
+    """Probabilities and maximum severities of the corruptions.
 
-    A cloud meets each corruption with its probability, at a severity drawn uniformly up to the maximum.
-    Lengths are in the unit cube, shares are of the points.
+    Each corruption is applied to a cloud with its probability, at a severity drawn uniformly up to the
+    maximum. Lengths are in the unit cube; shares are fractions of the points.
 
     Attributes:
-        clean: probability that a cloud is not corrupted at all, only resampled.
+        clean: probability that a cloud is only resampled.
         noise: probability of Gaussian noise on every point.
         noise_sigma: largest standard deviation of the noise.
         displace: probability that a subset of points is moved far.
         displace_share: largest share of points moved.
-        displace_length: largest length of a move; most are much shorter.
+        displace_length: largest displacement; most are much shorter.
         outliers: probability of outliers, uniform in the cube.
         outlier_share: largest share of outliers.
         clusters: probability of added clusters near or off the surface.
         cluster_count: largest number of clusters.
-        cluster_share: largest share of points in clusters, all together.
+        cluster_share: largest total share of points in clusters.
         cluster_radius: largest radius of a cluster.
         cluster_offset: standard deviation of a cluster's centre about a point of the cloud.
-        holes: probability that balls are cut out.
+        holes: probability that balls of points are removed.
         hole_count: largest number of balls.
-        hole_share: largest share of points lost to the balls, all together.
-        salient: probability that points far from the centre are lost, in a few directions.
-        salient_share: largest share of points lost so.
-        cut: probability that a half space is cut off.
-        cut_share: largest share of points lost to the cut.
-        uneven: probability that the density falls off from a random point of the cloud.
-        uneven_rate: largest rate of that fall, in natural logarithms per unit of length.
+        hole_share: largest total share of points in the balls.
+        salient: probability that points far from the centre are dropped, in a few directions.
+        salient_share: largest share of points dropped so.
+        cut: probability that a half space is removed.
+        cut_share: largest share of points in the half space.
+        uneven: probability that the density decays exponentially from a random point of the cloud.
+        uneven_rate: largest decay rate, per unit of length.
 
     Raises:
         ValueError: if a probability or a share is outside [0, 1], a length is negative, a count is 0, or the
-            dropped shares leave nothing.
+            dropped shares sum to 1 or more.
     """
 
     clean: float = 0.1
@@ -92,21 +92,20 @@ def simulate_attack(
     generator: torch.Generator | None = None,
     options: SimulationOptions | None = None,
 ) -> Tensor:
-    """Corrupts every cloud of a batch with a mix of its own.
+    """Corrupts a batch, with a mix of corruptions drawn per cloud.
 
     Args:
-        points: ``(B, N, 3)`` clean points on the surfaces, unit-cube frame.
-        num_out: points a corrupted cloud, by default ``N``. Fewer are drawn without replacement; where fewer
-            are left, the rest are repeated, each equally often.
-        generator: source of randomness, on any device; by default PyTorch's own.
-        options: what to do, `SimulationOptions()` by default.
+        points: ``(B, N, 3)`` clean points, unit-cube frame.
+        num_out: points per corrupted cloud, by default ``N``. They are drawn without replacement; if too few
+            are left, all are repeated equally often.
+        generator: source of randomness, on any device; by default PyTorch's global one.
+        options: by default `SimulationOptions()`.
 
     Returns:
-        ``(B, num_out, 3)`` corrupted points in the same frame. Outliers stay within the cube, moved points
-        may leave it.
+        ``(B, num_out, 3)`` points in the same frame. Displaced points may leave the cube.
 
     Raises:
-        ValueError: if the points are not ``(B, N, 3)`` or there are none, or ``num_out`` is less than 1.
+        ValueError: if the points are empty or not ``(B, N, 3)``, or ``num_out`` is less than 1.
     """
     if points.ndim != 3 or points.shape[2] != 3 or points.shape[1] == 0:
         raise ValueError(f"points must be (B, N, 3) with N > 0, got {tuple(points.shape)}")
@@ -131,11 +130,11 @@ def simulate_attack(
 
 
 class _Draw:
-    """Random tensors for a batch of clouds, in its dtype and on its device, whatever the generator's.
+    """Random tensors for a batch, in its dtype and on its device, independent of the generator's.
 
     Args:
         points: ``(B, N, 3)``, the batch.
-        clean: probability that a cloud's severities are all 0.
+        clean: probability that all severities of a cloud are 0.
         generator: source of randomness.
     """
 
@@ -155,12 +154,12 @@ class _Draw:
         return drawn.to(self._like)
 
     def severity(self, probability: float, largest: float) -> Tensor:
-        """``(B, 1)``: 0 where a cloud is spared, elsewhere uniform up to the largest."""
+        """``(B, 1)`` severities: uniform up to ``largest`` with the given probability, else 0."""
         active = self._corrupted & (self.uniform(1) < probability)
         return active * largest * self.uniform(1)
 
     def count(self, largest: int) -> Tensor:
-        """``(B, 1)`` whole numbers from 1 to the largest."""
+        """``(B, 1)`` integers from 1 to ``largest``."""
         return (self.uniform(1) * largest).long() + 1
 
     def member(self, points: Tensor) -> Tensor:
@@ -170,16 +169,15 @@ class _Draw:
 
 
 def _drops(points: Tensor, draw: _Draw, options: SimulationOptions) -> list[tuple[Tensor, Tensor]]:
-    """What is lost: scores ``(B, N)`` and the share ``(B, 1)`` of points, those with the highest, that go."""
+    """Scores ``(B, N)`` of each dropping corruption, and the share ``(B, 1)`` of top scores to drop."""
     losses = []
     share, count = draw.severity(options.holes, options.hole_share), draw.count(options.hole_count)
     for hole in range(options.hole_count):
         losses.append((-_distance(points, draw.member(points)), share / count * (hole < count)))
 
-    # A saliency attack takes the far ends of a few limbs: distance from the centre, weighted towards some
-    # directions.
+    # Saliency attacks drop the ends of a few limbs: distance from the centre, weighted by direction.
     offset = points - points.median(dim=1, keepdim=True).values
-    towards = _unit(offset) @ _unit(draw.normal(3, 3)).mT  # (B, N, 3) cosines with three directions
+    towards = _unit(offset) @ _unit(draw.normal(3, 3)).mT  # (B, N, 3) cosines to three directions
     focus = 4 * draw.uniform(1)
     score = offset.norm(dim=2) * torch.exp(focus * towards.amax(dim=2))
     losses.append((score, draw.severity(options.salient, options.salient_share)))
@@ -190,7 +188,7 @@ def _drops(points: Tensor, draw: _Draw, options: SimulationOptions) -> list[tupl
 
 
 def _moves(num: int, draw: _Draw, options: SimulationOptions) -> Tensor:
-    """``(B, num, 3)`` long moves of a few points, in all directions in some clouds, much in one in others."""
+    """``(B, num, 3)`` displacements of a few points, isotropic in some clouds, mostly parallel in others."""
     chosen = draw.uniform(num) < draw.severity(options.displace, options.displace_share)
     length = options.displace_length * draw.uniform(1) * draw.uniform(num) ** 2
     direction = _unit(draw.normal(num, 3) + 2 * draw.uniform(1, 1) * draw.normal(1, 3))
@@ -198,7 +196,7 @@ def _moves(num: int, draw: _Draw, options: SimulationOptions) -> Tensor:
 
 
 def _clusters(points: Tensor, num: int, draw: _Draw, options: SimulationOptions) -> Tensor:
-    """``(B, num, 3)`` points in a few balls, each about a point of the cloud or off it."""
+    """``(B, num, 3)`` points in a few balls on or near the cloud."""
     centres = torch.cat([draw.member(points) for _ in range(options.cluster_count)], dim=1)
     centres = centres + options.cluster_offset * draw.uniform(1, 1) * draw.normal(options.cluster_count, 3)
     which = (draw.uniform(num) * draw.count(options.cluster_count)).long()
@@ -208,7 +206,7 @@ def _clusters(points: Tensor, num: int, draw: _Draw, options: SimulationOptions)
 
 
 def _resample(points: Tensor, log_weight: Tensor, num: int, draw: _Draw) -> Tensor:
-    """Draws ``num`` points by weight, without replacement (Gumbel keys) until none is left, then again."""
+    """Draws ``num`` weighted points without replacement (Gumbel keys), repeating if too few are left."""
     keys = log_weight - torch.log(-torch.log(draw.uniform(points.shape[1]).clamp(1e-12, 1 - 1e-7)))
     order = keys.argsort(dim=1, descending=True)
     left = torch.isfinite(log_weight).sum(dim=1, keepdim=True)
@@ -217,7 +215,7 @@ def _resample(points: Tensor, log_weight: Tensor, num: int, draw: _Draw) -> Tens
 
 
 def _highest(score: Tensor, share: Tensor) -> Tensor:
-    """Marks the given share ``(B, 1)`` of each row with the highest scores ``(B, N)``, rounded down."""
+    """Mask of the share ``(B, 1)`` with the highest scores ``(B, N)`` per row, rounded down."""
     number = (share * score.shape[1]).long().clamp(max=score.shape[1] - 1)
     return score > score.sort(dim=1, descending=True).values.gather(1, number)
 
