@@ -19,10 +19,10 @@ from ifdefense.data.formats import (
     CloudFile,
     encode_cloud_file,
     read_cloud_file,
-    replacing,
     write_cloud_file,
     write_mesh,
 )
+from ifdefense.data.formats.files import write_bytes
 from ifdefense.data.formats.table import Options
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class Settings:
         mesh: write the repaired surfaces as well.
         force: replace existing files.
         skip_existing: pass over files whose result exists.
-        columns: see `ifdefense.data.formats.read_cloud`, like the following.
-        key: ...
-        max_points: ...
+        columns: names or numbers of the columns with x, y and z, as for `ifdefense.data.read_cloud`.
+        key: name of the array of points in .npz and .h5 files.
+        max_points: larger files are refused.
     """
 
     num_points: int | None = None
@@ -476,8 +476,8 @@ def write_report(path: Path, run: Run, facts: dict[str, str], force: bool) -> No
     """Writes the HTML page of the first clouds that were done.
 
     Raises:
-        OSError: if it cannot be written.
-        DataError: if it exists already.
+        OSError: if its folder cannot be made.
+        DataError: if it exists already or cannot be written.
     """
     from ifdefense.report import Case, render_html
 
@@ -488,5 +488,4 @@ def write_report(path: Path, run: Run, facts: dict[str, str], force: bool) -> No
         [Case(name, trace) for name, trace in run.reported], title="What the purification did", facts=facts
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, force=force) as partial:
-        partial.write_text(page, encoding="utf-8")
+    write_bytes(path, page.encode("utf-8"), force=force)

@@ -216,13 +216,16 @@ def test_errors(
 
 
 def test_surface_of_the_default_method_is_written_and_shown(tmp_path: Path, table_cloud: Points) -> None:
-    write_cloud(tmp_path / "table.ply", table_cloud)
+    utm = np.array([500_000.0, 5_000_000.0, 100.0])  # where float32 has steps of 0.5
+    write_cloud(tmp_path / "table.ply", table_cloud + utm)
     page = tmp_path / "pages" / "report.html"
     result = call("purify", tmp_path / "table.ply", "-o", tmp_path / "out", "--mesh", "--report", page)
     assert result.exit_code == 0, result.output
     mesh, points = read_mesh(tmp_path / "out" / "table.mesh.ply"), read_cloud(tmp_path / "out" / "table.ply")
     assert mesh.is_watertight
-    assert np.abs(mesh.vertices).max() < 0.6
+    assert np.abs(mesh.vertices - utm).max() < 0.6
+    assert len(np.unique(mesh.vertices[:, 1])) > 100
+    assert len(np.unique(points, axis=0)) > 800
     assert points.shape == (1024, 3)
     assert "table" in page.read_text()
 

@@ -221,7 +221,7 @@ def test_a_report_that_cannot_be_written_is_told_and_the_results_stay(
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(batch, "replacing", fail)
+    monkeypatch.setattr(batch, "write_bytes", fail)
     result = purify("a.ply", "-o", "b.ply", "--report", "r.html")
     assert result.exit_code == 1
     assert "r.html: the report could not be written: " in result.output

@@ -155,12 +155,12 @@ def read_cloud_file(
 
     Args:
         path: the file, or an open one such as ``sys.stdin.buffer``, which needs ``suffix``.
-        mesh_points: as for `read_cloud`, like the following.
-        seed: ...
+        mesh_points: points drawn from the surface where the file holds a mesh.
+        seed: seed of that draw.
         suffix: what the file is, one of `CLOUD_SUFFIXES`; by default that of its name.
-        columns: ...
-        key: ...
-        max_points: ...
+        columns: names or numbers of the columns with x, y and z, as for `read_cloud`.
+        key: name of the array of points, as for `read_cloud`.
+        max_points: larger files are refused.
 
     Raises:
         DataError: as `read_cloud`, though several clouds are no error.
