@@ -1,7 +1,7 @@
-"""The classes of the procedural data set: one function a class draws proportions and puts parts together.
+"""Classes of the procedural data set: one function per class draws proportions and assembles parts.
 
-Units are free, as shapes are scaled afterwards; z is up and objects face -y. Parts are at least 3% of the
-longest side thick, so that a field of 64 cells a side can hold them.
+Units are arbitrary, as shapes are scaled afterwards; z is up and objects face -y. Parts are at least 3% of
+the longest side thick, which a grid of 64 cells per side resolves.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _register(build: Builder) -> Builder:
 
 
 def _box(low: ArrayLike, high: ArrayLike, radius: float = 0.0) -> Part:
-    """A box between two corners, its edges rounded by ``radius`` (less where the box is thin)."""
+    """A box between two corners with edges rounded by ``radius`` (less if the box is thin)."""
     low, high = np.asarray(low, float), np.asarray(high, float)
     half = 0.5 * (high - low)
     radius = min(radius, 0.99 * float(half.min()))
@@ -37,7 +37,7 @@ def _box(low: ArrayLike, high: ArrayLike, radius: float = 0.0) -> Part:
 
 
 def _frame(direction: Array) -> Array:
-    """A rotation whose third column is the direction, its first as horizontal as can be."""
+    """A rotation whose third column is the direction and whose first is as horizontal as possible."""
     z = direction / np.linalg.norm(direction)
     x = np.cross([0.0, 1.0, 0.0] if abs(z[1]) < 0.9 else [0.0, 0.0, 1.0], z)
     x /= np.linalg.norm(x)
@@ -45,7 +45,7 @@ def _frame(direction: Array) -> Array:
 
 
 def _rod(start: ArrayLike, end: ArrayLike, first: float, last: float | None = None) -> Part:
-    """A round bar from start to end, of radius ``first`` there and ``last`` here."""
+    """A round bar from start to end, tapering from radius ``first`` to ``last``."""
     start, end = np.asarray(start, float), np.asarray(end, float)
     last = first if last is None else last
     length = float(np.linalg.norm(end - start))
@@ -85,19 +85,19 @@ def _about_z(angle: float) -> Array:
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
 
 
-# Columns are the images of x, y, z: a plate drawn in (x, y) comes to stand in these planes.
+# Columns are the images of x, y, z: rotations of a plate drawn in the (x, y) plane.
 _SIDE = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])  # drawn (y, z), thick along x
 _FRONT = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # drawn (x, z), thick along y
 
 
 def _mirrored(polygon: ArrayLike) -> Array:
-    """Closes an outline, given from bottom to top on the side of positive x, by its mirror image."""
+    """Closes an outline at positive x, given from bottom to top, by its mirror image."""
     right = np.asarray(polygon, float)
     return np.concatenate([right, right[::-1] * [-1, 1]])
 
 
 def _smooth(knots: Sequence[tuple[float, float]], count: int) -> Array:
-    """A smooth curve of ``count`` points (radius, z) through knots of rising z, by monotone cubics."""
+    """Monotone cubic curve of ``count`` points (radius, z) through knots of increasing z."""
     from scipy.interpolate import PchipInterpolator
 
     radius, height = np.asarray(knots, float).T
@@ -106,7 +106,7 @@ def _smooth(knots: Sequence[tuple[float, float]], count: int) -> Array:
 
 
 def _inset(curve: Array, wall: float) -> Array:
-    """A curve (radius, z), bottom to top, moved inwards along its normals by the thickness of a wall."""
+    """Offsets a curve (radius, z), bottom to top, inwards along its normals by the wall thickness."""
     along = np.gradient(curve, axis=0)
     inward = np.stack([-along[:, 1], along[:, 0]], axis=1) / np.linalg.norm(along, axis=1, keepdims=True)
     moved: Array = curve + wall * inward
@@ -115,7 +115,7 @@ def _inset(curve: Array, wall: float) -> Array:
 
 
 def _vessel(outside: Array, wall: float, floor: float) -> Array:
-    """Profile of an open vessel from its outer curve (radius, z), bottom to top, and its thicknesses."""
+    """Profile of an open vessel from its outer curve (radius, z), bottom to top, and thicknesses."""
     inside = _inset(outside, wall)
     level = outside[0, 1] + floor
     corner = (np.interp(level, inside[:, 1], inside[:, 0]), level)
@@ -239,7 +239,7 @@ def _bookshelf(rng: Rng) -> list[Part]:
     shelves = int(rng.integers(3, 7))
     levels = np.linspace(0, 1 - board, shelves)
     if rng.random() < 0.5:
-        levels += rng.uniform(0.03, 0.08) * (1 - levels)  # stands on its sides
+        levels += rng.uniform(0.03, 0.08) * (1 - levels)  # stands on its side panels
     parts = [_box((-half, 0, 0), (-half + board, depth, 1)), _box((half - board, 0, 0), (half, depth, 1))]
     parts += [_box((-half, 0, z), (half, depth, z + board)) for z in levels]
     if rng.random() < 0.8:
@@ -420,7 +420,7 @@ def _lamp(rng: Rng) -> list[Part]:
     if rng.random() < 0.75:
         outer = np.array([(wide, bottom), (narrow, 1.0)])
         parts.append(_turned(np.concatenate([outer, _inset(outer, wall)[::-1]])))
-        level = 1 - 0.4 * shade  # a spider holds the shade
+        level = 1 - 0.4 * shade  # support of the shade
         radius = float(np.interp(level, outer[:, 1], outer[:, 0])) - 0.4 * wall
         parts.append(_turned([(0, level), (radius, level), (radius, level + wall), (0, level + wall)]))
     else:
@@ -457,7 +457,7 @@ def _monitor(rng: Rng) -> list[Part]:
         (-half + bezel, -thick, stand + bezel), (half - bezel, -0.5 * thick + 0.012, stand + tall - bezel)
     )
     parts[0] = parts[0].minus(screen)
-    if rng.random() < 0.4:  # an older one, with a deep back
+    if rng.random() < 0.4:  # a CRT with a deep back
         back = rng.uniform(0.1, 0.3)
         parts.append(
             _box(
@@ -566,7 +566,7 @@ def _table(rng: Rng) -> list[Part]:
     x, y = half_x - inset - 0.02, half_y - inset - 0.02
     if rng.random() < 0.4:  # a drawer box below the top
         parts.append(_box((-x, -y, height - thick - rng.uniform(0.05, 0.15)), (x, y, height - 0.01)))
-    if not splay and rng.random() < 0.4:  # a lower shelf, which upright legs hold
+    if not splay and rng.random() < 0.4:  # a lower shelf between upright legs
         z = rng.uniform(0.15, 0.35) * height
         parts.append(_box((-x, -y, z), (x, y, z + 0.035)))
     return parts

@@ -1,7 +1,7 @@
-"""The procedural data set: solid CAD-like objects of 16 classes, generated, so that nothing is downloaded.
+"""Procedural data set: solid CAD-like objects of 16 classes, without downloads.
 
-Shapes are signed distance functions (`ifdefense.shapes.sdf`), so occupancy, surface points and normals are
-exact.
+Shapes are signed distance functions (`ifdefense.shapes.sdf`) with exact occupancy, surface points and
+normals.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ifdefense.shapes.objects import BUILDERS
 from ifdefense.shapes.sdf import Solid
 
 CLASSES: tuple[str, ...] = tuple(sorted(BUILDERS))
-"""Names of the classes; a label is an index into it."""
+"""Names of the classes by label."""
 
 Points = TypeVar("Points", torch.Tensor, NDArray[np.floating])
 
@@ -46,8 +46,8 @@ class Shape:
     def sdf(self, points: Points) -> Points:
         """Signed distance, negative inside.
 
-        The sign is exact and the distance 1-Lipschitz: never more than the true distance in magnitude, and
-        equal to it outside near the surface.
+        The sign is exact. The distance is 1-Lipschitz, never exceeds the true one in magnitude, and is exact
+        outside near the surface.
 
         Args:
             points: ``(..., 3)`` NumPy array or tensor of any float dtype, unit-cube frame.
@@ -64,14 +64,14 @@ class Shape:
     def sample_surface(
         self, count: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Points uniform by area on the surface, and the outward normals there.
+        """Samples the surface uniformly by area.
 
         Args:
             count: number of points.
             rng: source of randomness.
 
         Returns:
-            ``(count, 3)`` points in the unit-cube frame and ``(count, 3)`` unit normals, float32.
+            ``(count, 3)`` points in the unit-cube frame and ``(count, 3)`` outward unit normals, float32.
         """
         points, normals = self._solid.sample(count, rng)
         points = (points - self._centre[:, None]) / self._side
@@ -84,7 +84,7 @@ def make_shape(class_name: str, rng: np.random.Generator, name: str | None = Non
     Args:
         class_name: one of `CLASSES`.
         rng: source of randomness.
-        name: name of the shape, by default that of the class.
+        name: name of the shape; by default the name of the class.
 
     Raises:
         ValueError: if there is no such class.
@@ -95,13 +95,13 @@ def make_shape(class_name: str, rng: np.random.Generator, name: str | None = Non
 
 
 def make_shapes(num_per_class: int, seed: int = 0) -> list[Shape]:
-    """Draws shapes of every class, class after class.
+    """Draws shapes of every class, in the order of `CLASSES`.
 
-    A shape depends on the seed, its class and its number only, not on how many are drawn.
+    A shape depends only on the seed, its class and its number, so larger sets contain smaller ones.
 
     Args:
         num_per_class: number of shapes of each class.
-        seed: seed of the shapes; sets of different seeds share no shape.
+        seed: random seed; sets of different seeds share no shapes.
     """
     return [
         make_shape(name, _rng(seed, name, number), f"{name}_{number:04d}")
@@ -111,15 +111,15 @@ def make_shapes(num_per_class: int, seed: int = 0) -> list[Shape]:
 
 
 def make_dataset(num_per_class: int, num_points: int = 1024, seed: int = 0) -> CloudSet:
-    """Draws shapes of every class and clouds on their surfaces.
+    """Draws shapes of every class and samples their surfaces.
 
     Args:
         num_per_class: number of shapes of each class.
-        num_points: points a cloud.
-        seed: seed of the shapes and of the points; equal seeds give equal clouds.
+        num_points: points per cloud.
+        seed: random seed of shapes and points.
 
     Returns:
-        ``(num_per_class * len(CLASSES), num_points, 3)`` clouds in the unit-cube frame, class after class.
+        ``(num_per_class * len(CLASSES), num_points, 3)`` clouds in the unit-cube frame, ordered by class.
     """
     shapes = make_shapes(num_per_class, seed)
     clouds = [shape.sample_surface(num_points, _rng(seed, shape.name, 1))[0] for shape in shapes]

@@ -1,11 +1,10 @@
-"""Solids as signed distance functions, with exact uniform samples of their surface.
+"""Solids as signed distance functions with exact uniform surface sampling.
 
-A solid is a union of parts; a part is a primitive from which other primitives may be cut. Distances are
-negative inside. Every primitive's distance is exact; unions and cuts keep the sign exact and the distance
-1-Lipschitz, a lower bound of the true one where parts overlap (Hart, *Sphere tracing*, The Visual Computer
-12, 1996).
+A solid is a union of parts; a part is a primitive minus other primitives. Distances are negative inside. They
+are exact for primitives. Unions and differences keep the sign exact and the distance 1-Lipschitz, a lower
+bound of the true one (Hart, *Sphere tracing*, The Visual Computer 12, 1996).
 
-Points are columns here, ``(3, Q)``: each coordinate is contiguous, which makes the arithmetic fast.
+Points are columns, ``(3, Q)``, so that each coordinate is contiguous.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ _AXES = np.concatenate([np.eye(3), -np.eye(3)], axis=1)  # (3, 6)
 
 
 class Primitive(ABC):
-    """A solid in its own frame whose distance is exact and whose surface can be sampled uniformly.
+    """A solid in its own frame with an exact distance and uniform surface sampling.
 
     Attributes:
-        area: area of the surface.
+        area: surface area.
     """
 
     area: float
@@ -39,26 +38,26 @@ class Primitive(ABC):
 
     @abstractmethod
     def sample(self, count: int, rng: np.random.Generator) -> Samples:
-        """Points ``(3, count)`` uniform by area on the surface, with their outward unit normals."""
+        """Samples points ``(3, count)`` uniformly by area, with outward unit normals."""
 
     @abstractmethod
     def support(self, directions: Array) -> Array:
-        """The largest dot product of a point of the solid with directions ``(3, D)``, ``(D,)``."""
+        """Support function in directions ``(3, D)``, ``(D,)``: the largest dot product with a point."""
 
 
 class RoundedBox(Primitive):
-    """A box swept by a ball: boxes, rounded boxes, plates, capsules (one extent) and spheres (no extent).
+    """Minkowski sum of a box and a ball: boxes, rounded boxes, plates, capsules and spheres.
 
     Args:
-        half: half the sides of the inner box, each at least 0.
-        radius: radius of the ball, which adds to every side.
+        half: half extents of the inner box, each at least 0.
+        radius: radius of the ball, added on every side.
     """
 
     def __init__(self, half: ArrayLike, radius: float = 0.0) -> None:
         self.half = np.asarray(half, dtype=np.float64)
         self.radius = float(radius)
         h = self.half
-        # Which coordinates the normal lies in (face 1, edge 2, corner 3 of them), and the area of that kind.
+        # Nonzero coordinates of the normal (1 on faces, 2 on edges, 3 on corners), and the area of each kind.
         self._kinds = np.array(
             [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 0], [1, 1, 1]], dtype=bool
         )
@@ -90,11 +89,11 @@ class RoundedBox(Primitive):
 
 
 class Torus(Primitive):
-    """A ring about the z axis.
+    """A torus about the z axis.
 
     Args:
-        ring: radius of the circle the tube follows.
-        tube: radius of the tube, less than ``ring``.
+        ring: major radius.
+        tube: minor radius, less than ``ring``.
     """
 
     def __init__(self, ring: float, tube: float) -> None:
@@ -131,8 +130,8 @@ class Polygon:
     """A simple polygon in the plane, the profile of revolutions and extrusions.
 
     Args:
-        corners: ``(K, 2)`` in either order around the outline.
-        open_axis: leave out the edges that lie on the line x = 0, as a revolution's profile does on its axis.
+        corners: ``(K, 2)`` corners in either orientation.
+        open_axis: ignore edges on the line x = 0, the axis of a revolution.
     """
 
     def __init__(self, corners: ArrayLike, *, open_axis: bool = False) -> None:
@@ -156,7 +155,7 @@ class Polygon:
         start, edges = self.start.astype(x.dtype), self.edges.astype(x.dtype)
         tops = self.tops.astype(
             x.dtype
-        )  # rounded as the next edge's start is, so that no ray slips between them
+        )  # rounded as the start of the next edge, so that no ray passes between them
         squares = np.sum(edges * edges, axis=1)
         nearest = np.full_like(x, np.inf)
         inside = np.zeros(x.shape, dtype=bool)
@@ -171,11 +170,11 @@ class Polygon:
 
 
 class Revolution(Primitive):
-    """A profile turned about the z axis: cylinders, cones, tubes, bottles, bowls.
+    """A solid of revolution about the z axis: cylinders, cones, tubes, bottles, bowls.
 
     Args:
-        profile: ``(K, 2)`` corners (radius, z) of a simple polygon with radius at least 0. It may touch the
-            axis.
+        profile: ``(K, 2)`` corners (radius, z) of a simple polygon with radius at least 0, which may touch
+            the axis.
     """
 
     def __init__(self, profile: ArrayLike) -> None:
@@ -194,7 +193,7 @@ class Revolution(Primitive):
         edge = _pick(self._areas, count, rng)
         first, last = self._first[edge], self._last[edge]
         share = 1 - rng.random(count)  # in (0, 1]
-        # Inverts the area below `along` on a frustum; written so that equal radii do not divide by zero.
+        # Inverse of the cumulative area along a frustum, without division by zero for equal radii.
         along = share * (first + last) / (first + np.sqrt(first**2 + share * (last**2 - first**2)))
         radius, height = (self.profile.start[edge] + along[:, None] * self.profile.edges[edge]).T
         outward, upward = self.profile.normals[edge].T
@@ -209,7 +208,7 @@ class Revolution(Primitive):
 
 
 class Extrusion(Primitive):
-    """A polygon in the xy plane given a thickness along z.
+    """A polygon in the xy plane extruded along z.
 
     Args:
         polygon: ``(K, 2)`` corners of a simple polygon.
@@ -285,20 +284,20 @@ class Placed:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A primitive without the primitives cut from it. Cuts must leave its outermost points standing."""
+    """A primitive minus other primitives. Cuts must not change its bounding box."""
 
     body: Placed
     cuts: tuple[Placed, ...] = ()
 
     def minus(self, *others: Part) -> Part:
-        """This part without the bodies of others."""
+        """This part minus the bodies of others."""
         return Part(self.body, self.cuts + tuple(other.body for other in others))
 
 
 class Solid:
     """A union of parts.
 
-    Parts must overlap or stand apart: where two only touch, the face between them would count as surface.
+    Parts must overlap or be disjoint: the common face of two touching parts would count as surface.
 
     Args:
         parts: at least one.
@@ -312,7 +311,7 @@ class Solid:
         self._areas = np.array([placed.primitive.area for placed, _ in self._faces])
 
     def bounds(self) -> tuple[Array, Array]:
-        """The lowest and the highest corner of the bounding box, each ``(3,)``."""
+        """Minimum and maximum corner of the bounding box, each ``(3,)``."""
         reach = np.max([part.body.support(_AXES) for part in self.parts], axis=0)
         return -reach[3:], reach[:3]
 
@@ -327,15 +326,15 @@ class Solid:
         return nearest
 
     def sample(self, count: int, rng: np.random.Generator, tolerance: float = 1e-6) -> Samples:
-        """Points uniform by area on the surface of the solid, ``(3, count)``, and their outward normals.
+        """Samples points ``(3, count)`` uniformly by area on the surface, with outward unit normals.
 
-        Points drawn on the faces of all primitives are kept where they lie on the boundary of the solid, and
-        only on the first of several faces that coincide, so the density is the same everywhere.
+        Points are drawn on the surfaces of all primitives and accepted on the boundary of the solid; where
+        surfaces coincide, on the first one only, so that the density is uniform.
 
         Args:
             count: number of points.
             rng: source of randomness.
-            tolerance: distance within which a point lies on a face.
+            tolerance: largest distance of a point on a surface.
         """
 
         def draw(number: int) -> Array:
@@ -377,10 +376,10 @@ def _signed(samples: Samples, sign: int) -> Samples:
 
 
 def _pick(weights: Array, count: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Indices drawn in proportion to the weights."""
+    """Draws indices in proportion to the weights."""
     edges: Array = np.cumsum(weights)
     found: NDArray[np.intp] = np.searchsorted(edges, rng.random(count) * edges[-1], side="right")
-    found[found == len(weights)] -= 1  # the product was rounded up to the last edge
+    found[found == len(weights)] -= 1  # rounded up to the last edge
     return found
 
 
@@ -390,12 +389,12 @@ def _unit(vectors: Array) -> Array:
 
 
 def _turned(radius: Array, height: Array, angle: Array) -> Array:
-    """The points (radius, height) of a half plane turned about the z axis."""
+    """Rotates points (radius, height) of a half plane about the z axis."""
     return np.stack([radius * np.cos(angle), radius * np.sin(angle), height])
 
 
 def _accepted(count: int, draw: Callable[[int], Array]) -> Array:
-    """The first ``count`` columns that ``draw`` lets through; ``draw(n)`` returns those accepted of ``n``."""
+    """Rejection sampling of ``count`` columns; ``draw(n)`` returns the accepted ones of ``n`` candidates."""
     batches, have, number = [], 0, count + count // 2 + 16
     while True:
         batches.append(draw(number))
