@@ -1,1 +1,1 @@
-"""Restorers: from the field of an implicit function to points of its surface."""
+"""Restorers: from the field of an implicit function to points on its surface."""

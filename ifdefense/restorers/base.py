@@ -1,4 +1,4 @@
-"""What turns a field into points."""
+"""Interface of restorers, which turn fields into points."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ifdefense.stages.repair import Repair
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Restored:
-    """Points of one surface, unit cube.
+    """Points on one surface, unit cube.
 
     Attributes:
-        points: ``(M, 3)`` the points, ``None`` if the field has no surface.
-        mesh: the surface, where one was extracted.
-        repair: what was done to it.
+        points: ``(M, 3)`` points, ``None`` if the field has no surface.
+        mesh: surface, if one was extracted.
+        repair: changes made by the mesh repair.
     """
 
     points: Tensor | None
@@ -29,11 +29,11 @@ class Restored:
 
 
 class Restorer(Protocol):
-    """From the fields of a batch to exactly as many points as wanted; a frozen dataclass serves well."""
+    """Turns the fields of a batch into points; usually a frozen dataclass."""
 
     @property
     def differentiable(self) -> bool:
-        """Whether gradients pass from the points to the field and the clouds."""
+        """Whether gradients pass from the points to the fields and the clouds."""
         ...
 
     def __call__(
@@ -47,10 +47,10 @@ class Restorer(Protocol):
         """Restores points.
 
         Args:
-            field: the fields of all clouds.
-            clouds: ``(N_i, 3)`` what the network has seen, unit cube.
-            counts: points wanted of each.
+            field: fields of all clouds.
+            clouds: ``(N_i, 3)`` input of the network, unit cube.
+            counts: exact number of points per cloud.
             calibration: level, box and offset of the network.
-            seed: seed of every draw. What is made of one cloud must not depend on the others.
+            seed: random seed. The result for a cloud must not depend on the others.
         """
         ...

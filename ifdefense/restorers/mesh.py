@@ -1,4 +1,4 @@
-"""Restores points through the mesh of the surface: extraction, repair, resampling."""
+"""Restoration by mesh extraction, repair and resampling."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ifdefense.stages.resampling import SurfaceSampling
 from ifdefense.timing import stage
 
 Extract = Callable[[Field, Sequence[Tensor], Calibration], list[Mesh]]
-"""``(field, clouds, calibration)`` → one mesh per cloud, empty without a surface."""
+"""``(field, clouds, calibration)`` → one mesh per cloud, empty if there is no surface."""
 
 RepairMesh = Callable[[Mesh, Tensor], Repair]
 """``(mesh, points (K, 3))`` → the repaired mesh."""
@@ -33,7 +33,7 @@ class MeshRestorer:
 
     Attributes:
         extract: field to mesh.
-        repair: removal of anomalous deformation, ``None`` to leave the mesh as it is.
+        repair: removal of anomalous deformation, ``None`` to disable it.
         resample: mesh to points.
     """
 

@@ -1,4 +1,4 @@
-"""Restores points by moving them onto the level set of the field: the differentiable twin of the mesh."""
+"""Differentiable restoration: points projected onto the level set of the field."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ifdefense.timing import stage
 
 @dataclasses.dataclass(frozen=True)
 class NewtonRestorer:
-    """Moves points onto the surface by Newton steps ``x - (f - level) ∇f / |∇f|²``.
+    """Projects points onto the surface by Newton steps ``x - (f - level) ∇f / |∇f|²``.
 
-    Points start on the mesh that `MeshRestorer` extracts, so the result is that of the mesh up to the cells
-    of the grid, or at the input points, which follow the surface only where there are some. Gradients pass
-    the last step, with the points and their normals held: by the implicit function theorem that is the exact
-    derivative of the surface along its normals with respect to the field, and through it to the clouds.
+    Points start as samples of the mesh of `MeshRestorer`, whose result is then matched up to the grid's
+    resolution, or at the input points, which cover only the sampled parts of the surface. Gradients pass
+    through the last step with points and normals held fixed. By the implicit function theorem this is the
+    exact derivative of the surface along its normals with respect to the field, and thus to the clouds.
 
     Attributes:
         mesh: extraction, repair and sampling of the starting points; ``None`` starts at the input points.
         steps: Newton steps, at least 1.
-        limit: longest step, unit cube.
+        limit: maximum step length, unit cube.
     """
 
     differentiable: ClassVar[bool] = True
@@ -73,7 +73,7 @@ class NewtonRestorer:
         calibration: Calibration,
         seed: int,
     ) -> list[Restored]:
-        """Points on the mesh, not yet moved back by the offset, or input points, repeated where too few."""
+        """Samples of the mesh without the offset, or input points, repeated if there are too few."""
         if self.mesh is not None:
             return self.mesh(field, clouds, counts, dataclasses.replace(calibration, offset=0.0), seed)
         generator = torch.Generator().manual_seed(seed)
@@ -84,13 +84,13 @@ class NewtonRestorer:
         return found
 
     def _projected(self, field: Field, points: Tensor, owner: Tensor, calibration: Calibration) -> Tensor:
-        """Points ``(M, 3)`` on the level set, moved inwards by the offset; see `Field` for ``owner``."""
+        """Projects points ``(M, 3)`` onto the level set and moves them inwards by the offset."""
         points = points.detach()
         gradients = torch.is_grad_enabled()
         for last in [False] * (self.steps - 1) + [True]:
             height, slope = _height(field, points, owner, calibration)
             step = slope / slope.square().sum(1, keepdim=True).clamp_min(1e-12)
-            if last and gradients:  # again, now with the graph to the field
+            if last and gradients:  # re-evaluate with a graph to the field
                 height = field(points, owner) - calibration.level
             move = height[:, None] * step
             length = move.detach().norm(dim=1, keepdim=True)
@@ -100,7 +100,7 @@ class NewtonRestorer:
 
 
 def _height(field: Field, points: Tensor, owner: Tensor, calibration: Calibration) -> tuple[Tensor, Tensor]:
-    """Logits relative to the level ``(M,)`` and their gradients ``(M, 3)``, both without a graph."""
+    """Logits relative to the level ``(M,)`` and their gradients ``(M, 3)``, both detached."""
     with torch.enable_grad():
         variable = points.detach().requires_grad_()
         height = field(variable, owner) - calibration.level
