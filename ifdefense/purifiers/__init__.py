@@ -1,1 +1,1 @@
-"""Purifiers: from attacked clouds to clean ones."""
+"""Purifiers of attacked point clouds."""

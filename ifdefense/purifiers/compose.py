@@ -13,13 +13,13 @@ from ifdefense.purifiers.specs import describe
 
 
 class Compose(Purifier):
-    """Applies purifiers one after another, each in the unit cube of what it is given.
+    """Chains purifiers; each one normalises its own input.
 
-    Only the last one is held to the number of points; the others return as many as they see fit.
+    Only the last one has to return the requested number of points.
 
     Args:
-        parts: purifiers in their order, at least one.
-        name: name of the chain; by default the names of its parts, joined.
+        parts: purifiers in order of application, at least one.
+        name: name of the chain; by default the joined names of the parts.
 
     Raises:
         ValueError: if there is no part.
@@ -40,7 +40,7 @@ class Compose(Purifier):
         return {"parts": describe(list(self.parts)), "name": self.name}
 
     def restore(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
-        """Chains the parts; choices among the input points are followed through."""
+        """Applies the parts; selections of input points are composed."""
         chain = [Outcome(cloud) for cloud in clouds]
         for part in self.parts:
             assert isinstance(part, Purifier)
@@ -51,12 +51,12 @@ class Compose(Purifier):
         return chain
 
     def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
-        """As `restore`: the parts set their frames themselves."""
+        """As `restore`, as the parts normalise their inputs themselves."""
         return self.restore(clouds, counts, seed)
 
 
 def _joined(before: Outcome, after: Outcome, first: bool) -> Outcome:
-    """The outcome of two steps, in terms of the input of the first."""
+    """Composes two outcomes, relative to the input of the first."""
     if first:
         return after
     both = before.index is not None and after.index is not None

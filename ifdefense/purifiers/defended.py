@@ -15,23 +15,19 @@ from ifdefense.geometry.frame import to_unit_sphere
 
 
 class Defended(nn.Module):
-    """A classifier behind a purifier, again a classifier. Gradients pass if the purifier is differentiable.
+    """Classifier with a purifier in front. Gradients pass if the purifier is differentiable.
 
-    Unless it is given a seed, every call draws a fresh one from the system's entropy, so that an attacker
-    cannot prepare for the draws of a random purifier.
+    Without a seed, every call draws one from the system's entropy, so that attackers cannot anticipate it.
 
     Args:
-        classifier: ``(B, N, 3)`` clouds → ``(B, classes)`` logits. Called with PyTorch Geometric's ``Batch``,
-            it is one for these.
-        purifier: what each cloud passes first, an `ifdefense.Purifier`, or a callable that takes
-            ``(points, num_points, seed)``.
-        num_points: points that the classifier sees; by default as many as came in.
-        normalise: whether purified clouds are centred on their mean and scaled to largest norm 1 again, as in
-            IF-Defense; by default what the purifier says. Turn it off for a classifier that was not trained
-            on such clouds.
-        seed: seed of the purifier's draws, which makes calls reproducible; ``None`` draws a fresh one in each
-            call.
-        draws: purifications whose logits are averaged. A deterministic purifier is called once.
+        classifier: ``(B, N, 3)`` clouds → ``(B, classes)`` logits; for inputs of PyTorch Geometric it is
+            called with a ``Batch``.
+        purifier: an `ifdefense.Purifier`, or a callable that takes ``(points, num_points, seed)``.
+        num_points: points per purified cloud; by default as in the input.
+        normalise: normalise purified clouds to the unit sphere (mean 0, maximum norm 1), as in IF-Defense; by
+            default `Purifier.normalise`. Disable it for classifiers trained without this normalisation.
+        seed: random seed of the purifier for reproducible calls; ``None`` draws one per call.
+        draws: number of purifications whose logits are averaged; 1 if the purifier is deterministic.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -60,19 +56,18 @@ class Defended(nn.Module):
         self.draws = integer("draws", draws, 1)
 
     def seeds(self) -> list[int]:
-        """Seeds of the draws of one call: ``seed``, ``seed + 1``, …, or fresh ones."""
+        """Seeds of one call: ``seed``, ``seed + 1``, …, or fresh ones."""
         draws = 1 if getattr(self.purifier, "deterministic", False) else self.draws
         if self.seed is None:
             return [seed_of(None) for _ in range(draws)]
         return [(self.seed + draw) % (MAX_SEED + 1) for draw in range(draws)]
 
     def forward(self, points: Clouds) -> Tensor:
-        """Logits of clouds.
+        """Classifies purified clouds.
 
         Args:
             points: a batch ``(B, N, 3)``, one cloud ``(N, 3)``, or a list of clouds, NumPy or torch. Further
-                columns are handed to the classifier as they are. Or PyTorch Geometric's ``Data`` or
-                ``Batch``.
+                columns are passed on to the classifier. Also PyTorch Geometric's ``Data`` and ``Batch``.
 
         Returns:
             ``(B, classes)``, or ``(classes,)`` for one cloud, on the classifier's device.
@@ -106,7 +101,7 @@ class Defended(nn.Module):
         return logits
 
     def _normalised_parts(self, positions: Tensor, batch: Tensor | None) -> Tensor:
-        """Positions of several clouds, each normalised by itself, in the classifier's precision."""
+        """Positions normalised per cloud, in the classifier's dtype."""
         if self.normalise and batch is not None:
             sizes = torch.bincount(batch).tolist()
             positions = torch.cat([to_unit_sphere(cloud) for cloud in positions.split(sizes)])
@@ -115,7 +110,7 @@ class Defended(nn.Module):
         return self._like(positions)
 
     def _like(self, values: Tensor) -> Tensor:
-        """Values in the precision and on the device of the classifier."""
+        """Moves values to the dtype and device of the classifier."""
         if isinstance(self.classifier, nn.Module):
             for weight in self.classifier.parameters():
                 if weight.is_floating_point():

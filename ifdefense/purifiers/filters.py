@@ -1,4 +1,4 @@
-"""Purifiers without a network: the classic outlier filters, and local smoothing."""
+"""Purifiers without a network: SOR, SRS and local smoothing."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ifdefense.timing import stage
 
 
 class StatisticalOutlierRemoval(Purifier):
-    """SOR: drops points far from their neighbours; see `ifdefense.stages.outliers`.
+    """Statistical outlier removal (SOR); see `ifdefense.stages.outliers`.
 
     Args:
         k: neighbours.
-        alpha: standard deviations above the mean that are tolerated.
+        alpha: threshold in standard deviations above the mean.
     """
 
     name = "sor"
@@ -35,15 +35,15 @@ class StatisticalOutlierRemoval(Purifier):
         return {"k": self.k, "alpha": self.alpha}
 
     def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
-        """The points that stay, refilled to the number that is wanted."""
+        """The kept points, resampled to the requested number."""
         with stage("outliers"):
             masks = [self._mask(cloud.detach()) for cloud in clouds]
         return [chosen(*each, seed) for each in zip(clouds, masks, counts, strict=True)]
 
     def _mask(self, cloud: Tensor) -> Tensor:
-        """SOR, again while it takes away more than a quarter of the longest side.
+        """Repeats SOR while it shrinks the longest side by more than a quarter.
 
-        One point far away hides others from the threshold, which grows with the variance.
+        A single far outlier raises the variance, and with it the threshold, which hides other outliers.
         """
         kept = torch.arange(len(cloud), device=cloud.device)
         while True:
@@ -64,11 +64,11 @@ def _longest_side(points: Tensor) -> Tensor:
 
 
 class SimpleRandomSampling(Purifier):
-    """SRS: drops random points, as many of ``of`` as ``drop`` says.
+    """Simple random sampling (SRS): drops a fraction ``drop / of`` of the points.
 
     Args:
-        drop: points to drop of ``of``; in proportion for clouds of other sizes.
-        of: size of cloud that ``drop`` is meant for.
+        drop: points to drop from a cloud of ``of`` points.
+        of: reference size.
     """
 
     name = "srs"
@@ -86,7 +86,7 @@ class SimpleRandomSampling(Purifier):
         return {"drop": self.drop, "of": self.of}
 
     def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
-        """The points that stay, refilled to the number that is wanted."""
+        """The kept points, resampled to the requested number."""
         with stage("outliers"):
             masks = [
                 simple_random_sampling(cloud[None], len(cloud) * self.drop // self.of, seed=seed)[0]
@@ -96,10 +96,10 @@ class SimpleRandomSampling(Purifier):
 
 
 class LocalSmoothing(Purifier):
-    """Replaces every point by the mean of its nearest ones.
+    """Replaces each point by the mean of its nearest points.
 
     Args:
-        k: points of a mean, the point itself included.
+        k: points averaged, including the point itself.
     """
 
     name = "smooth"
@@ -116,7 +116,7 @@ class LocalSmoothing(Purifier):
         return {"k": self.k}
 
     def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
-        """The means, refilled to the number that is wanted."""
+        """The means, resampled to the requested number."""
         with stage("smoothing"):
             means = [local_mean(cloud[None], self.k)[0] for cloud in clouds]
         return [
@@ -126,7 +126,7 @@ class LocalSmoothing(Purifier):
 
 
 def chosen(cloud: Tensor, mask: Tensor, count: int | None, seed: int) -> Outcome:
-    """The masked points of a cloud, refilled to ``count``."""
+    """Selects the masked points of a cloud, resampled to ``count``."""
     index = mask.nonzero().squeeze(1)
     if count is not None:
         index = index[refilled(len(index), count, seed).to(index.device)]
@@ -134,7 +134,7 @@ def chosen(cloud: Tensor, mask: Tensor, count: int | None, seed: int) -> Outcome
 
 
 def refilled(size: int, count: int, seed: int) -> Tensor:
-    """Exactly ``count`` indices below ``size``: a random subset, or all of them and some again."""
+    """Exactly ``count`` random indices below ``size``; indices repeat if ``count > size``."""
     generator = torch.Generator().manual_seed(seed)
     rounds = [torch.randperm(size, generator=generator) for _ in range(-(-count // size))]
     return torch.cat(rounds)[:count]

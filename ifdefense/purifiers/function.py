@@ -1,4 +1,4 @@
-"""`ifdefense.purify`: the methods as one function."""
+"""Functional interface: `ifdefense.purify`."""
 
 from __future__ import annotations
 
@@ -25,31 +25,29 @@ def purify(
     batch_size: int = 16,
     progress: bool = False,
 ) -> C:
-    """Removes what an attacker did to point clouds.
+    """Purifies point clouds.
 
     Args:
         points: one cloud ``(N, 3)``, a batch ``(B, N, 3)``, or a list of clouds of different sizes: NumPy
-            arrays, tensors or nested lists of numbers, in any frame and unit. Clouds may have further columns
-            ``(N, 3 + C)``, attributes such as normals or colours. Or a ``Data`` or ``Batch`` of PyTorch
-            Geometric, see `ifdefense.pyg`. They are not changed.
-        method: name of a method, see `ifdefense.purifiers.registry.METHODS`, a file of weights, or a
-            purifier.
-        num_points: points of each result; by default as many as came in.
-        seed: seed of every draw, the same for every cloud: the result for a cloud does not depend on its
-            batch. ``None`` draws a fresh one.
-        device: where to compute; by default where the points are. A purifier that is given stays where it is.
-        batch_size: clouds that go through the network together.
-        progress: whether to show a progress bar.
+            arrays, tensors or nested lists of numbers, in any frame and unit. Further columns ``(N, 3 + C)``
+            are attributes, such as normals or colours. Also ``Data`` and ``Batch`` of PyTorch Geometric, see
+            `ifdefense.pyg`. Not modified.
+        method: one of `ifdefense.purifiers.registry.METHODS`, a file of weights, or a purifier.
+        num_points: points per result; by default as in the input.
+        seed: random seed, applied per cloud, so results do not depend on the batch. ``None`` draws one.
+        device: by default the device of the points. A purifier that is passed in stays on its device.
+        batch_size: clouds processed together.
+        progress: show a progress bar.
 
     Returns:
-        The same kind of array as ``points``, in the same frame, unit, precision and on the same device;
-        integers come back as floating-point numbers, float64 from 32 bits on. Coordinates are purified.
-        A point that was kept keeps its attributes, a new one takes those of the nearest input point.
+        The same kind of array as ``points``, in the same frame, unit and dtype, on the same device. Integers
+        become floating-point numbers, float64 from 32 bits on. Kept points keep their attributes, new ones
+        take those of the nearest input point.
 
     Raises:
-        TypeError: if a cloud is no array of real numbers, or an argument has the wrong type.
-        ValueError: if a cloud has a wrong shape, NaN or infinity, zero extent or fewer than 16 distinct
-            points, or if there is none (the message names the cloud); if an argument is out of range.
+        TypeError: if a cloud is not an array of real numbers, or an argument has the wrong type.
+        ValueError: if a cloud has a wrong shape, values that are not finite, zero extent or fewer than 16
+            distinct points (the message names it); if there are no clouds, or an argument is out of range.
     """
     clouds = unpack(points)
     home = [cloud.device for cloud in clouds.clouds]
@@ -77,7 +75,7 @@ def _pretrained(method: str, device: torch.device, version: tuple[int, int] | No
 
 
 def _version(method: str | Path) -> tuple[int, int] | None:
-    """What tells that a file of weights is another one now."""
+    """Size and time of a file of weights, to notice changes."""
     path = Path(method)
     if str(method) in METHODS or not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""The methods around the weights that travel with the package, see `ifdefense.purifiers.registry`."""
+"""Methods with shipped weights, see `ifdefense.purifiers.registry`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ifdefense.stages.resampling import FillSampling
 
 
 def onet_mesh(weights: str | Path = "onet") -> Compose:
-    """SOR, implicit network, mesh, repair, samples of the mesh: ONet-Mesh of IF-Defense, and the repair."""
+    """SOR, then samples of the repaired mesh: ONet-Mesh of IF-Defense, with mesh repair."""
     surface = SurfacePurifier(load_network(weights), MeshRestorer())
     return Compose([StatisticalOutlierRemoval(), surface], "onet-mesh")
 
@@ -25,5 +25,5 @@ def onet_fill(weights: str | Path = "onet") -> Compose:
 
 
 def sor_smooth() -> Compose:
-    """SOR and the mean of 8 neighbours: what needs no network."""
+    """SOR, then the mean of 8 neighbours."""
     return Compose([StatisticalOutlierRemoval(), LocalSmoothing(8)], "sor-smooth")

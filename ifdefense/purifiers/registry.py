@@ -1,4 +1,4 @@
-"""The methods by name: one list for `ifdefense.purify`, the command line, the benchmarks and the docs."""
+"""Registry of methods, used by `ifdefense.purify`, the command line, the benchmarks and the docs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ifdefense.purifiers.base import Purifier
 
 DEFAULT = "onet-fill"
-"""What `ifdefense.purify` does unless told otherwise."""
+"""Name of the default method."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Method:
     """A method of purification.
 
     Attributes:
-        summary: what it does, one line.
-        factory: ``"module:function"`` that makes the purifier, with the weights that travel with the package.
-        network: whether it has an implicit network; the others are baselines.
+        summary: one-line description.
+        factory: ``"module:function"`` that builds the purifier with the shipped weights.
+        network: whether it uses an implicit network; the others are baselines.
     """
 
     summary: str
@@ -30,7 +30,7 @@ class Method:
     network: bool = True
 
     def make(self) -> Purifier:
-        """A new purifier."""
+        """Builds the purifier."""
         module, _, name = self.factory.partition(":")
         function: Callable[[], Purifier] = getattr(importlib.import_module(module), name)
         return function().eval()
@@ -59,7 +59,7 @@ METHODS = {
         network=False,
     ),
 }
-"""All methods; the first is the default."""
+"""All methods by name; the first is the default."""
 
 
 def build(name_or_path: str | Path | None = None) -> Purifier:

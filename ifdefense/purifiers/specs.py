@@ -1,4 +1,4 @@
-"""Objects as plain dictionaries that can be hashed, written as JSON, and made into objects again."""
+"""Specs: objects as JSON-serialisable dictionaries that can be hashed and rebuilt."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import nn
 
 
 def describe(value: Any) -> Any:
-    """A plain description of an option: numbers, text, lists and dictionaries only.
+    """Spec of a value: numbers, strings, lists and dictionaries only.
 
-    Frozen dataclasses, purifiers, restorers and anything else with a method ``spec()`` are described by their
-    class and options; a network by its source and the digest of its weights.
+    Frozen dataclasses and objects with a method ``spec()`` are described by class and options, networks by
+    class, source, digest of the weights and calibration.
 
     Raises:
         TypeError: if the value cannot be described.
@@ -46,12 +46,12 @@ def describe(value: Any) -> Any:
 
 
 def rebuild(spec: Mapping[str, Any]) -> Any:
-    """The object that `describe` described.
+    """Rebuilds an object from its spec.
 
-    It imports the classes that the description names: use descriptions you trust.
+    Imports the classes named in the spec, so use trusted specs only.
 
     Raises:
-        ValueError: if the weights of a network are not to be found, or are other ones now.
+        ValueError: if the weights of a network were not loaded from a file, or differ from the spec.
     """
     cls = _imported(spec["class"])
     if "weights" in spec:
@@ -67,7 +67,7 @@ def rebuild(spec: Mapping[str, Any]) -> Any:
 
 
 def hashed(spec: Mapping[str, Any]) -> str:
-    """Short digest of a description."""
+    """Digest of a spec, 12 hexadecimal digits."""
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -16,14 +16,14 @@ from ifdefense.timing import stage
 
 
 class SurfacePurifier(Purifier):
-    """Rebuilds the surface behind a cloud as an implicit function, and restores points from it.
+    """Reconstructs the surface as an implicit function and restores points from it.
 
-    Put an outlier filter in front of it with `Compose`. Where the field has no surface, points of the input
-    are returned and the outcome says so.
+    Combine it with an outlier filter by `Compose`. If the field has no surface, input points are resampled
+    and `Outcome.fallback` is set.
 
     Args:
         network: implicit function, see `ifdefense.implicit.base`.
-        restorer: what turns its field into points, see `ifdefense.restorers`.
+        restorer: field to points, see `ifdefense.restorers`.
         name: name of the method.
     """
 
@@ -44,7 +44,7 @@ class SurfacePurifier(Purifier):
         }
 
     def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
-        """Encodes the clouds together and restores points from their fields."""
+        """Encodes the clouds and restores points from their fields."""
         sizes = [len(cloud) if count is None else count for cloud, count in zip(clouds, counts, strict=True)]
         with stage("implicit function"):
             field = self.network.field(self.network.encode(clouds, seed))
@@ -53,7 +53,7 @@ class SurfacePurifier(Purifier):
 
 
 def _outcome(restored: Restored, cloud: Tensor, count: int, seed: int) -> Outcome:
-    """The restored points, or points of the input where there is no surface."""
+    """The restored points, or resampled input points if there is no surface."""
     found = {"mesh": restored.mesh, "repair": restored.repair}
     if restored.points is None:
         index = refilled(len(cloud), count, seed).to(cloud.device)
