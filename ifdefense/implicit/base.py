@@ -1,4 +1,4 @@
-"""What the pipeline knows of an implicit function: how a cloud is encoded, its field, and its calibration."""
+"""Interface of implicit networks: encoding, field and calibration."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from typing import Any, Protocol, Self
 from torch import Tensor
 
 Field = Callable[[Tensor, Tensor], Tensor]
-"""``(points (M, 3), cloud (M,)) → logits (M,)``: occupancy at points of several clouds, unit cube.
+"""``(points (M, 3), cloud (M,)) → logits (M,)``: occupancy at query points of several clouds, unit cube.
 
-``cloud`` is int64 and ascending and names the cloud of each point. A point is inside where its logit exceeds
-the level.
+``cloud`` holds the ascending int64 index of each point's cloud. Points whose logit exceeds the level are
+inside.
 """
 
 NETWORKS = {
     "local": "ifdefense.implicit.local:LocalOccupancyNetwork",
     "occupancy": "ifdefense.implicit.occupancy:OccupancyNetwork",
 }
-"""Classes of implicit networks by the name that their weights carry."""
+"""Classes of implicit networks by the name in the metadata of their weights."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How the field of a trained network is to be read; lengths in the unit cube.
+    """Interpretation of a trained network's field; lengths in the unit cube.
 
-    Written into the metadata of the weights by training. The defaults are those of the published Occupancy
+    Stored in the metadata of the weights by training. The defaults are those of the published Occupancy
     Networks (https://arxiv.org/abs/1812.03828).
 
     Attributes:
-        box: side of the cube in which the network was trained to answer.
-        threshold: probability of occupancy at the surface, in (0, 1).
-        second_threshold: tried where ``threshold`` shows no surface; ``None`` for no second try.
-        offset: thickening of the solid that the network learned; samples of the surface are moved back by it
-            along their normals.
-        points: input points that the network was trained on, ``None`` for any number.
+        box: side of the cube of the training queries.
+        threshold: occupancy probability at the surface, in (0, 1).
+        second_threshold: used if ``threshold`` yields no surface; ``None`` to disable it.
+        offset: thickening of the learned solid; samples of the surface are moved back by it along their
+            normals.
+        points: number of input points in training, ``None`` for any number.
 
     Raises:
         ValueError: if a number is out of range.
@@ -70,7 +70,7 @@ class Calibration:
 
     @classmethod
     def of_metadata(cls, metadata: Mapping[str, str]) -> Self:
-        """Reads the entry ``"calibration"`` of a file of weights; published values where there is none.
+        """Reads the entry ``"calibration"`` of metadata; the defaults if it is missing.
 
         Raises:
             ValueError: if the entry is damaged or out of range.
@@ -90,38 +90,38 @@ class Calibration:
 class ImplicitNetwork(Protocol):
     """An implicit function conditioned on point clouds.
 
-    A new one is a module that has these members and a line in `NETWORKS`. It may be a `torch.nn.Module`,
-    whose parameters then belong to the purifier.
+    To add one, write a class with these members and register it in `NETWORKS`. The parameters of a
+    `torch.nn.Module` become those of the purifier.
     """
 
     @property
     def calibration(self) -> Calibration:
-        """How its field is to be read."""
+        """Calibration of the field."""
         ...
 
     def encode(self, clouds: Sequence[Tensor], seed: int = 0) -> Any:
-        """Codes of clouds ``(N_i, 3)`` in the unit cube, in whatever form `field` takes them.
+        """Encodes clouds ``(N_i, 3)`` in the unit cube; the type of the codes is up to the network.
 
-        The code of a cloud must not depend on the other clouds. ``seed`` is that of every random choice.
+        The code of a cloud must not depend on the other clouds. ``seed`` seeds all randomness.
         """
         ...
 
     def field(self, code: Any) -> Field:
-        """The field of all clouds in a code."""
+        """The fields of encoded clouds."""
         ...
 
 
 def load_network(name_or_path: str | Path) -> ImplicitNetwork:
-    """Loads an implicit network with its calibration.
+    """Loads an implicit network and its calibration.
 
     Args:
-        name_or_path: name of weights that travel with the package, or a file: ``.safetensors`` as training
-            writes it, or a public ``.pth`` checkpoint of an Occupancy Network.
+        name_or_path: name of shipped weights, a ``.safetensors`` file of ``ifdefense train``, or a public
+            ``.pth`` checkpoint of an Occupancy Network.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if it cannot be read or does not fit.
-        ValueError: for an unknown name or kind of network.
+        CheckpointError: if the file cannot be read or does not fit.
+        ValueError: if the name or the type of network is unknown.
     """
     from ifdefense.checkpoints import load_into, load_metadata, load_state, shipped
 
