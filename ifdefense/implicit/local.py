@@ -1,13 +1,12 @@
-"""Local occupancy network: an implicit function with a code for every point of the cloud.
+"""Local occupancy network: an implicit function with one code per point.
 
-One code for a whole cloud (`OccupancyNetwork`) knows the shape and loses its details. Here a U-shaped encoder
-gives every point a code that has seen its neighbourhood, the parts around it and the whole cloud: edge layers
-on the points and on every fourth of them, attention between every sixteenth. The code of a point is an affine
-map. A query evaluates the maps of its nearest points, weighs them by attention, and adds an affine map of the
-whole cloud, which still answers where no point is near.
+A single code per cloud (`OccupancyNetwork`) loses details. Here a U-shaped encoder computes a code per point
+with local, regional and global context: edge layers on the points and on a quarter of them, self-attention on
+a sixteenth. The code of a point is an affine map. The decoder evaluates the maps of a query's nearest points,
+combines them by attention, and adds a global affine map, which covers queries far from all points.
 
-The label is the *thickened surface*: occupied is what lies within ``Calibration.offset`` of the surface, so a
-shape needs no inside, and sheets are as good as solids.
+Labels describe the *thickened surface*: points within ``Calibration.offset`` of the surface are occupied, so
+open sheets are represented as well as solids.
 
 Everything is in the unit-cube frame: the cloud's longest side is 1 and its bounding box is centred on 0.
 """
@@ -26,9 +25,9 @@ from ifdefense.geometry.points import farthest_point_sampling, knn
 from ifdefense.implicit.base import Calibration
 
 CHUNK = 512
-"""Queries carried through the decoder at once at inference: they stay in a core's cache."""
+"""Queries per chunk at inference, so that activations fit the cache of a core."""
 
-_FINE, _COARSE = 16.0, 6.0  # scales that bring differences between neighbours to about one
+_FINE, _COARSE = 16.0, 6.0  # scale differences between neighbours to about 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +35,15 @@ class LocalConfig:
     """Sizes of a local occupancy network.
 
     Attributes:
-        width: features of a point.
-        coarse: features of a coarse point and of a token.
-        values: rows of a point's affine map, a multiple of ``heads``.
-        heads: heads of the attention of a query to its nearest points.
-        hidden: width of the last layers, and rows of the affine map of a whole cloud.
-        neighbours: points that an edge layer looks at, the point itself included.
-        moments: neighbours whose mean and covariance the first layer is given.
-        nearest: points that a query looks at.
-        blocks: attention blocks between tokens.
+        width: features per point.
+        coarse: features per coarse point and per token.
+        values: output size of a point's affine map, a multiple of ``heads``.
+        heads: attention heads of the decoder.
+        hidden: width of the last layers, and output size of the global affine map.
+        neighbours: neighbours per edge layer, including the point itself.
+        moments: neighbours whose mean and covariance are input features.
+        nearest: nearest points per query.
+        blocks: self-attention blocks on the tokens.
     """
 
     width: int = 64
@@ -59,10 +58,10 @@ class LocalConfig:
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> LocalConfig:
-        """Reads the sizes off a state dict.
+        """Infers the sizes from a state dict.
 
         Raises:
-            ValueError: if the tensors that carry them are missing.
+            ValueError: if tensors are missing.
         """
         try:
             heads, values = state["decoder.attend.weight"].shape
@@ -77,17 +76,18 @@ class LocalConfig:
 
 
 class Structure(NamedTuple):
-    """Who is whose neighbour in a batch of clouds; indices into the batch's points laid end to end.
+    """Neighbourhoods of a batch, as indices into its concatenated points.
 
     Attributes:
         near: ``(B, N, moments)`` nearest points of each point, itself first.
-        coarse: ``(B, M)`` the coarse points.
+        coarse: ``(B, M)`` coarse points.
         coarse_from: ``(B, M, neighbours)`` nearest points of each coarse point.
-        coarse_near: ``(B, M, neighbours)`` nearest coarse points of each, indices into the coarse points.
-        up: ``(B, N, 3)`` nearest coarse points of each point, indices into the coarse points.
-        tokens: ``(B, T)`` the tokens, indices into the coarse points.
+        coarse_near: ``(B, M, neighbours)`` nearest coarse points of each coarse point, into the coarse
+            points.
+        up: ``(B, N, 3)`` nearest coarse points of each point, into the coarse points.
+        tokens: ``(B, T)`` tokens, into the coarse points.
         token_from: ``(B, T, neighbours)`` nearest coarse points of each token.
-        token_up: ``(B, M, 3)`` nearest tokens of each coarse point, indices into the tokens.
+        token_up: ``(B, M, 3)`` nearest tokens of each coarse point, into the tokens.
     """
 
     near: Tensor
@@ -101,12 +101,12 @@ class Structure(NamedTuple):
 
 
 class LocalCode(NamedTuple):
-    """What the encoder makes of clouds.
+    """Codes of a batch of clouds.
 
     Attributes:
-        points: ``(B, N, 3)`` the clouds.
-        maps: ``(B, N, 4 values)`` offset and three columns of the affine map of each point.
-        whole: ``(B, 4 hidden)`` offset and three columns of the affine map of each cloud.
+        points: ``(B, N, 3)`` clouds.
+        maps: ``(B, N, 4 values)`` offset and three columns of each point's affine map.
+        whole: ``(B, 4 hidden)`` offset and three columns of each cloud's global affine map.
     """
 
     points: Tensor
@@ -115,7 +115,7 @@ class LocalCode(NamedTuple):
 
 
 def nearest(queries: Tensor, points: Tensor, k: int) -> Tensor:
-    """Indices ``(B, Q, k)`` of the nearest points, nearest first; the last ones repeat if there are fewer.
+    """Indices ``(B, Q, k)`` of the nearest points, nearest first; the last one repeats if ``N < k``.
 
     Args:
         queries: ``(B, Q, 3)``.
@@ -141,20 +141,20 @@ def nearest(queries: Tensor, points: Tensor, k: int) -> Tensor:
 
 
 def _exact(layer: nn.Module, x: Tensor) -> Tensor:
-    """A layer on positions, in full precision even under autocast: differences between neighbours count."""
+    """Applies a layer to positions in full precision under autocast, as their differences are small."""
     with torch.autocast(x.device.type, enabled=False):
         out: Tensor = layer(x)
     return out
 
 
 def _flat(index: Tensor, size: int) -> Tensor:
-    """Indices into each of B clouds of ``size`` points as indices into all of them laid end to end."""
+    """Converts indices per cloud of ``size`` points to indices into the concatenated clouds."""
     start = torch.arange(len(index), device=index.device) * size
     return index + start.view(-1, *(1,) * (index.ndim - 1))
 
 
 def structure(clouds: Tensor, config: LocalConfig) -> Structure:
-    """Neighbourhoods of clouds ``(B, N, 3)`` on all levels; does not depend on the order of the points."""
+    """Neighbourhoods of clouds ``(B, N, 3)`` on all levels, invariant to the order of points."""
     clouds = clouds.detach()
     size = clouds.shape[1]
     coarse_size, token_size = max(1, size // 4), max(1, size // 16)
@@ -181,18 +181,18 @@ def structure(clouds: Tensor, config: LocalConfig) -> Structure:
 
 
 def neighbour_max(rows: Tensor, index: Tensor) -> Tensor:
-    """Largest value of each feature: ``(R, C)`` rows and ``(S, k)`` indices to ``(S, C)``."""
+    """Maximum over neighbours: ``(R, C)`` rows, ``(S, k)`` indices → ``(S, C)``."""
     return rows.index_select(0, index.flatten()).view(*index.shape, -1).amax(1)
 
 
 def mix_rows(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums of rows: ``(R, C)``, ``(S, k)`` indices and weights to ``(S, C)``."""
+    """Weighted sums over neighbours: ``(R, C)`` rows, ``(S, k)`` indices and weights → ``(S, C)``."""
     picked = rows.index_select(0, index.flatten()).view(*index.shape, -1)
     return (picked * weights[..., None]).sum(1)
 
 
 def affine_rows(maps: Tensor, index: Tensor, relative: Tensor) -> Tensor:
-    """``relu(b + G x)`` with the maps picked: ``(R, 4 C)``, ``(P,)`` indices, ``(P, 3)`` to ``(P, C)``."""
+    """``relu(b + G x)`` by selected maps: ``(R, 4 C)``, ``(P,)`` indices, ``(P, 3)`` → ``(P, C)``."""
     picked = maps.index_select(0, index).unflatten(1, (4, -1))
     x, y, z = relative.split(1, 1)
     value = torch.addcmul(picked[:, 0], picked[:, 1], x)
@@ -200,7 +200,7 @@ def affine_rows(maps: Tensor, index: Tensor, relative: Tensor) -> Tensor:
 
 
 def _interpolation(targets: Tensor, sources: Tensor, index: Tensor) -> Tensor:
-    """Weights ``(S, 3)`` by inverse squared distance from ``(S, 3)`` positions to their neighbours."""
+    """Inverse squared distance weights ``(S, 3)`` of positions ``(S, 3)`` to their neighbours."""
     near = sources.index_select(0, index.flatten()).view(*index.shape, 3)
     weight = 1 / ((near - targets[:, None]).square().sum(-1) + 1e-4)
     return weight / weight.sum(-1, keepdim=True)
@@ -209,8 +209,8 @@ def _interpolation(targets: Tensor, sources: Tensor, index: Tensor) -> Tensor:
 class EdgeLayer(nn.Module):
     """``h + W2 relu(W1 [h, max_j relu(A h_j + B (p_j - p_i))])`` on normalised features.
 
-    ``max_j relu(u_j - v_i) = relu(max_j u_j - v_i)`` with ``u_j = A h_j + B p_j`` and ``v_i = B p_i``: there
-    is no product per edge.
+    As ``max_j relu(u_j - v_i) = relu(max_j u_j - v_i)`` with ``u_j = A h_j + B p_j`` and ``v_i = B p_i``, no
+    matrix product per edge is needed.
     """
 
     def __init__(self, width: int, scale: float) -> None:
@@ -233,7 +233,7 @@ class EdgeLayer(nn.Module):
 
 
 class PoolLayer(nn.Module):
-    """From a level to the next coarser one: the largest of ``relu(A h_j + B (p_j - c))``, then a layer."""
+    """Pools to the next coarser level: maximum of ``relu(A h_j + B (p_j - c))``, then a linear layer."""
 
     def __init__(self, size_in: int, size_out: int, scale: float) -> None:
         super().__init__()
@@ -245,7 +245,7 @@ class PoolLayer(nn.Module):
         self.out = nn.Linear(size_out, size_out)
 
     def forward(self, rows: Tensor, points: Tensor, centres: Tensor, near: Tensor) -> Tensor:
-        """``(R, size_in)`` at ``(R, 3)`` to ``(S, size_out)`` at ``(S, 3)``, neighbours ``(S, k)``."""
+        """``(R, size_in)`` at ``(R, 3)`` → ``(S, size_out)`` at ``(S, 3)``, with neighbours ``(S, k)``."""
         source = self.source(self.norm(rows)) + _exact(self.position, points * self.scale)
         around = F.relu(neighbour_max(source, near) - _exact(self.position, centres * self.scale))
         out: Tensor = self.out(around) + self.absolute(2 * centres)
@@ -253,7 +253,7 @@ class PoolLayer(nn.Module):
 
 
 class TokenBlock(nn.Module):
-    """Self-attention between the tokens of a cloud, then two layers."""
+    """Self-attention over the tokens of a cloud, then an MLP."""
 
     def __init__(self, width: int, heads: int = 4) -> None:
         super().__init__()
@@ -278,7 +278,7 @@ class TokenBlock(nn.Module):
 
 
 class LocalEncoder(nn.Module):
-    """From clouds to the affine maps of their points and of the whole."""
+    """Encoder: clouds to an affine map per point and a global one."""
 
     counts: Tensor
 
@@ -306,7 +306,7 @@ class LocalEncoder(nn.Module):
         self.whole_1 = nn.Linear(coarse, 4 * config.hidden)
 
     def _moments(self, points: Tensor, near: Tensor) -> Tensor:
-        """Position, and mean and covariance of the nearest 8 and of all neighbours: ``(R, 21)``."""
+        """Position, and mean and covariance of the nearest 8 and of all neighbours, ``(R, 21)``."""
         relative = points.index_select(0, near.flatten()).view(*near.shape, 3) - points[:, None]
         relative = relative * _FINE
         parts = [2 * points]
@@ -318,7 +318,7 @@ class LocalEncoder(nn.Module):
         return torch.cat(parts, 1)
 
     def forward(self, clouds: Tensor, graph: Structure | None = None) -> LocalCode:
-        """Codes of clouds ``(B, N, 3)``; ``graph`` is their `structure` where it is known already."""
+        """Codes of clouds ``(B, N, 3)``; ``graph`` is their precomputed `structure`."""
         graph = structure(clouds, self.config) if graph is None else graph
         batch, k = len(clouds), self.config.neighbours
         points = clouds.flatten(0, 1)
@@ -350,7 +350,7 @@ class LocalEncoder(nn.Module):
 
 
 class LocalDecoder(nn.Module):
-    """From a query, the maps of its nearest points and that of its cloud to a logit."""
+    """Decoder: logit of a query from the maps of its nearest points and the global map."""
 
     def __init__(self, config: LocalConfig) -> None:
         super().__init__()
@@ -365,13 +365,13 @@ class LocalDecoder(nn.Module):
         nn.init.normal_(self.inner.weight, std=0.5 / config.hidden**0.5)
 
     def forward(self, queries: Tensor, points: Tensor, maps: Tensor, whole: Tensor, near: Tensor) -> Tensor:
-        """Logits of queries of one or several clouds.
+        """Logits of queries of one or more clouds.
 
         Args:
             queries: ``(M, 3)``.
-            points: ``(R, 3)`` all points.
-            maps: ``(R, 4 values)`` their maps.
-            whole: ``(B, 4 hidden)`` maps of the clouds, which have M / B queries each.
+            points: ``(R, 3)`` concatenated points.
+            maps: ``(R, 4 values)`` maps of the points.
+            whole: ``(B, 4 hidden)`` global maps of the clouds, with M / B queries each.
             near: ``(M, nearest)`` indices of the nearest points, nearest first.
 
         Returns:
@@ -380,7 +380,7 @@ class LocalDecoder(nn.Module):
         heads = self.config.heads
         index = near.flatten()
         relative = queries[:, None] - points.index_select(0, index).view(*near.shape, 3)
-        # Near a point the difference itself, far from it rather its direction.
+        # Proportional to the difference near a point, saturating to its direction far away.
         relative = _FINE * relative * torch.rsqrt(1 + 36 * relative.square().sum(-1, keepdim=True))
         value = affine_rows(maps, index, relative.flatten(0, 1)).view(*near.shape, -1)  # (M, k, values)
         distance = relative.square().sum(-1, keepdim=True)
@@ -400,12 +400,12 @@ class LocalDecoder(nn.Module):
 class LocalField:
     """The fields of several clouds at inference; see `ifdefense.implicit.base.Field`.
 
-    The decoder once more, one neighbour after the other, so that all it touches stays in a core's cache. A
-    head's weight stands beside each of its values; weights are relative to the nearest point's.
+    Evaluates the decoder neighbour by neighbour, so that activations fit the cache of a core. Attention
+    weights are expanded to one per value and are relative to the nearest point's.
 
     Args:
-        decoder: the decoder.
-        codes: the code of each cloud, ``B = 1``.
+        decoder: decoder of the network.
+        codes: one code per cloud, each with ``B = 1``.
     """
 
     def __init__(self, decoder: LocalDecoder, codes: list[LocalCode]) -> None:
@@ -459,7 +459,7 @@ class LocalField:
             cloud: ``(M,)`` int64 index of each query's cloud, ascending.
 
         Returns:
-            ``(M,)`` logits, the same for a query whatever else is in the batch.
+            ``(M,)`` logits, independent of the batch.
         """
         counts = torch.bincount(cloud, minlength=len(self.codes)).tolist()
         parts = []
@@ -477,13 +477,13 @@ class LocalField:
 
 
 class LocalOccupancyNetwork(nn.Module):
-    """Encoder and decoder: from a cloud to the logit of the thickened surface at any point.
+    """Implicit network of the thickened surface with one code per point.
 
-    Differentiable in the queries and in the clouds; who is whose neighbour is taken as given.
+    Differentiable in the queries and the clouds, with neighbourhoods held fixed.
 
     Args:
         config: sizes of the layers.
-        calibration: how the field is to be read.
+        calibration: interpretation of the field.
 
     Shapes:
         - **clouds:** ``(B, N, 3)``, unit-cube frame, any N
@@ -504,16 +504,16 @@ class LocalOccupancyNetwork(nn.Module):
 
     @classmethod
     def of_weights(cls, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LocalOccupancyNetwork:
-        """An untrained network of the size that weights have, with their calibration."""
+        """Builds an untrained network with the sizes and the calibration of weights."""
         return cls(LocalConfig.of_state(state), Calibration.of_metadata(metadata))
 
     def codes(self, clouds: Tensor, graph: Structure | None = None) -> LocalCode:
-        """Codes of a batch ``(B, N, 3)``; ``graph`` is its `structure` where known already."""
+        """Codes of a batch ``(B, N, 3)``; ``graph`` is its precomputed `structure`."""
         code: LocalCode = self.encoder(clouds, graph)
         return code
 
     def decode(self, code: LocalCode, queries: Tensor, near: Tensor | None = None) -> Tensor:
-        """Logits ``(B, Q)`` at queries ``(B, Q, 3)``; ``near`` are their nearest points if known."""
+        """Logits ``(B, Q)`` at queries ``(B, Q, 3)``; ``near`` are their precomputed nearest points."""
         batch, size = code.points.shape[:2]
         if near is None:
             near = _flat(nearest(queries, code.points, self.config.nearest), size)
@@ -522,18 +522,17 @@ class LocalOccupancyNetwork(nn.Module):
         return logits.view(batch, -1)
 
     def forward(self, clouds: Tensor, queries: Tensor) -> Tensor:
-        """Logits of the occupancy at the queries."""
+        """Occupancy logits at the queries."""
         return self.decode(self.codes(clouds), queries)
 
     def encode(self, clouds: Sequence[Tensor], seed: int = 0) -> list[LocalCode]:
-        """Codes of clouds ``(N_i, 3)``, all points of each; nothing is drawn at random.
+        """Codes of clouds ``(N_i, 3)``; deterministic.
 
-        One cloud at a time: rounding depends on the shape of a product, and a code must not depend on its
-        batch.
+        Clouds are encoded one by one, as rounding varies with the batch size.
         """
         device = self.encoder.counts.device
         return [self.codes(cloud[None].to(device)) for cloud in clouds]
 
     def field(self, code: list[LocalCode]) -> LocalField:
-        """The fields of codes."""
+        """The fields of encoded clouds."""
         return LocalField(self.decoder, code)

@@ -1,9 +1,8 @@
-"""The surface as an implicit function: an Occupancy Network conditioned on a point cloud.
+"""Occupancy Network conditioned on a point cloud.
 
 Mescheder et al., "Occupancy Networks: Learning 3D Reconstruction in Function Space", CVPR 2019
-(https://arxiv.org/abs/1812.03828). Tensor names and shapes are those of its public code, so its checkpoints
-load. Everything is in the unit-cube frame: the cloud's longest side is 1 and its bounding box is centred on
-0.
+(https://arxiv.org/abs/1812.03828). Tensor names and shapes match the public code, so its checkpoints load.
+Everything is in the unit-cube frame: the cloud's longest side is 1 and its bounding box is centred on 0.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from ifdefense.implicit.base import Calibration
 
 CHUNK = 2048
-"""Queries that the folded decoder carries through all layers at once: they stay in a core's cache."""
+"""Queries per chunk of the folded decoder, so that activations fit the cache of a core."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +28,10 @@ class OccupancyConfig:
 
     Attributes:
         encoder: hidden width of the ResNet-PointNet.
-        code: width of the code of a cloud.
+        code: width of the code.
         decoder: hidden width of the decoder.
-        frequencies: octaves of the positional encoding that stands beside the coordinates in both first
-            layers; the published network has none. See :func:`positional_encoding`.
+        frequencies: octaves of the positional encoding in encoder and decoder; the published network has
+            none. See :func:`positional_encoding`.
     """
 
     encoder: int = 512
@@ -42,10 +41,10 @@ class OccupancyConfig:
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> OccupancyConfig:
-        """Reads the widths off a state dict.
+        """Infers the widths from a state dict.
 
         Raises:
-            ValueError: if the tensors that carry them are missing.
+            ValueError: if tensors are missing.
         """
         try:
             code, encoder = state["encoder.fc_c.weight"].shape
@@ -56,15 +55,14 @@ class OccupancyConfig:
 
 
 def positional_encoding(points: Tensor, frequencies: int) -> Tensor:
-    """Coordinates with the sine and cosine of their first octaves beside them.
+    """Concatenates coordinates with the sine and cosine of their first octaves.
 
     ``γ(x) = (x, sin(2⁰πx), cos(2⁰πx), …, sin(2^{L−1}πx), cos(2^{L−1}πx))``: Mildenhall et al., NeRF, ECCV
-    2020 (https://arxiv.org/abs/2003.08934). Without it, layers on bare coordinates take far longer to learn
-    sharp parts.
+    2020 (https://arxiv.org/abs/2003.08934). Speeds up learning of sharp features.
 
     Args:
         points: ``(..., 3)``, unit-cube frame.
-        frequencies: octaves L; with 0 the points come back as they are.
+        frequencies: octaves L; 0 returns the points unchanged.
 
     Returns:
         ``(..., 3 + 6 L)``.
@@ -77,12 +75,12 @@ def positional_encoding(points: Tensor, frequencies: int) -> Tensor:
 
 
 def _start_small(layer: nn.Linear | nn.Conv1d) -> None:
-    """Starts the last layer of a residual branch small, so that the network begins near the identity."""
+    """Initialises the last layer of a residual branch with small weights, close to the identity."""
     nn.init.normal_(layer.weight, std=0.3 / math.sqrt(layer.weight.shape[1]))
 
 
 class ResnetBlockFC(nn.Module):
-    """``shortcut(x) + fc_1(relu(fc_0(relu(x))))`` on points; part of ``x`` may be a cloud's."""
+    """``shortcut(x) + fc_1(relu(fc_0(relu(x))))`` on points, part of ``x`` optionally shared per cloud."""
 
     def __init__(self, size_in: int, size_out: int) -> None:
         super().__init__()
@@ -92,9 +90,9 @@ class ResnetBlockFC(nn.Module):
         _start_small(self.fc_1)
 
     def forward(self, x: Tensor, pooled: Tensor | None = None) -> Tensor:
-        """Maps ``(B, N, size_in)``, or ``(B, N, size_in - P)`` with ``(B, P)`` beside every point.
+        """Maps ``(B, N, size_in)``, or ``(B, N, size_in - P)`` with shared features ``(B, P)``.
 
-        The product with ``pooled`` is taken once a cloud instead of once a point.
+        The product with ``pooled`` is computed once per cloud instead of once per point.
         """
         if pooled is None:
             hidden = self.fc_0(F.relu(x))
@@ -110,7 +108,7 @@ class ResnetBlockFC(nn.Module):
 
 
 class ResnetPointnet(nn.Module):
-    """Encoder: five ResNet blocks over the points, max-pooled features concatenated after each."""
+    """Encoder: five ResNet blocks over the points, each followed by concatenated max-pooled features."""
 
     def __init__(self, code: int = 512, hidden: int = 512, frequencies: int = 0) -> None:
         super().__init__()
@@ -140,7 +138,7 @@ class ConditionalBatchNorm(nn.Module):
         self.conv_gamma = nn.Conv1d(code, features, 1)
         self.conv_beta = nn.Conv1d(code, features, 1)
         self.bn = nn.BatchNorm1d(features, affine=False)
-        # The public code starts at zero: then the code has no influence and its gradient no way in.
+        # Zero in the public code, which blocks the influence of the code and its gradient at the start.
         nn.init.normal_(self.conv_gamma.weight, std=0.5 / math.sqrt(code))
         nn.init.ones_(cast(Tensor, self.conv_gamma.bias))
         nn.init.normal_(self.conv_beta.weight, std=0.5 / math.sqrt(code))
@@ -159,7 +157,7 @@ class ConditionalBatchNorm(nn.Module):
         return torch.addcmul(beta[:, None], normed, gamma[:, None])
 
     def fold(self, code: Tensor) -> tuple[Tensor, Tensor]:
-        """The same map at inference as one scale and one shift a cloud, both ``(B, features)``."""
+        """Scale and shift per cloud at inference, both ``(B, features)``."""
         assert self.bn.running_mean is not None and self.bn.running_var is not None
         gamma, beta = self.affine(code)
         scale = gamma * torch.rsqrt(self.bn.running_var + self.bn.eps)
@@ -184,7 +182,7 @@ class ConditionalResnetBlock(nn.Module):
 
 
 class ConditionalDecoder(nn.Module):
-    """Decoder: five conditional ResNet blocks from a query's coordinates to the logit of its occupancy."""
+    """Decoder: five conditional ResNet blocks from query coordinates to occupancy logits."""
 
     def __init__(self, code: int = 512, hidden: int = 256, frequencies: int = 0) -> None:
         super().__init__()
@@ -200,7 +198,7 @@ class ConditionalDecoder(nn.Module):
 
     @property
     def blocks(self) -> tuple[ConditionalResnetBlock, ...]:
-        """The five blocks in order."""
+        """The five blocks."""
         return (self.block0, self.block1, self.block2, self.block3, self.block4)
 
     def forward(self, queries: Tensor, code: Tensor) -> Tensor:
@@ -213,7 +211,7 @@ class ConditionalDecoder(nn.Module):
 
 
 class _FoldedLayers(NamedTuple):
-    """Decoder of one cloud: scale, shift, inner, bias, outer of each block, then the last scale and shift."""
+    """Folded decoder of one cloud: scale, shift, inner, bias, outer per block; last scale and shift."""
 
     layers: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
     scale: Tensor
@@ -221,15 +219,14 @@ class _FoldedLayers(NamedTuple):
 
 
 class OccupancyField:
-    """A decoder bound to the codes of several clouds, its batch norms folded into one scale and shift each.
+    """Fields of several clouds at inference, with folded batch norms; see `ifdefense.implicit.base.Field`.
 
-    At inference a conditional batch norm is an affine map that depends on the cloud alone. The second one of
-    each block goes into the rows of the linear layer before it, the biases along the residual path into the
-    shifts behind them: what is left for each query and block is one scaling, two matrix products and two
-    ReLUs.
+    At inference a conditional batch norm is an affine map per cloud. The second one of each block is folded
+    into the preceding linear layer, biases along the residual path into the following shifts. This leaves one
+    scaling, two matrix products and two ReLUs per query and block.
 
     Args:
-        decoder: the decoder; its running statistics are used, whatever mode it is in.
+        decoder: decoder; its running statistics are used in training mode too.
         code: ``(B, code)`` codes of the clouds.
     """
 
@@ -239,13 +236,13 @@ class OccupancyField:
         self.end = decoder.fc_out.weight[0, :, 0]
         assert decoder.fc_out.bias is not None
         self.end_bias = decoder.fc_out.bias
-        # One cloud at a time: rounding depends on the shape of a product, results must not on the batch.
+        # One cloud at a time, as rounding varies with the batch size.
         self.clouds = [self._fold(decoder, row) for row in code.split(1)]
 
     @staticmethod
     def _fold(decoder: ConditionalDecoder, code: Tensor) -> _FoldedLayers:
-        """Layers of the cloud with code ``(1, code)``."""
-        offset = decoder.fc_p.bias  # the part of the residual path that no query changes
+        """Folded layers for a code ``(1, code)``."""
+        offset = decoder.fc_p.bias  # constant part of the residual path
         layers = []
         assert offset is not None
         for block in decoder.blocks:
@@ -277,7 +274,7 @@ class OccupancyField:
             cloud: ``(M,)`` int64 index of each query's cloud, ascending.
 
         Returns:
-            ``(M,)`` logits, the same for a query whatever else is in the batch.
+            ``(M,)`` logits, independent of the batch.
         """
         counts = torch.bincount(cloud, minlength=len(self.clouds)).tolist()
         parts = []
@@ -287,12 +284,12 @@ class OccupancyField:
 
 
 class OccupancyNetwork(nn.Module):
-    """Encoder and decoder: from a cloud to the logit of the occupancy at any point of the unit cube.
+    """Occupancy Network: encoder and decoder.
 
     Args:
         config: widths of the layers.
-        calibration: how the field is to be read.
-        views: disjoint subsets of ``calibration.points`` points whose codes `encode` averages.
+        calibration: interpretation of the field.
+        views: disjoint subsets of ``calibration.points`` points whose codes are averaged by `encode`.
 
     Shapes:
         - **clouds:** ``(B, N, 3)``, unit-cube frame, any N; the published network was trained on 300 points
@@ -315,19 +312,18 @@ class OccupancyNetwork(nn.Module):
 
     @classmethod
     def of_weights(cls, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> OccupancyNetwork:
-        """An untrained network of the size that weights have, with their calibration."""
+        """Builds an untrained network with the sizes and the calibration of weights."""
         return cls(OccupancyConfig.of_state(state), Calibration.of_metadata(metadata))
 
     def forward(self, clouds: Tensor, queries: Tensor) -> Tensor:
-        """Logits of the occupancy at the queries."""
+        """Occupancy logits at the queries."""
         logits: Tensor = self.decoder(queries, self.encoder(clouds))
         return logits
 
     def codes(self, clouds: Tensor) -> Tensor:
-        """Codes ``(B, code)`` of clouds ``(B, N, 3)``, all points at once.
+        """Codes ``(B, code)`` of clouds ``(B, N, 3)``, from all points.
 
-        Clouds are encoded one by one: rounding depends on the shape of a product, and a code must not depend
-        on its batch.
+        Clouds are encoded one by one, as rounding varies with the batch size.
         """
         return torch.cat([self.encoder(cloud) for cloud in clouds.split(1)])
 
@@ -340,7 +336,7 @@ class OccupancyNetwork(nn.Module):
         return torch.cat(codes)
 
     def _subsets(self, cloud: Tensor, seed: int) -> Tensor:
-        """``(V, P, 3)``, disjoint as far as the points suffice."""
+        """Random subsets ``(V, P, 3)``, disjoint if there are enough points."""
         if self.calibration.points is None:
             return cloud[None]
         size = self.calibration.points
@@ -349,12 +345,12 @@ class OccupancyNetwork(nn.Module):
         return cloud[order[take].to(cloud.device)].view(self.views, size, 3)
 
     def field(self, code: Tensor) -> OccupancyField:
-        """The fields of codes ``(B, code)``, folded for inference."""
+        """The fields of codes ``(B, code)``, with folded batch norms."""
         return OccupancyField(self.decoder, code)
 
 
 def occupancy_loss(logits: Tensor, occupied: Tensor) -> Tensor:
-    """Negative log-likelihood of the occupancies, summed over a cloud's queries and averaged over clouds.
+    """Binary cross-entropy, summed over queries and averaged over clouds.
 
     Args:
         logits: ``(B, Q)``.

@@ -1,4 +1,4 @@
-"""The base of every purifier: checks input once, sets the frame, keeps the promised number of points."""
+"""Base class of purifiers: input checks, normalisation, number of points."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a purifier made of one cloud.
+    """Result of a purifier for one cloud.
 
     Attributes:
-        points: ``(M, 3)`` the result.
-        index: ``(M,)`` rows of the input, if the result is a choice among its points: these are then returned
-            exactly as they came.
-        kept: ``(N,)`` input points that an outlier filter kept; all by default.
-        mesh: surface that was rebuilt.
-        repair: what was done to it.
+        points: ``(M, 3)`` purified points.
+        index: ``(M,)`` rows of the input if the result is a selection of input points, which are then
+            returned bit for bit.
+        kept: ``(N,)`` mask of points kept by an outlier filter; all by default.
+        mesh: reconstructed surface.
+        repair: changes made by the mesh repair.
         fallback: why the surface was not used.
     """
 
@@ -49,24 +49,24 @@ class Outcome:
 
     @classmethod
     def choice(cls, cloud: Tensor, index: Tensor, **fields: Any) -> Self:
-        """The outcome that consists of the given rows of a cloud."""
+        """The outcome that selects rows of a cloud."""
         return cls(cloud[index], index, **fields)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trace:
-    """What each stage made of one cloud. Coordinates are in the caller's frame.
+    """Intermediate results of every stage for one cloud, in the caller's frame.
 
     Attributes:
-        points: ``(N, 3)`` the cloud as it came.
-        kept_mask: ``(N,)`` points that the outlier filter kept.
-        mesh: reconstructed surface, ``None`` for methods without one or when there was none.
+        points: ``(N, 3)`` input.
+        kept_mask: ``(N,)`` points kept by the outlier filter.
+        mesh: reconstructed surface, ``None`` if there is none.
         score: ``(V,)`` anomaly score of the mesh's vertices.
-        mask: ``(V,)`` vertices that were taken out as anomalous.
-        repaired: the mesh after repair.
-        purified: ``(M, 3)`` the result.
-        fallback: why the filtered input was resampled in place of a surface, else ``None``.
-        seconds: time of each stage, shared out evenly over the clouds of a batch.
+        mask: ``(V,)`` vertices removed or moved as anomalous.
+        repaired: mesh after repair.
+        purified: ``(M, 3)`` result.
+        fallback: why the filtered input was resampled instead of a surface, else ``None``.
+        seconds: time per stage, divided evenly over the clouds of a batch.
     """
 
     points: NDArray[np.floating]
@@ -81,22 +81,21 @@ class Trace:
 
     @property
     def kept(self) -> NDArray[np.floating]:
-        """``(K, 3)`` points that the outlier filter kept."""
+        """``(K, 3)`` points kept by the outlier filter."""
         return self.points[self.kept_mask]
 
 
 class Purifier(nn.Module, ABC):
-    """Removes what an attacker did to point clouds.
+    """Base class of purifiers.
 
-    A subclass writes `run`, on clouds in the unit cube, and sets the fields below; the base checks and
-    unpacks the input, moves it into the unit cube and back, and makes sure of the number of points.
+    Subclasses implement `run` on clouds in the unit cube and set the attributes below. The base class checks
+    and unpacks the input, normalises it to the unit cube and back, and verifies the number of points.
 
     Attributes:
         name: name of the method.
-        deterministic: whether the seed makes no difference.
-        differentiable: whether gradients pass. If so, the input is neither detached nor are gradients
-            disabled.
-        normalise: whether a classifier wants the result centred and scaled to the unit sphere again.
+        deterministic: whether results are independent of the seed.
+        differentiable: whether gradients pass; otherwise the input is detached and gradients are disabled.
+        normalise: whether results should be normalised to the unit sphere again before classification.
     """
 
     name: str
@@ -110,31 +109,27 @@ class Purifier(nn.Module, ABC):
 
         Args:
             clouds: ``(N_i, 3)`` float32, bounding box centred on 0 with longest side 1.
-            counts: points wanted of each; ``None`` leaves the number to the purifier, for a part of a chain.
-            seed: seed of every draw. The outcome of a cloud must not depend on the others.
+            counts: points per result; ``None``, within a chain, leaves the number to the purifier.
+            seed: random seed. The outcome of a cloud must not depend on the others.
         """
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path | None = None) -> Purifier:
-        """A purifier by the name of its method, or the default pipeline around your own weights.
+        """Loads a method by name, or ``"onet-mesh"`` with your own weights.
 
         Args:
-            name_or_path: one of `ifdefense.purifiers.registry.METHODS`, the default method if not given; or a
-                file of weights as ``ifdefense train`` writes it, or a public Occupancy Networks checkpoint,
-                whose mesh is then repaired and sampled as ``"onet-mesh"`` does.
+            name_or_path: one of `ifdefense.purifiers.registry.METHODS`, by default the default method; or a
+                file of weights by ``ifdefense train``, or a public Occupancy Networks checkpoint.
 
         Raises:
-            ValueError: if there is neither a method nor a file of that name.
+            ValueError: if there is no such method or file.
         """
         from ifdefense.purifiers.registry import build
 
         return build(name_or_path)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves the weights to another device, but leaves them float32, as the clouds of `run` are.
-
-        A purifier works behind a classifier of any precision: ``defended.half()`` does not touch it.
-        """
+        """Moves the weights between devices but keeps them float32, e.g. in ``defended.half()``."""
 
         def moved(tensor: Tensor) -> Tensor:
             result = fn(tensor)
@@ -144,15 +139,14 @@ class Purifier(nn.Module, ABC):
         return self
 
     def spec(self) -> dict[str, Any]:
-        """Everything that the result depends on, as a plain dictionary that `json` can write.
+        """JSON-serialisable description of everything that results depend on.
 
-        `ifdefense.purifiers.specs.rebuild` makes the purifier again. Weights stand in it by their source and
-        a digest.
+        Weights are given by source and digest. `ifdefense.purifiers.specs.rebuild` rebuilds the purifier.
         """
         return {"class": describe(type(self)), "name": self.name, "options": self.options()}
 
     def options(self) -> dict[str, Any]:
-        """Arguments of the constructor, as `ifdefense.purifiers.specs.describe` writes them."""
+        """Arguments of the constructor, in the form of `ifdefense.purifiers.specs.describe`."""
         return {}
 
     @final
@@ -171,17 +165,17 @@ class Purifier(nn.Module, ABC):
             points: one cloud ``(N, 3)``, a batch ``(B, N, 3)``, or a list of clouds, NumPy or torch, in any
                 frame and unit. Further columns are attributes: a kept point keeps them, a new one takes those
                 of the nearest input point. PyTorch Geometric's ``Data`` and ``Batch`` are taken as well.
-            num_points: points of each result; by default as many as came in.
-            seed: seed of every draw; the result for a cloud does not depend on its batch.
-            batch_size: clouds that are processed together. Memory grows with it, results do not change.
-            progress: whether to show a progress bar.
+            num_points: points per result; by default as in the input.
+            seed: random seed; results do not depend on the batch.
+            batch_size: clouds processed together; affects memory and speed only.
+            progress: show a progress bar.
 
         Returns:
             The same kind of array as ``points``, in the same frame, precision and on the same device.
 
         Raises:
-            TypeError: if a cloud is no array of real numbers.
-            ValueError: if a cloud cannot be used (the message names it), or an argument is out of range.
+            TypeError: if a cloud is not an array of real numbers.
+            ValueError: if a cloud is unusable (the message names it), or an argument is out of range.
         """
         unpacked = unpack(points, detach=not self.differentiable)
         outcomes = self.outcomes(unpacked.clouds, num_points, seed, batch_size, progress)
@@ -191,7 +185,7 @@ class Purifier(nn.Module, ABC):
     def trace(
         self, points: Clouds, num_points: int | None = None, seed: int = 0, *, batch_size: int = 16
     ) -> list[Trace]:
-        """Purifies clouds and returns what every stage made of each; arguments and errors as `forward`."""
+        """Purifies clouds and returns intermediate results; arguments and errors as `forward`."""
         clouds = unpack(points).clouds
         rest = iter(clouds)
         traces = []
@@ -208,14 +202,14 @@ class Purifier(nn.Module, ABC):
         batch_size: int = 16,
         progress: bool = False,
     ) -> list[Outcome]:
-        """As `forward`, for clouds ``(N_i, 3)`` that `ifdefense.clouds.unpack` has checked."""
+        """As `forward`, for clouds ``(N_i, 3)`` checked by `ifdefense.clouds.unpack`."""
         parts = self._batches(clouds, num_points, seed, batch_size, progress)
         return [outcome for part, _ in parts for outcome in part]
 
     def _batches(
         self, clouds: list[Tensor], num_points: int | None, seed: int, batch_size: int, progress: bool
     ) -> Iterator[tuple[list[Outcome], dict[str, float]]]:
-        """Outcomes in the caller's frame, batch by batch, with the time of each stage."""
+        """Yields the outcomes of each batch in the caller's frame, with the time per stage."""
         num_points, batch_size = count_of(num_points), integer("batch_size", batch_size, 1, MAX_POINTS)
         seed = integer("seed", seed, 0, MAX_SEED)
         gradients = self.differentiable and torch.is_grad_enabled()
@@ -239,10 +233,10 @@ class Purifier(nn.Module, ABC):
                 bar.update(len(part))
 
     def restore(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
-        """Frame, `run`, and back: outcomes in the frame of the clouds.
+        """Normalises clouds, calls `run`, and returns outcomes in the frame of the clouds.
 
-        Exact copies of a point, such as padding, and points absurdly far away are left out before, see
-        `ifdefense.geometry.frame.within_reach`: a few blind points do not set the frame.
+        Duplicates, such as padding, and extreme outliers (`ifdefense.geometry.frame.within_reach`) are
+        removed first, so that they do not set the frame.
         """
         used = [usable(cloud) for cloud in clouds]
         parts = [cloud[index] for cloud, index in zip(clouds, used, strict=True)]
@@ -253,14 +247,14 @@ class Purifier(nn.Module, ABC):
 
 
 def usable(cloud: Tensor) -> Tensor:
-    """Rows of a cloud that can belong to the shape, each position once, ascending."""
+    """Ascending rows of a cloud without duplicates and extreme outliers."""
     mask = first_occurrences(cloud)
     mask[mask.clone()] = within_reach(cloud[mask])
     return mask.nonzero().squeeze(1)
 
 
 def _outward(outcome: Outcome, frame: Frame, cloud: Tensor, used: Tensor) -> Outcome:
-    """An outcome of the rows ``used`` in the unit cube, as one of the whole cloud in its frame."""
+    """Maps an outcome of the rows ``used`` in the unit cube to the whole cloud in its frame."""
 
     def moved(mesh: Mesh | None) -> Mesh | None:
         return None if mesh is None or mesh.is_empty else frame.mesh_from_cube(mesh)
