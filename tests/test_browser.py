@@ -1,4 +1,4 @@
-"""The report in a real browser: what it shows at two widths, its keys, and that it loads nothing."""
+"""The report in a browser: layout at two widths, keys, no external requests."""
 
 from __future__ import annotations
 
@@ -96,6 +96,15 @@ def test_the_page_fits_its_window_and_every_view_is_filled(browser: Browser, pag
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     wide = "[...document.querySelectorAll('body *')].filter(e => e.scrollWidth > e.clientWidth + 1"
     assert browser.evaluate(f"{wide} && getComputedStyle(e).overflowX !== 'visible').length") == 0
+    # Nor does a text leave its card.
+    assert (
+        browser.evaluate(
+            "Math.max(...[...document.querySelectorAll('.card')].map(card => Math.max("
+            "...[...card.querySelectorAll('*')].map(e => e.getBoundingClientRect().right)) "
+            "- card.getBoundingClientRect().right))"
+        )
+        <= 0
+    )
     assert browser.evaluate("document.querySelectorAll('canvas').length") == 6
     for index in range(3):
         mask = shown(browser, index)
