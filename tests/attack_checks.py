@@ -1,4 +1,4 @@
-"""What holds for every attack, as functions to call from the test file of each."""
+"""Checks shared by the tests of all attacks."""
 
 from __future__ import annotations
 

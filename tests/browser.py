@@ -1,4 +1,4 @@
-"""A headless Chromium for tests, driven over a pipe by the DevTools protocol: no further library."""
+"""Headless Chromium for tests, driven by the DevTools protocol over a pipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Solids with closed-form answers, and the folder of ModelNet40 where there is one."""
+"""Fixtures: clouds on analytic solids, and the folder of ModelNet40 if available."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inputs and variants of the ablation are what their names say."""
+"""Inputs and variants of the ablation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two hundred seeded mutations of arguments of the API: correct results, or errors that say what is wrong."""
+"""Two hundred seeded mutations of API arguments: correct results or helpful errors."""
 
 from __future__ import annotations
 

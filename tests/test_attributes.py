@@ -1,4 +1,4 @@
-"""Attributes of points: through a purification, and through files of every format."""
+"""Point attributes through purification and files of every format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the benchmarks measure and how their results are written."""
+"""Measurements and result files of the benchmarks."""
 
 from __future__ import annotations
 

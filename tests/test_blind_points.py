@@ -1,4 +1,4 @@
-"""Points placed without any knowledge of the classifier: far away, together or apart, and padding."""
+"""Outliers far away, clustered or scattered, and padding: attacks without access to the classifier."""
 
 from __future__ import annotations
 

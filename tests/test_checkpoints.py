@@ -1,4 +1,4 @@
-"""Weights are read without running code, fit whole or not at all, and travel as float16."""
+"""Checkpoints: loading without code execution, all-or-nothing fitting, float16."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line through its real entry point, on real files."""
+"""The command line through its entry point, on real files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ifdefense purify`` loses no file, stops at no file, and says what it did."""
+"""``ifdefense purify`` never overwrites files, continues after failures and reports them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What callers hand in comes back as the same kind, and bad clouds are named."""
+"""Input kinds are preserved, and errors name the cloud."""
 
 from __future__ import annotations
 

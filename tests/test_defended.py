@@ -1,4 +1,4 @@
-"""A classifier behind a purifier: kinds of input, draws, seeds, precision; and the arguments of the API."""
+"""Defended classifiers: kinds of input, draws, seeds, precision; and validation of API arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo through its entry point: what it prints and writes."""
+"""The demo through its entry point: output and files."""
 
 from __future__ import annotations
 

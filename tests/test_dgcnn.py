@@ -1,4 +1,4 @@
-"""DGCNN against the network with its edges written out."""
+"""DGCNN against a naive implementation with explicit edges."""
 
 from __future__ import annotations
 

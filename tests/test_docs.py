@@ -1,4 +1,4 @@
-"""The documentation: its tables are those of the classes, and its examples run."""
+"""The documentation: tables are up to date and examples run."""
 
 from __future__ import annotations
 

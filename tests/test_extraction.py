@@ -1,4 +1,4 @@
-"""Extraction against the dense grid, closed-form spheres and boxes, and a naive flood over the surface."""
+"""Extraction against dense grids, analytic spheres and boxes, and a naive flood fill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every implicit network promises: gradients, folding, batches, names, calibration in the file."""
+"""Contract of implicit networks: gradients, folding, batches, names, stored calibration."""
 
 from __future__ import annotations
 

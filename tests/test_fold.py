@@ -1,4 +1,4 @@
-"""Folded networks against the networks themselves."""
+"""Folded networks against the originals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Single files of clouds and meshes: what is written is read, and what is damaged is refused by name."""
+"""Files of clouds and meshes: round trips, and errors on damaged files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The unit cube and the way back."""
+"""Normalisation to the unit cube and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged files of every format: each is read correctly or refused by name, in little time and memory."""
+"""Damaged files of every format: correct results or errors, within bounds of time and memory."""
 
 from __future__ import annotations
 

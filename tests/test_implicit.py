@@ -1,4 +1,4 @@
-"""The Occupancy Network: published tensor names, the folded decoder, the loss."""
+"""The Occupancy Network: published tensor names, folded decoder, loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Public checkpoints: every name and shape of the reference tables, and what does not fit."""
+"""Public checkpoints: names and shapes of the reference tables, and errors on misfits."""
 
 from __future__ import annotations
 

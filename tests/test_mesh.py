@@ -1,4 +1,4 @@
-"""The mesh value against closed forms: a cube, a tetrahedron, an octahedral sphere."""
+"""Meshes against closed forms: a cube, a tetrahedron, an octahedral sphere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labelled clouds in every layout that people have, and the splits of ModelNet40."""
+"""Labelled clouds in every supported layout, and the splits of ModelNet40."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ifdefense.data.formats import write_cloud, write_mesh
 from ifdefense.data.layouts import LAYOUTS, MODELNET40_CLASSES, detect_layout, load_part
 from ifdefense.data.modelnet import holdout, load_modelnet40
 from ifdefense.data.packed import DataError, load_packed_meshes
-from ifdefense.training.sets import training_sets
 from ifdefense.geometry.mesh import Mesh
+from ifdefense.training.sets import training_sets
 
 CLASSES = ("bed", "night_stand", "sofa")
 POINTS = 32

@@ -1,4 +1,4 @@
-"""Points on the level set: where they land, how far from the mesh, and whether their gradients are right."""
+"""Projection onto the level set: accuracy, distance from the mesh, and gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ground truth fields against solids whose inside is known."""
+"""Ground-truth occupancy against analytic solids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistical outlier removal against its definition, and simple random sampling."""
+"""Statistical outlier removal against its definition; simple random sampling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PCT against its parts written out."""
+"""PCT against a naive implementation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PointConv against its convolution written out, edge by edge."""
+"""PointConv against a naive convolution, edge by edge."""
 
 from __future__ import annotations
 

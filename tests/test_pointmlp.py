@@ -1,4 +1,4 @@
-"""PointMLP against its parts written out."""
+"""PointMLP against a naive implementation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PointNet++ and the layers over neighbourhoods, against networks written out."""
+"""PointNet++ and its neighbourhood layers against naive implementations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Point operations against naive twins, and their independence of the batch."""
+"""Point operations against naive implementations, and independence of the batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The procedural data set: exact solids that look like what they are called, equal for equal seeds."""
+"""The procedural data set: exactness, recognisable classes, seeds."""
 
 from __future__ import annotations
 

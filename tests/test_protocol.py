@@ -1,4 +1,4 @@
-"""The protocol of the measurements on ModelNet40, and that its cache follows what made it."""
+"""The benchmark protocol on ModelNet40, and invalidation of its cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A digest of code sees what changes results, and nothing else."""
+"""Digests of code change with results only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The defence as a whole: frames, batches, seeds, devices, fallbacks, and what it does to planted attacks."""
+"""Purifiers end to end: frames, batches, seeds, devices, fallbacks, planted attacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PyTorch Geometric's Data and Batch through the purifiers, its data sets and its loaders."""
+"""PyTorch Geometric: Data and Batch through purifiers, data sets and loaders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repair: anomalies planted on solids of known distance are taken out, and nothing else is touched.
+"""Mesh repair: anomalies planted on analytic solids are removed, everything else is kept.
 
 The meshes are extracted from signed distance functions as those of a network would be; the input points are
 drawn from the clean solid, and a few lie on the anomaly, as an attacker would leave them.

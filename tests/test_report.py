@@ -1,4 +1,4 @@
-"""The report's numbers against closed forms, and its page and picture as files."""
+"""The report: numbers against closed forms, page and picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resampling: exactly as many points as asked, on the surface, by area, the same in any batch."""
+"""Resampling: exact numbers of points, on the surface, by area, independent of the batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of all attacks: the suite, and its command on real clouds."""
+"""The robustness benchmark: suite and command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signed distance solids against closed forms, dense samples and known areas."""
+"""Signed distance functions against closed forms, dense samples and known areas."""
 
 from __future__ import annotations
 

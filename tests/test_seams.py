@@ -1,4 +1,4 @@
-"""The public seams: what a user adds in one class, and what every purifier then promises."""
+"""Public interfaces: extensions in one class, and the contract of purifiers."""
 
 from __future__ import annotations
 

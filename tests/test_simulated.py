@@ -1,4 +1,4 @@
-"""Corruption of clouds: each kind by itself does what its options say, and the mix keeps shape and seed."""
+"""Simulated attacks: each corruption against its options; shapes and seeds of the mix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text in columns: names, delimiters, counts, and what is ambiguous."""
+"""Text in columns: names, delimiters, counts, ambiguous files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training of any network, and the options that every network shares."""
+"""Training of every network, and shared options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training of implicit networks: labels follow the augmentation, the rate its schedule, runs resume."""
+"""Training of implicit networks: augmented labels, learning rate schedule, resumption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that claim more than they hold, lead elsewhere, are cut off, or cannot be written."""
+"""Unsafe files: false sizes, external references, truncation, failed writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wheel carries everything: installed alone, far from the checkout, it runs the demo."""
+"""The wheel is complete: installed alone, it runs the demo."""
 
 from __future__ import annotations
 
