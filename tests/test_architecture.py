@@ -1,4 +1,4 @@
-"""Imports run one way, and importing the library loads nothing heavy."""
+"""Import rules between packages, and the cost of importing the library."""
 
 from __future__ import annotations
 
