@@ -12,7 +12,8 @@ def use_huge_pages() -> None:
     """Enables huge pages in PyTorch's CPU allocator, unless ``THP_MEM_ALLOC_ENABLE`` is set.
 
     Call it before the first tensor is created. Page faults take up to a quarter of a forward pass on a CPU,
-    as freed memory is mapped and zeroed again; pages of 2 MiB cause 512 times fewer. No effect without Linux.
+    as freed memory is mapped and zeroed again; pages of 2 MiB cause 512 times fewer. No effect on systems
+    without huge pages.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 

@@ -134,7 +134,7 @@ def chosen(cloud: Tensor, mask: Tensor, count: int | None, seed: int) -> Outcome
 
 
 def refilled(size: int, count: int, seed: int) -> Tensor:
-    """Exactly ``count`` random indices below ``size``; indices repeat if ``count > size``."""
+    """Exactly ``count`` indices below ``size``: a random subset, or all of them and random repeats."""
     generator = torch.Generator().manual_seed(seed)
     rounds = [torch.randperm(size, generator=generator) for _ in range(-(-count // size))]
     return torch.cat(rounds)[:count]
