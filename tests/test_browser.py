@@ -35,7 +35,7 @@ def octahedron(radius: float) -> Mesh:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of balls of radius 20, among them one with a point very far away; titles repeat."""
-    points = ball(600, 20.0, 0)
+    points = ball(1600, 20.0, 0)
     far = points.copy()
     far[0] = [1e5, 0, 0]
     cases = []
@@ -43,12 +43,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mask = np.arange(6) == 4
         trace = Trace(
             points=cloud,
-            kept_mask=np.arange(600) >= 30,
+            kept_mask=np.arange(1600) >= 30,
             mesh=octahedron(20.0),
             score=np.where(mask, 2.0, 0.0).astype(np.float32),
             mask=mask,
             repaired=octahedron(18.0),
-            purified=ball(600, 20.0, 1),
+            purified=ball(1600, 20.0, 1),
             fallback=None,
             seconds={"outliers": 0.01, "resampling": 0.02},
         )
@@ -96,12 +96,12 @@ def test_the_page_fits_its_window_and_every_view_is_filled(browser: Browser, pag
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     wide = "[...document.querySelectorAll('body *')].filter(e => e.scrollWidth > e.clientWidth + 1"
     assert browser.evaluate(f"{wide} && getComputedStyle(e).overflowX !== 'visible').length") == 0
-    # Nor does a text leave its card.
+    # Nor does a caption leave its figure.
     assert (
         browser.evaluate(
-            "Math.max(...[...document.querySelectorAll('.card')].map(card => Math.max("
-            "...[...card.querySelectorAll('*')].map(e => e.getBoundingClientRect().right)) "
-            "- card.getBoundingClientRect().right))"
+            "Math.max(...[...document.querySelectorAll('figure')].map(figure => Math.max("
+            "...[...figure.querySelectorAll('*')].map(e => e.getBoundingClientRect().right)) "
+            "- figure.getBoundingClientRect().right))"
         )
         <= 0
     )
@@ -193,7 +193,7 @@ def test_what_the_page_says(browser: Browser, page: Path) -> None:
         "scans/ball.ply (2)",
     ]
     assert len(re.findall("1 too far away to show", text)) == 1
-    assert re.search(r"size\n\s*39.\d × (39.\d|40) × 39.\d", text)
+    assert re.search(r"size\n\s*(39\.\d|40) × (39\.\d|40) × (39\.\d|40)", text)
 
 
 def test_it_loads_nothing_and_the_policy_forbids_it(browser: Browser, page: Path) -> None:
