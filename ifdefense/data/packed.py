@@ -56,24 +56,25 @@ def load_packed_clouds(paths: list[Path]) -> CloudSet:
     )
 
 
-def load_packed_meshes(root: str | Path | None = None) -> MeshSet:
-    """Reads the packed triangle soups ``meshes_*.npz`` of a folder.
+def load_packed_meshes(root: str | Path | None = None, name: str = "meshes") -> MeshSet:
+    """Reads the packed triangle soups of a folder, ``meshes_*.npz`` by default.
 
     Each npz holds ``vertices`` uint16 ``(V, 3)`` with ``x = vertices / 65535 - 0.5`` (unit cube frame,
     longest side 1), ``faces`` ``(F, 3)``, ``vertex_offset`` and ``face_offset`` ``(S + 1,)`` that cut them
     into shapes whose faces count from the shape's own first vertex, ``label`` and ``name``.
 
     Args:
-        root: the folder of the files, or the one with ``meshes/`` in it; by default that in
+        root: the folder of the files, or the one with ``name/`` in it; by default that in
             ``IFDEFENSE_DATA``.
+        name: of the folder, with which the names of the files start.
 
     Raises:
         DataError: if there are no such files or one cannot be used.
     """
-    folder = data_folder(root, "meshes")
-    paths = sorted(folder.glob("meshes_*.npz"))
+    folder = data_folder(root, name)
+    paths = sorted(folder.glob(f"{name}_*.npz"))
     if not paths:
-        raise DataError(f"{folder}: there are no meshes_*.npz in it")
+        raise DataError(f"{folder}: there are no {name}_*.npz in it")
     parts = [read_npz(path) for path in paths]
     return MeshSet(
         meshes=tuple(mesh for path, part in zip(paths, parts, strict=True) for mesh in _cut(part, path)),

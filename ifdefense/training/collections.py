@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -95,16 +95,34 @@ def from_procedural(per_class: int, seed: int = 0) -> OccupancySet:
     return _gather(pairs(), per_class * len(CLASSES), "procedural")
 
 
-def cached(
-    folder: Path, build: Callable[[], OccupancySet], settings: Mapping[str, Any] | None = None
-) -> OccupancySet:
-    """Loads the set from ``folder``; builds and saves it first if it is not there with these settings."""
-    wanted = {"box": BOX, "offset": OFFSET, "step": STEP, **(settings or {})}
+class Savable(Protocol):
+    """A set that can be written into a folder."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the set."""
+        ...
+
+
+S = TypeVar("S", bound=Savable)
+
+
+def cached_set(
+    folder: Path, build: Callable[[], S], load: Callable[[Path], S], settings: Mapping[str, Any]
+) -> S:
+    """Loads a set from ``folder``; builds and saves it first if it is not there with these settings."""
     stamp = folder / "settings.json"
-    text = json.dumps(wanted, sort_keys=True)
+    text = json.dumps(settings, sort_keys=True)
     if not stamp.is_file() or stamp.read_text() != text:
         data = build()
         stamp.unlink(missing_ok=True)
         data.save(folder)
         stamp.write_text(text)  # last, so that an interrupted save is not taken for a set
-    return OccupancySet.load(folder)
+    return load(folder)
+
+
+def cached(
+    folder: Path, build: Callable[[], OccupancySet], settings: Mapping[str, Any] | None = None
+) -> OccupancySet:
+    """`cached_set` of occupancies, whose settings include those of the grids."""
+    wanted = {"box": BOX, "offset": OFFSET, "step": STEP, **(settings or {})}
+    return cached_set(folder, build, OccupancySet.load, wanted)

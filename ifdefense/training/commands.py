@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import click
+import torch
 
 from ifdefense.training.runs import RunError
 
@@ -56,3 +58,42 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise RunError(f"{folder} cannot be written: {error.strerror}") from None
+
+
+def mix_of(
+    sources: Collection[str], default: Mapping[str, float]
+) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], dict[str, float]]:
+    """Callback of a repeated option ``NAME=WEIGHT``; the weight is 1 where it is missing.
+
+    Args:
+        sources: names that may be given.
+        default: the mix where none is given.
+    """
+
+    def parse(
+        context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+    ) -> dict[str, float]:
+        mix: dict[str, float] = {}
+        for value in values:
+            name, _, weight = value.partition("=")
+            if name not in sources:
+                raise click.BadParameter(f"{name!r} is none of {', '.join(sources)}")
+            if name in mix:
+                raise click.BadParameter(f"{name} is given twice")
+            try:
+                mix[name] = float(weight or 1)
+            except ValueError:
+                raise click.BadParameter(f"{weight!r} is no number") from None
+            if not 0 < mix[name] < math.inf:
+                raise click.BadParameter(f"the weight of {name} must be positive, got {weight}")
+        return mix or dict(default)
+
+    return parse
+
+
+def device_of(context: click.Context, parameter: click.Parameter, value: str) -> torch.device:
+    """Callback of an option that names a device."""
+    try:
+        return torch.zeros(1, device=value).device
+    except (RuntimeError, AssertionError) as error:  # an unknown name, or a torch built without it
+        raise click.BadParameter(f"{value!r}: {str(error).splitlines()[0]}") from None

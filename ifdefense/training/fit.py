@@ -48,7 +48,10 @@ class TrainOptions:
         weight_decay: of the matrices that Muon trains.
         warmup: steps of linear warm-up.
         cooldown: share of the steps, at the end, over which the rates fall to a hundredth along a cosine.
+        adam_decay: decoupled weight decay of what Adam trains.
+        adam_beta2: decay of Adam's second moments.
         max_norm: gradients are clipped to this norm; 0 for no clipping.
+        bfloat16: whether matrix products of training run in bfloat16.
         ema: decay of a moving average of the weights, which is validated and kept; 0 for none.
         threshold: probability above which a query is inside in the validation IoU.
         seed: seed of the weights and of every draw.
@@ -63,7 +66,10 @@ class TrainOptions:
     weight_decay: float = 0.05
     warmup: int = 100
     cooldown: float = 0.4
+    adam_decay: float = 0.0
+    adam_beta2: float = 0.999
     max_norm: float = 0.0
+    bfloat16: bool = False
     ema: float = 0.0
     threshold: float = 0.5
     seed: int = 0
@@ -77,6 +83,8 @@ class TrainOptions:
             weight_decay=(0, 10),
             warmup=(0, math.inf),
             cooldown=(0, 1),
+            adam_decay=(0, 10),
+            adam_beta2=(0, 1 - 1e-9),
             max_norm=(0, math.inf),
             ema=(0, 1),
             threshold=(1e-6, 1 - 1e-6),
@@ -137,7 +145,9 @@ class ImplicitRun(ResumableRun):
             muon = Muon(hidden, options.muon_lr, weight_decay=options.weight_decay)
             self.optimisers["muon"] = muon, options.muon_lr
         if others:
-            self.optimisers["adam"] = torch.optim.Adam(others, options.adam_lr), options.adam_lr
+            betas = 0.9, options.adam_beta2
+            adam = torch.optim.AdamW(others, options.adam_lr, betas, weight_decay=options.adam_decay)
+            self.optimisers["adam"] = adam, options.adam_lr
         parts: dict[str, Stateful] = {name: part for name, (part, _) in self.optimisers.items()}
         self.average = copy.deepcopy(network).requires_grad_(False) if options.ema else None
         if self.average is not None:
@@ -166,7 +176,9 @@ class ImplicitRun(ResumableRun):
             for optimiser, rate in self.optimisers.values():
                 optimiser.param_groups[0]["lr"] = rate * schedule(self.position, self.options)
             *inputs, labels = (part.to(self.device) for part in self.examples.draw(self.generator))
-            loss = occupancy_loss(self.model(*inputs), labels)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bfloat16):
+                logits = self.model(*inputs)
+            loss = occupancy_loss(logits.float(), labels)
             self.model.zero_grad(set_to_none=True)
             loss.backward()
             if self.options.max_norm:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ifdefense.data.packed import data_folder
 from ifdefense.implicit.base import Calibration
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
 from ifdefense.training.collections import cached, from_meshes, from_modelnet40, from_procedural
-from ifdefense.training.commands import check_output, check_writable, reported
+from ifdefense.training.commands import check_output, check_writable, device_of, mix_of, reported
 from ifdefense.training.fit import TrainOptions, fit
 from ifdefense.training.occupancies import OFFSET, OccupancySet, concatenate
 from ifdefense.training.sampling import OccupancySampler, SamplingOptions
@@ -26,30 +25,6 @@ from ifdefense.training.surfaces import chamfer_l1
 SOURCES = ("modelnet40", "meshes", "procedural")
 SECOND_THRESHOLD = 0.2
 """Thin shapes may show no surface at 0.5; the published networks are read at 0.2."""
-
-
-def _mix(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
-    mix: dict[str, float] = {}
-    for value in values:
-        name, _, weight = value.partition("=")
-        if name not in SOURCES:
-            raise click.BadParameter(f"{name!r} is none of {', '.join(SOURCES)}")
-        if name in mix:
-            raise click.BadParameter(f"{name} is given twice")
-        try:
-            mix[name] = float(weight or 1)
-        except ValueError:
-            raise click.BadParameter(f"{weight!r} is no number") from None
-        if not 0 < mix[name] < math.inf:
-            raise click.BadParameter(f"the weight of {name} must be positive, got {weight}")
-    return mix or {"procedural": 1.0}
-
-
-def _device(context: click.Context, parameter: click.Parameter, value: str) -> torch.device:
-    try:
-        return torch.zeros(1, device=value).device
-    except (RuntimeError, AssertionError) as error:  # an unknown name, or a torch built without it
-        raise click.BadParameter(f"{value!r}: {str(error).splitlines()[0]}") from None
 
 
 def _collect(name: str, root: str | None, cache: Path, per_class: int, seed: int) -> OccupancySet:
@@ -83,7 +58,10 @@ def _create(config: OccupancyConfig, calibration: Calibration, seed: int) -> Occ
 
 @click.command("onet")
 @click.option(
-    "--mix", multiple=True, callback=_mix, help="NAME=WEIGHT of a source: modelnet40, meshes or procedural."
+    "--mix",
+    multiple=True,
+    callback=mix_of(SOURCES, {"procedural": 1.0}),
+    help="NAME=WEIGHT of a source: modelnet40, meshes or procedural.",
 )
 @click.option("--data", "root", type=click.Path(), help="Data folder; IFDEFENSE_DATA by default.")
 @click.option("--cache", type=click.Path(path_type=Path), default=Path("cache/occupancy"), show_default=True)
@@ -129,7 +107,7 @@ def _create(config: OccupancyConfig, calibration: Calibration, seed: int) -> Occ
     "--every", type=click.IntRange(min=1), default=250, show_default=True, help="Steps between validations."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--device", default="cpu", callback=_device, show_default=True)
+@click.option("--device", default="cpu", callback=device_of, show_default=True)
 @click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal.")
 @reported()
 def train_command(

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
+from torch import Tensor
 
 from ifdefense.geometry.points import chamfer_distance
 from ifdefense.implicit.base import ImplicitNetwork
 from ifdefense.stages.extraction import ExtractionOptions, extract_meshes
 from ifdefense.stages.resampling import resample
-from ifdefense.training.sampling import OccupancySampler
+
+
+class Shapes(Protocol):
+    """Source of validation shapes."""
+
+    def surfaces(self, count: int, corrupted: bool) -> tuple[Tensor, Tensor]:
+        """Input clouds ``(S, N, 3)`` of the first shapes, and points of their surfaces ``(S, M, 3)``.
+
+        Both are in the unit cube of the input; S is at most ``count``.
+        """
+        ...
 
 
 @torch.no_grad()
 def chamfer_l1(
     network: ImplicitNetwork,
-    validation: OccupancySampler,
+    validation: Shapes,
     count: int = 64,
     device: torch.device | str | None = None,
 ) -> dict[str, float]:
