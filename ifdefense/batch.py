@@ -485,7 +485,10 @@ def write_report(path: Path, run: Run, facts: dict[str, str], force: bool) -> No
     if shown < run.done:
         facts = {**facts, "clouds": f"the first {shown} of {run.done}; --report-clouds shows more"}
     page = render_html(
-        [Case(name, trace) for name, trace in run.reported], title="What the purification did", facts=facts
+        [Case(name, trace) for name, trace in run.reported],
+        title="What the purification did",
+        facts=facts,
+        total=run.done,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, page.encode("utf-8"), force=force)

@@ -50,6 +50,7 @@ def test_imports_run_one_way(package: str) -> None:
 ROOMS: dict[str, set[str]] = {
     "geometry": set(),
     "timing": set(),
+    "threads": set(),
     "arguments": set(),
     "console": set(),
     "checkpoints": set(),
@@ -60,7 +61,7 @@ ROOMS: dict[str, set[str]] = {
     "corruptions": {"geometry"},
     "data": {"attributes", "geometry"},
     "shapes": {"data", "geometry"},
-    "implicit": {"checkpoints", "geometry"},
+    "implicit": {"checkpoints", "geometry", "threads"},
     "stages": {"geometry", "implicit"},
     "restorers": {"geometry", "implicit", "stages", "timing"},
     "purifiers": {
@@ -70,6 +71,7 @@ ROOMS: dict[str, set[str]] = {
         "implicit",
         "restorers",
         "stages",
+        "threads",
         "timing",
     },
     "transforms": {"arguments", "purifiers"},

@@ -90,7 +90,8 @@ def within_reach(points: Tensor, quantile: float = 0.9, factor: float = 6.0) -> 
     centred = points.detach().double()
     distance = (centred - centred.median(0).values).norm(dim=1)
     scale = distance.kthvalue(max(1, int(quantile * len(distance)))).values
-    return (distance <= factor * scale) | (scale == 0)
+    mask: Tensor = (distance <= factor * scale) | (scale == 0)
+    return mask
 
 
 def first_occurrences(points: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ Everything is in the unit-cube frame: the cloud's longest side is 1 and its boun
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 
 from ifdefense.geometry.points import farthest_point_sampling, knn
 from ifdefense.implicit.base import Calibration
+from ifdefense.threads import parallel_map
 
-CHUNK = 512
+CHUNK = 2048
 """Queries per chunk at inference, so that activations fit the cache of a core."""
 
 _FINE, _COARSE = 16.0, 6.0  # scale differences between neighbours to about 1
@@ -419,9 +421,10 @@ class LocalField:
             layer.weight.t().contiguous() for layer in (decoder.whole, decoder.inner, decoder.last)
         ]
 
-    def _logits(self, queries: Tensor, near: Tensor, code: LocalCode) -> Tensor:
+    def _logits(self, code: LocalCode, queries: Tensor) -> Tensor:
         decoder, width = self.decoder, self.decoder.config.values
         points, maps = code.points[0], code.maps[0]
+        near = nearest(queries[None], code.points, decoder.config.nearest)[0]
         mixed: Tensor
         mass: Tensor
         gap: Tensor
@@ -466,13 +469,12 @@ class LocalField:
         for code, part in zip(self.codes, points.split(counts), strict=True):
             if not len(part):
                 continue
-            near = nearest(part[None], code.points, self.decoder.config.nearest)[0]
             if torch.is_grad_enabled() and (part.requires_grad or code.maps.requires_grad):
+                near = nearest(part[None], code.points, self.decoder.config.nearest)[0]
                 parts.append(self.decoder(part, code.points[0], code.maps[0], code.whole, near))
                 continue
             with torch.no_grad():
-                for chunk, index in zip(part.split(CHUNK), near.split(CHUNK), strict=True):
-                    parts.append(self._logits(chunk, index, code))
+                parts += parallel_map(functools.partial(self._logits, code), part.split(CHUNK))
         return torch.cat(parts) if parts else points.new_zeros(0)
 
 

@@ -8,6 +8,7 @@ Everything is in the unit-cube frame: the cloud's longest side is 1 and its boun
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ifdefense.implicit.base import Calibration
+from ifdefense.threads import parallel_map
 
 CHUNK = 2048
 """Queries per chunk of the folded decoder, so that activations fit the cache of a core."""
@@ -257,7 +259,7 @@ class OccupancyField:
         scale, shift = decoder.bn.fold(code)
         return _FoldedLayers(layers, scale, shift + scale * offset)
 
-    def _logits(self, points: Tensor, folded: _FoldedLayers) -> Tensor:
+    def _logits(self, folded: _FoldedLayers, points: Tensor) -> Tensor:
         x = positional_encoding(points, self.frequencies) @ self.start
         for scale, shift, inner, bias, outer in folded.layers:
             hidden = torch.addcmul(shift, x, scale).relu_()
@@ -279,7 +281,8 @@ class OccupancyField:
         counts = torch.bincount(cloud, minlength=len(self.clouds)).tolist()
         parts = []
         for folded, part in zip(self.clouds, points.split(counts), strict=True):
-            parts += [self._logits(chunk, folded) for chunk in part.split(CHUNK) if len(chunk)]
+            if len(part):
+                parts += parallel_map(functools.partial(self._logits, folded), part.split(CHUNK))
         return torch.cat(parts) if parts else points.new_zeros(0)
 
 

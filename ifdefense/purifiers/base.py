@@ -21,6 +21,7 @@ from ifdefense.geometry.frame import Frame, first_occurrences, within_reach
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.purifiers.specs import describe
 from ifdefense.stages.repair import Repair
+from ifdefense.threads import parallel_map, workers
 from ifdefense.timing import timed
 
 logger = logging.getLogger(__name__)
@@ -150,7 +151,7 @@ class Purifier(nn.Module, ABC):
         return {}
 
     @final
-    def forward(
+    def forward(  # type: ignore[misc]  # nn.Module declares it as an attribute
         self,
         points: Clouds,
         num_points: int | None = None,
@@ -218,7 +219,7 @@ class Purifier(nn.Module, ABC):
                 part = clouds[start : start + batch_size]
                 counts = [num_points or len(cloud) for cloud in part]
                 with torch.set_grad_enabled(gradients), timed() as seconds:
-                    outcomes = self.restore(part, counts, seed)
+                    outcomes = self._restored(part, counts, seed)
                 for index, (outcome, count) in enumerate(zip(outcomes, counts, strict=True), start):
                     if outcome.points.shape != (count, 3):
                         raise RuntimeError(
@@ -231,6 +232,15 @@ class Purifier(nn.Module, ABC):
                         )
                 yield outcomes, seconds
                 bar.update(len(part))
+
+    def _restored(self, clouds: list[Tensor], counts: Sequence[int], seed: int) -> list[Outcome]:
+        """`restore`, on a CPU with one thread per share of the clouds."""
+        if torch.is_grad_enabled() or any(cloud.device.type != "cpu" for cloud in clouds):
+            return self.restore(clouds, counts, seed)
+        size = -(-len(clouds) // workers())
+        shares = [slice(start, start + size) for start in range(0, len(clouds), size)]
+        parts = parallel_map(lambda share: self.restore(clouds[share], counts[share], seed), shares)
+        return [outcome for part in parts for outcome in part]
 
     def restore(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
         """Normalises clouds, calls `run`, and returns outcomes in the frame of the clouds.

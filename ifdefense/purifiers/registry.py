@@ -61,6 +61,9 @@ METHODS = {
 }
 """All methods by name; the first is the default."""
 
+DEFAULT = next(iter(METHODS))
+"""Method of `ifdefense.purify` unless told otherwise: the first of `METHODS`."""
+
 
 def build(name_or_path: str | Path | None = None) -> Purifier:
     """See `ifdefense.purifiers.base.Purifier.from_pretrained`."""

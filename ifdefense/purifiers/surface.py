@@ -54,8 +54,7 @@ class SurfacePurifier(Purifier):
 
 def _outcome(restored: Restored, cloud: Tensor, count: int, seed: int) -> Outcome:
     """The restored points, or resampled input points if there is no surface."""
-    found = {"mesh": restored.mesh, "repair": restored.repair}
-    if restored.points is None:
-        index = refilled(len(cloud), count, seed).to(cloud.device)
-        return Outcome.choice(cloud, index, fallback="no surface", **found)
-    return Outcome(restored.points, **found)
+    if restored.points is not None:
+        return Outcome(restored.points, mesh=restored.mesh, repair=restored.repair)
+    index = refilled(len(cloud), count, seed).to(cloud.device)
+    return Outcome.choice(cloud, index, mesh=restored.mesh, repair=restored.repair, fallback="no surface")
