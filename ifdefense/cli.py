@@ -81,7 +81,10 @@ def main() -> None:
 
 @main.group(
     cls=LazyGroup,
-    lazy={"onet": ("ifdefense.training.onet:train_command", "The Occupancy Network.")},
+    lazy={
+        "local": ("ifdefense.training.local:train_command", "The local occupancy network."),
+        "onet": ("ifdefense.training.onet:train_command", "The Occupancy Network."),
+    },
 )
 def train() -> None:
     """Trains an implicit function."""

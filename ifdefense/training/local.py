@@ -1,0 +1,274 @@
+"""``ifdefense train local``: from surfaces to a local occupancy network with its model card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import nn
+
+from ifdefense.data.modelnet import load_modelnet40
+from ifdefense.data.packed import data_folder
+from ifdefense.implicit.base import Calibration, load_network
+from ifdefense.implicit.local import LocalConfig, LocalOccupancyNetwork
+from ifdefense.training.collections import cached_set
+from ifdefense.training.commands import check_output, check_writable, device_of, mix_of, reported
+from ifdefense.training.dense import SAMPLES, DenseSurfaces, from_clouds, from_meshes, from_procedural
+from ifdefense.training.fit import TrainOptions, fit
+from ifdefense.training.runs import file_digest
+from ifdefense.training.surfaces import chamfer_l1
+from ifdefense.training.thickened import ThickenedOptions, ThickenedSampler
+
+SOURCES = ("meshes", "furniture", "procedural", "modelnet40")
+
+SECOND_THRESHOLD = 0.2
+"""Level at which the field is read if there is no surface at 0.5."""
+
+VALIDATED = 96
+"""Held-out surfaces whose IoU chooses the weights."""
+
+MEASURED = 64
+"""Held-out surfaces whose Chamfer distance goes into the model card."""
+
+DEFAULTS = TrainOptions(
+    steps=13000,
+    muon_lr=6e-3,
+    adam_lr=6e-4,
+    weight_decay=0.01,
+    adam_decay=0.01,
+    adam_beta2=0.99,
+    warmup=300,
+    cooldown=0.75,
+    bfloat16=True,
+    ema=0.999,
+)
+
+
+def adam_layers(network: LocalOccupancyNetwork) -> list[nn.Module]:
+    """Layers whose matrices Adam trains: the outermost ones and those of positions, whose rank is 3."""
+    encoder = network.encoder
+    flat = [m for m in network.modules() if isinstance(m, nn.Linear) and m.in_features == 3]
+    return [encoder.first, encoder.values, encoder.whole_1, network.decoder.out, *flat]
+
+
+def collect(
+    name: str, root: str | None, cache: Path, per_class: int, teacher: Path | None, limit: int, device: Any
+) -> DenseSurfaces:
+    """The surfaces of a source, cached in a folder of that name.
+
+    Args:
+        name: one of `SOURCES`.
+        root: data folder.
+        cache: folder of the sets.
+        per_class: procedural solids per class.
+        teacher: weights that label ModelNet40's training clouds.
+        limit: clouds that the teacher tries.
+        device: of the teacher.
+    """
+    settings: dict[str, Any] = {"samples": SAMPLES}
+    if name == "procedural":
+        settings["per_class"] = per_class
+        return cached_set(cache / name, lambda: from_procedural(per_class), DenseSurfaces.load, settings)
+    settings["folder"] = str(data_folder(root, name).resolve())
+    if name != "modelnet40":
+        return cached_set(cache / name, lambda: from_meshes(root, name), DenseSurfaces.load, settings)
+    assert teacher is not None
+
+    def label() -> DenseSurfaces:
+        network = load_network(teacher)
+        if isinstance(network, nn.Module):
+            network.to(device)
+        return from_clouds(load_modelnet40(root, "train"), network, limit, device=device)
+
+    settings |= {"teacher": file_digest(teacher), "limit": limit}
+    return cached_set(cache / name, label, DenseSurfaces.load, settings)
+
+
+@click.command("local")
+@click.option(
+    "--mix",
+    multiple=True,
+    callback=mix_of(SOURCES, {"procedural": 1.0}),
+    help="NAME=WEIGHT of a source: meshes, furniture, procedural or modelnet40.",
+)
+@click.option("--data", "root", type=click.Path(), help="Data folder; IFDEFENSE_DATA by default.")
+@click.option("--cache", type=click.Path(path_type=Path), default=Path("cache/surfaces"), show_default=True)
+@click.option(
+    "--run",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=Path("runs/local"),
+    show_default=True,
+    help="Folder of the run; an interrupted one is resumed.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Where the weights go (.safetensors).")
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option("--init", type=click.Path(exists=True, path_type=Path), help="Weights to start from.")
+@click.option(
+    "--teacher",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Weights that label ModelNet40's training clouds.",
+)
+@click.option(
+    "--teacher-clouds",
+    type=click.IntRange(min=1),
+    default=1179,
+    show_default=True,
+    help="Clouds that the teacher tries, rare classes first.",
+)
+@click.option("--steps", default=DEFAULTS.steps, show_default=True)
+@click.option("--batch-size", default=ThickenedOptions.batch_size, show_default=True)
+@click.option("--queries", default=ThickenedOptions.queries, show_default=True, help="Queries per cloud.")
+@click.option("--muon-lr", default=DEFAULTS.muon_lr, show_default=True, help="Learning rate of Muon.")
+@click.option("--adam-lr", default=DEFAULTS.adam_lr, show_default=True, help="Learning rate of AdamW.")
+@click.option("--weight-decay", default=DEFAULTS.weight_decay, show_default=True, help="Of all parameters.")
+@click.option("--warmup", default=DEFAULTS.warmup, show_default=True, help="Steps of linear warm-up.")
+@click.option(
+    "--cooldown",
+    default=DEFAULTS.cooldown,
+    show_default=True,
+    help="Share of the steps with a falling rate.",
+)
+@click.option("--ema", default=DEFAULTS.ema, show_default=True, help="Decay of the average of the weights.")
+@click.option(
+    "--bfloat16/--float32",
+    default=DEFAULTS.bfloat16,
+    show_default=True,
+    help="Precision of the products in training.",
+)
+@click.option(
+    "--width", type=click.IntRange(min=8), default=LocalConfig.width, show_default=True, help="Per point."
+)
+@click.option(
+    "--coarse",
+    type=click.IntRange(min=8),
+    default=LocalConfig.coarse,
+    show_default=True,
+    help="Per coarse point; a multiple of 4.",
+)
+@click.option(
+    "--values",
+    type=click.IntRange(min=6),
+    default=LocalConfig.values,
+    show_default=True,
+    help="Size of a point's affine map; a multiple of 6.",
+)
+@click.option(
+    "--hidden",
+    type=click.IntRange(min=8),
+    default=LocalConfig.hidden,
+    show_default=True,
+    help="Width of the decoder.",
+)
+@click.option(
+    "--per-class",
+    type=click.IntRange(min=5),
+    default=60,
+    show_default=True,
+    help="Procedural shapes per class.",
+)
+@click.option(
+    "--every", type=click.IntRange(min=1), default=500, show_default=True, help="Steps between validations."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=DEFAULTS.seed, show_default=True)
+@click.option("--device", default="cpu", callback=device_of, show_default=True)
+@click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal.")
+@reported()
+def train_command(
+    mix: dict[str, float],
+    root: str | None,
+    cache: Path,
+    folder: Path,
+    out: Path | None,
+    force: bool,
+    init: Path | None,
+    teacher: Path | None,
+    teacher_clouds: int,
+    batch_size: int,
+    queries: int,
+    weight_decay: float,
+    width: int,
+    coarse: int,
+    values: int,
+    hidden: int,
+    per_class: int,
+    every: int,
+    device: torch.device,
+    progress: bool | None,
+    **settings: Any,
+) -> None:
+    """Trains a local occupancy network.
+
+    Validation shapes are held-out meshes, furniture and procedural solids. ModelNet40's clouds have no
+    surfaces: --teacher names an earlier network that finds them. A run is resumed only with the options it
+    was started with, but for more steps.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    sampling = ThickenedOptions(batch_size=batch_size, queries=queries)
+    # The loss is summed over the queries: this clips the gradient of their mean to norm 1.
+    options = dataclasses.replace(
+        DEFAULTS, weight_decay=weight_decay, adam_decay=weight_decay, max_norm=float(queries), **settings
+    )
+    config = LocalConfig(width=width, coarse=coarse, values=values, hidden=hidden)
+    if values % config.heads or coarse % 4:
+        raise ValueError(
+            f"values must be a multiple of {config.heads} and coarse of 4, got {values}, {coarse}"
+        )
+    if ("modelnet40" in mix) != (teacher is not None):
+        raise ValueError("--mix modelnet40 and --teacher are given together or not at all")
+    if set(mix) == {"modelnet40"}:
+        raise ValueError("the mix needs a second source: of modelnet40 no surface is held out for validation")
+    if out is not None:
+        check_output(out, force)
+    check_writable(folder)
+    calibration = Calibration(sampling.box, options.threshold, SECOND_THRESHOLD, sampling.offset, None)
+    torch.manual_seed(options.seed)
+    network = LocalOccupancyNetwork(config, calibration).to(device)
+    sources = {name: collect(name, root, cache, per_class, teacher, teacher_clouds, device) for name in mix}
+    examples = ThickenedSampler(sources, sampling, mix=mix)
+    metadata = {
+        "network": "local",
+        "config": json.dumps(dataclasses.asdict(config)),
+        **calibration.metadata(),
+    }
+    run = fit(
+        network,
+        examples,
+        examples.validation(VALIDATED),
+        folder,
+        options,
+        settings={"network": dataclasses.asdict(config)},
+        adam_layers=adam_layers(network),
+        every=every,
+        init=init,
+        metadata=metadata,
+        progress=sys.stderr.isatty() if progress is None else progress,
+    )
+    distance = chamfer_l1(network, examples, MEASURED, device=device)
+    click.echo(
+        f"validation Chamfer-L1: {distance['clean']:.3f} (clean), {distance['corrupted']:.3f} (corrupted)"
+    )
+    if out is None:
+        return
+    parts = ", ".join(
+        f"{name} (weight {weight:g}, {int((~sources[name].held).sum()):,} surfaces)"
+        for name, weight in mix.items()
+    )
+    lines = [
+        f"data: {parts}",
+        f"validation IoU at queries near the surface and anywhere: {run.best['clean']:.3f} (clean input), "
+        f"{run.best['corrupted']:.3f} (corrupted input)",
+        f"validation Chamfer-L1, tenths of the longest side: {distance['clean']:.3f} (clean input), "
+        f"{distance['corrupted']:.3f} (corrupted input); no surface for {distance['missing']:.0%}",
+        f"frame: unit cube; label: logistic of width {sampling.softness} in the distance from the surface, "
+        f"0.5 at {sampling.offset}; threshold {calibration.threshold}",
+    ]
+    size = sum(parameter.numel() for parameter in network.parameters())
+    about = f"Local occupancy network, one code per point, {size:,} parameters, trained here."
+    run.export(out, "ifdefense", about, lines)
