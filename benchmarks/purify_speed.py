@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 
 from benchmarks import record
-from benchmarks.clock import Clouds, make_clouds, median_seconds, timing_options
+from benchmarks.clock import SEED, Clouds, make_clouds, median_seconds, seconds, timing_options
 from benchmarks.layout import text_table
 from ifdefense.implicit.occupancy import OccupancyNetwork
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.registry import DEFAULT, METHODS
+from ifdefense.shapes.procedural import make_shape
 
 CLOUDS = 16
 GROWTH = (4, 16, 64)
 QUERIES = 8192
+LARGE = 100_000
 
 
 def stage_seconds(purifier: Purifier, clouds: Clouds, repeats: int) -> dict[str, float]:
@@ -37,6 +41,14 @@ def growth(purifier: Purifier, clouds: Clouds, repeats: int) -> dict[str, float]
         str(count): median_seconds(lambda part=clouds[:count]: purifier(part), repeats) / count  # type: ignore[misc]
         for count in GROWTH
     }
+
+
+def large(purifier: Purifier, count: int) -> dict[str, float]:
+    """Seconds of one cloud of ``count`` points, and the peak memory in GB afterwards."""
+    rng = np.random.default_rng(SEED)
+    cloud = make_shape("chair", rng).sample_surface(count, rng)[0]
+    taken = seconds(lambda: purifier(cloud))
+    return {"points": count, "seconds": taken, "peak_memory_gb": peak_memory() or math.nan}
 
 
 @torch.no_grad()
@@ -85,10 +97,14 @@ def purify_speed(method: str, repeats: int, out: Path) -> None:
         "stages_per_cloud": {stage: seconds / CLOUDS for stage, seconds in stages.items()},
         "peak_memory_gb": peak_memory(),
         "growth": growth(purifier, clouds, repeats),
+        "large": large(purifier, LARGE),
     }
     for network in (part for part in purifier.modules() if isinstance(part, OccupancyNetwork)):
         result["decoder"] = decoder_seconds(network, clouds[:CLOUDS], repeats)
     record.write(out, "purify-speed", **result)
     rows = {**result["stages_per_cloud"], "all of purify": result["seconds_per_cloud"]}
-    rows |= {f"{count} clouds": seconds for count, seconds in result["growth"].items()}
+    click.echo(
+        "one cloud of {points:,} points: {seconds:.1f} s, {peak_memory_gb:.2f} GB".format(**result["large"])
+    )
+    rows |= {f"{count} clouds": spent for count, spent in result["growth"].items()}
     click.echo(text_table([method, "ms per cloud"], [[name, f"{1000 * s:.1f}"] for name, s in rows.items()]))

@@ -35,6 +35,10 @@ def speed(result: Result) -> str:
         f"{result['points']:,} points, median of {result['repeats']} runs, {_machine(result)}. Clouds "
         f"together: {growth} each. Peak memory of the process: {result['peak_memory_gb']:.2f} GB."
     )
+    if "large" in result:
+        text += " One cloud of {points:,} points: {seconds:.1f} s, {peak_memory_gb:.2f} GB.".format(
+            **result["large"]
+        )
     if "decoder" in result:
         ratio = result["decoder"]["unfolded"] / result["decoder"]["folded"]
         text += f" The folded decoder is {ratio:.1f} times as fast as the one it was trained with."

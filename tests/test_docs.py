@@ -32,6 +32,17 @@ def test_tables_are_up_to_date(document: str) -> None:
     assert tables.fill(text, ROOT / record.FOLDER) == text, "run python -m benchmarks.tables"
 
 
+def test_the_lines_of_the_readme_run() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    points = torch.rand(3, 300, 3, generator=torch.Generator().manual_seed(0))
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(900, 5))
+    space: dict[str, Any] = {"points": points, "classifier": classifier}
+    exec("\n".join(blocks), space)
+    assert space["clean"].shape == points.shape
+    assert space["model"](points).shape == (3, 5)
+
+
 def test_every_attack_names_its_source() -> None:
     assert len(catalogue.methods()) >= 20
     for name, value in catalogue.methods().items():

@@ -327,3 +327,9 @@ def test_bad_evidence_is_named(points: NDArray[np.float64], message: str) -> Non
 def test_options_are_checked(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BulgeRepair(**arguments)
+
+
+def test_a_mesh_far_too_small_is_an_error_and_does_not_hang() -> None:
+    tiny = clean_mesh("box").transformed(1e-6, (0, 0, 0))
+    with pytest.raises(ValueError, match="too short for a radius"):
+        repair_mesh(tiny, tiny.vertices)

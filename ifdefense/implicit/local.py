@@ -496,7 +496,7 @@ class LocalOccupancyNetwork(nn.Module):
     def __init__(
         self,
         config: LocalConfig = LocalConfig(),
-        calibration: Calibration = Calibration(box=1.2, threshold=0.5, offset=0.015, points=None),
+        calibration: Calibration = Calibration(box=1.2, threshold=0.5, offset=0.015, points=1024),
     ) -> None:
         super().__init__()
         self.config = config
@@ -528,12 +528,21 @@ class LocalOccupancyNetwork(nn.Module):
         return self.decode(self.codes(clouds), queries)
 
     def encode(self, clouds: Sequence[Tensor], seed: int = 0) -> list[LocalCode]:
-        """Codes of clouds ``(N_i, 3)``; deterministic.
+        """Codes of clouds ``(N_i, 3)``; of larger ones than ``calibration.points``, of a random subset.
 
-        Clouds are encoded one by one, as rounding varies with the batch size.
+        Clouds are encoded one by one: rounding depends on the shape of a product, and a code must not depend
+        on its batch.
         """
         device = self.encoder.counts.device
-        return [self.codes(cloud[None].to(device)) for cloud in clouds]
+        return [self.codes(self._subset(cloud, seed)[None].to(device)) for cloud in clouds]
+
+    def _subset(self, cloud: Tensor, seed: int) -> Tensor:
+        """At most as many points as the network was trained on."""
+        most = self.calibration.points
+        if most is None or len(cloud) <= most:
+            return cloud
+        order = torch.randperm(len(cloud), generator=torch.Generator().manual_seed(seed))
+        return cloud[order[:most].to(cloud.device)]
 
     def field(self, code: list[LocalCode]) -> LocalField:
         """The fields of encoded clouds."""

@@ -150,8 +150,8 @@ class Purifier(nn.Module, ABC):
         """Arguments of the constructor, in the form of `ifdefense.purifiers.specs.describe`."""
         return {}
 
-    @final
-    def forward(  # type: ignore[misc]  # nn.Module declares it as an attribute
+    @final  # type: ignore[misc]  # nn.Module declares `forward` as an attribute
+    def forward(
         self,
         points: Clouds,
         num_points: int | None = None,

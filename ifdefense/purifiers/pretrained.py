@@ -9,7 +9,24 @@ from ifdefense.purifiers.compose import Compose
 from ifdefense.purifiers.filters import LocalSmoothing, StatisticalOutlierRemoval
 from ifdefense.purifiers.surface import SurfacePurifier
 from ifdefense.restorers.mesh import MeshRestorer
-from ifdefense.stages.resampling import FillSampling
+from ifdefense.restorers.newton import NewtonRestorer
+from ifdefense.stages.extraction import Extraction
+from ifdefense.stages.resampling import FillSampling, SurfaceSampling
+
+LOCAL_MESH = MeshRestorer(Extraction(40, 10), None, SurfaceSampling("uniform"))
+"""A grid of 40, as finer ones are no more accurate, and no repair (docs/experiments.md)."""
+
+
+def local_mesh(weights: str | Path = "local") -> Compose:
+    """SOR, local occupancy network, mesh, samples of the mesh and nothing else."""
+    surface = SurfacePurifier(load_network(weights), LOCAL_MESH)
+    return Compose([StatisticalOutlierRemoval(), surface], "local-mesh")
+
+
+def local_newton(weights: str | Path = "local") -> Compose:
+    """As `local_mesh`, with the samples on the level set itself and gradients that pass."""
+    surface = SurfacePurifier(load_network(weights), NewtonRestorer(LOCAL_MESH, steps=2))
+    return Compose([StatisticalOutlierRemoval(), surface], "local-newton")
 
 
 def onet_mesh(weights: str | Path = "onet") -> Compose:

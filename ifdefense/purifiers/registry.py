@@ -37,6 +37,14 @@ class Method:
 
 
 METHODS = {
+    "local-mesh": Method(
+        "SOR, then samples of the mesh of a local occupancy network",
+        "ifdefense.purifiers.pretrained:local_mesh",
+    ),
+    "local-newton": Method(
+        "the differentiable twin of local-mesh: its samples moved onto the level set by Newton steps",
+        "ifdefense.purifiers.pretrained:local_newton",
+    ),
     "onet-fill": Method(
         "SOR, mean of 8 neighbours, and samples of an Occupancy Network's surface where points are missing",
         "ifdefense.purifiers.pretrained:onet_fill",

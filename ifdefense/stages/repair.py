@@ -134,6 +134,8 @@ def repair_mesh(mesh: Mesh, evidence: ArrayLike, options: BulgeRepair = BulgeRep
 
 # Support is an average and fades in around an anomaly; below this threshold most of it is missing.
 _SOFT = 0.5
+# Steps of the random walk beyond which it would take minutes.
+_STEPS = 1_000_000
 # Rings of vertices around the cut that are faired with the patch, for a smooth transition.
 _RIM = 3
 
@@ -155,7 +157,13 @@ class _Surface:
 
     def spread(self, columns: Doubles, distance: float) -> Doubles:
         """Mass (V, C) after a random walk of standard deviation ``distance`` per tangent direction."""
-        return _walked(self.walk, columns, max(1, round(2 * (distance / self.step) ** 2)))
+        steps = max(1, round(2 * (distance / self.step) ** 2))
+        if steps > _STEPS:
+            raise ValueError(
+                f"edges of {self.step:.2g} are too short for a radius of {distance:.2g}: is the mesh in the "
+                "unit cube?"
+            )
+        return _walked(self.walk, columns, steps)
 
 
 def _graph(faces: Ints, size: int) -> Graph:
