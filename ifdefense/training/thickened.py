@@ -143,7 +143,7 @@ def inliers(cloud: Floats, k: int = 2, alpha: float = 1.1) -> NDArray[np.bool_]:
     from scipy.spatial import cKDTree
 
     distances = cKDTree(cloud).query(cloud, list(range(2, k + 2)))[0]  # without the point itself
-    value = (distances**2).mean(1)
+    value = np.square(distances).mean(1)
     keep: NDArray[np.bool_] = value <= (value.mean() + alpha * value.std(ddof=1)) * (1 + 1e-5)
     return keep
 
