@@ -194,6 +194,9 @@ def test_a_method_is_rebuilt_from_its_description(name: str, clouds: Tensor) -> 
     again = rebuild(spec)
     assert purifier.name == again.name == name and again.spec() == spec
     assert torch.equal(purifier(clouds, seed=4), again.eval()(clouds, seed=4))
+    for network in (part for part in purifier.modules() if isinstance(part, OccupancyNetwork)):
+        network.views = 1
+        assert hashed(purifier.spec()) != hashed(spec) and rebuild(purifier.spec()).spec() == purifier.spec()
     hashes = {hashed(Purifier.from_pretrained(other).spec()) for other in METHODS}
     assert len(hashes) == len(METHODS) and hashed(spec) in hashes
 

@@ -41,6 +41,7 @@ def describe(value: Any) -> Any:
             "source": getattr(value, "source", None),
             "weights": digest_of_weights(value),
             "calibration": describe(calibration),
+            "settings": getattr(value, "settings", dict)(),
         }
     raise TypeError(f"a {type(value).__name__} cannot be described: give it a method spec()")
 
@@ -62,6 +63,8 @@ def rebuild(spec: Mapping[str, Any]) -> Any:
         network: Any = load_network(spec["source"])
         if digest_of_weights(network) != spec["weights"]:
             raise ValueError(f"the weights in {spec['source']} are not those that are described")
+        for name, value in spec["settings"].items():
+            setattr(network, name, value)
         return network
     return cls(**{name: _undescribed(value) for name, value in spec.get("options", {}).items()})
 
