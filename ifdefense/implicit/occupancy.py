@@ -323,6 +323,10 @@ class OccupancyNetwork(nn.Module):
         logits: Tensor = self.decoder(queries, self.encoder(clouds))
         return logits
 
+    def settings(self) -> dict[str, int]:
+        """Attributes that the result depends on and weights do not carry."""
+        return {"views": self.views}
+
     def codes(self, clouds: Tensor) -> Tensor:
         """Codes ``(B, code)`` of clouds ``(B, N, 3)``, from all points.
 
