@@ -21,6 +21,7 @@ lint: $(READY)
 # Trains every shipped network again: the commands of the model cards, some hours on two cores. Needs IFDEFENSE_DATA.
 # Stopped, it goes on where it was: each run keeps its checkpoints in runs/.
 ONET := $(BIN)/ifdefense train onet --force --mix modelnet40=0.85 --mix procedural=0.15
+LOCAL := $(BIN)/ifdefense train local --force
 TRAIN := $(BIN)/python -m classifiers.train --force
 SHIPPED := classifiers/weights
 weights: $(READY)
@@ -28,6 +29,11 @@ weights: $(READY)
 		--out runs/onet_start.safetensors
 	$(ONET) --init runs/onet_start.safetensors --steps 4300 --cooldown 0.9 --muon-lr 0.01 --weight-decay 0.02 \
 		--run runs/onet --out ifdefense/weights/onet.safetensors
+	$(LOCAL) --mix meshes=0.5 --mix furniture=0.25 --mix procedural=0.25 --steps 9000 --cooldown 0 \
+		--run runs/local_start --out runs/local_start.safetensors
+	$(LOCAL) --mix meshes=0.35 --mix furniture=0.2 --mix procedural=0.1 --mix modelnet40=0.35 --steps 9600 \
+		--cooldown 1 --init runs/local_start.safetensors --teacher runs/local_start.safetensors \
+		--run runs/local --out ifdefense/weights/local.safetensors
 	$(TRAIN) --data procedural --no-feature-transform --schedule 256x6,512x1,1024x1 \
 		--run runs/pointnet_procedural --out $(SHIPPED)/pointnet-procedural.safetensors
 	$(TRAIN) --run runs/pointnet_clean --out $(SHIPPED)/pointnet-modelnet40.safetensors
