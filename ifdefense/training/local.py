@@ -70,6 +70,10 @@ def collect(
         teacher: weights that label ModelNet40's training clouds.
         limit: clouds that the teacher tries.
         device: of the teacher.
+
+    Raises:
+        DataError: if the data is missing or cannot be used.
+        ValueError: if a teacher is needed and not given.
     """
     settings: dict[str, Any] = {"samples": SAMPLES}
     if name == "procedural":
@@ -78,7 +82,8 @@ def collect(
     settings["folder"] = str(data_folder(root, name).resolve())
     if name != "modelnet40":
         return cached_set(cache / name, lambda: from_meshes(root, name), DenseSurfaces.load, settings)
-    assert teacher is not None
+    if teacher is None:
+        raise ValueError("ModelNet40's clouds have no surfaces: they need a teacher")
 
     def label() -> DenseSurfaces:
         network = load_network(teacher)
