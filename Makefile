@@ -31,7 +31,7 @@ weights: $(READY)
 		--run runs/onet --out ifdefense/weights/onet.safetensors
 	$(LOCAL) --mix meshes=0.5 --mix furniture=0.25 --mix procedural=0.25 --steps 9000 --cooldown 0 \
 		--run runs/local_start --out runs/local_start.safetensors
-	$(LOCAL) --mix meshes=0.35 --mix furniture=0.2 --mix procedural=0.1 --mix modelnet40=0.35 --steps 9600 \
+	$(LOCAL) --mix meshes=0.35 --mix furniture=0.2 --mix procedural=0.1 --mix modelnet40=0.35 --steps 8000 \
 		--cooldown 1 --init runs/local_start.safetensors --teacher runs/local_start.safetensors \
 		--run runs/local --out ifdefense/weights/local.safetensors
 	$(TRAIN) --data procedural --no-feature-transform --schedule 256x6,512x1,1024x1 \
