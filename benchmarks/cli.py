@@ -16,6 +16,10 @@ COMMANDS = {
     "point-operations": ("benchmarks.point_operations:point_operations", "Time of neighbour searches."),
     "purified-set": ("benchmarks.purified_set:purified_set", "Purified copies of clouds, for training."),
     "purify-speed": ("benchmarks.purify_speed:purify_speed", "Time and memory of purify."),
+    "reconstruction": (
+        "benchmarks.reconstruction:reconstruction",
+        "Distance of purified clouds from the true surface.",
+    ),
     "robustness": ("benchmarks.robustness:robustness", "Every attack against every defence."),
 }
 

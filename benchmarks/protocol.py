@@ -39,7 +39,7 @@ from ifdefense.purifiers.registry import METHODS
 from ifdefense.purifiers.specs import digest_of_weights
 
 NO_DEFENCE = "none"
-DEFENCES = (NO_DEFENCE, *reversed(METHODS))
+DEFENCES = (NO_DEFENCE, *(name for name in reversed(METHODS) if not METHODS[name].twin))
 """No defence, the baselines, then the methods with a network."""
 
 VICTIMS = ("pointnet-modelnet40", "pointnet-modelnet40-hybrid", "dgcnn-modelnet40")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import catalogue, corruption, record, robustness
+from benchmarks import catalogue, corruption, reconstruction, record, robustness
 from benchmarks.layout import markdown
 
 BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -73,6 +73,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "attack-speed": ("attack_speed.json", attack_speed),
     "corruptions": ("corruptions.json", corruption.table),
     "point-operations": ("point_operations.json", point_operations),
+    "reconstruction": ("reconstruction.json", reconstruction.table),
     "robustness": ("robustness.json", robustness.table),
     "speed": ("purify_speed.json", speed),
 }

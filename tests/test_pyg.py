@@ -190,7 +190,7 @@ def test_the_transform() -> None:
     assert_same(transform(data), purify(data, "sor", 70, 5))
     assert data.num_nodes == 100
     assert str(transform) == "Purify('sor', num_points=70, seed=5)"
-    assert str(Purify()) == "Purify('onet-fill', num_points=None, seed=0)"
+    assert str(Purify()) == "Purify('local-mesh', num_points=None, seed=0)"
     purifier = Purifier.from_pretrained("sor")
     assert str(Purify(purifier)) == f"Purify('sor-{hashed(purifier.spec())}', num_points=None, seed=0)"
     for each in (transform, Purify(purifier, 70, 5)):
@@ -202,7 +202,7 @@ def test_the_transform() -> None:
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"method": "onet"}, ValueError, "unknown method 'onet'; there are onet-fill"),
+        ({"method": "onet"}, ValueError, "unknown method 'onet'; there are local-mesh"),
         ({"method": None}, TypeError, "method must be a name, a path or a purifier, got NoneType"),
         ({"num_points": 0}, ValueError, "num_points must be at least 1"),
         ({"seed": -1}, ValueError, "seed must be at least 0"),

@@ -23,11 +23,13 @@ class Method:
         summary: one-line description.
         factory: ``"module:function"`` that builds the purifier with the shipped weights.
         network: whether it uses an implicit network; the others are baselines.
+        twin: whether it is the differentiable twin of another method, which tables leave out.
     """
 
     summary: str
     factory: str
     network: bool = True
+    twin: bool = False
 
     def make(self) -> Purifier:
         """Builds the purifier."""
@@ -44,6 +46,7 @@ METHODS = {
     "local-newton": Method(
         "the differentiable twin of local-mesh: its samples moved onto the level set by Newton steps",
         "ifdefense.purifiers.pretrained:local_newton",
+        twin=True,
     ),
     "onet-fill": Method(
         "SOR, mean of 8 neighbours, and samples of an Occupancy Network's surface where points are missing",
