@@ -20,11 +20,11 @@ from ifdefense.shapes.procedural import CLASSES, make_dataset
 SEED = 2_000_000
 """Seed of shapes that no network here was trained on."""
 
-Clouds = NDArray[np.float32]
+CloudBatch = NDArray[np.float32]
 Command = Callable[..., None]
 
 
-def make_clouds(count: int) -> Clouds:
+def make_clouds(count: int) -> CloudBatch:
     """``(count, 1024, 3)`` clouds of as many classes as possible."""
     per_class = -(-count // len(CLASSES))
     points = make_dataset(per_class, seed=SEED).points

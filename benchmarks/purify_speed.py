@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks import record
-from benchmarks.clock import SEED, Clouds, make_clouds, median_seconds, seconds, timing_options
+from benchmarks.clock import SEED, CloudBatch, make_clouds, median_seconds, seconds, timing_options
 from benchmarks.layout import text_table
 from ifdefense.implicit.occupancy import OccupancyNetwork
 from ifdefense.purifiers.base import Purifier
@@ -26,7 +26,7 @@ QUERIES = 8192
 LARGE = 100_000
 
 
-def stage_seconds(purifier: Purifier, clouds: Clouds, repeats: int) -> dict[str, float]:
+def stage_seconds(purifier: Purifier, clouds: CloudBatch, repeats: int) -> dict[str, float]:
     """Median time of each stage for all clouds together."""
     runs: list[dict[str, float]] = []
     for _ in range(repeats):
@@ -35,7 +35,7 @@ def stage_seconds(purifier: Purifier, clouds: Clouds, repeats: int) -> dict[str,
     return {stage: statistics.median(run[stage] for run in runs) for stage in runs[0]}
 
 
-def growth(purifier: Purifier, clouds: Clouds, repeats: int) -> dict[str, float]:
+def growth(purifier: Purifier, clouds: CloudBatch, repeats: int) -> dict[str, float]:
     """Seconds per cloud by the number of clouds."""
     return {
         str(count): median_seconds(lambda part=clouds[:count]: purifier(part), repeats) / count  # type: ignore[misc]
@@ -52,7 +52,7 @@ def large(purifier: Purifier, count: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def decoder_seconds(network: OccupancyNetwork, clouds: Clouds, repeats: int) -> dict[str, float]:
+def decoder_seconds(network: OccupancyNetwork, clouds: CloudBatch, repeats: int) -> dict[str, float]:
     """Median time of the training decoder and of the folded one on the same queries."""
     generator = torch.Generator().manual_seed(0)
     queries = torch.rand(len(clouds), QUERIES, 3, generator=generator) - 0.5

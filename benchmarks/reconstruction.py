@@ -16,7 +16,7 @@ from tqdm import tqdm
 from benchmarks import record
 from benchmarks.layout import markdown, text_table
 from ifdefense import Purifier
-from ifdefense.corruptions.combined import CombinedOptions, corrupt
+from ifdefense.corruptions.combined import CombinedOptions, draw_corrupted
 from ifdefense.data.packed import load_packed_meshes
 from ifdefense.geometry.frame import Frame
 from ifdefense.geometry.mesh import Mesh
@@ -44,7 +44,10 @@ def unit(mesh: Mesh) -> Mesh:
 def inputs(mesh: Mesh, rng: np.random.Generator) -> dict[str, Cloud]:
     """Clouds of a mesh by what was done to them."""
     dense = sample_surface(mesh, 16 * POINTS, generator=rng)[0]
-    return {"clean": dense[:POINTS], "corrupted": corrupt(dense, POINTS, CombinedOptions(clean=0), rng)}
+    return {
+        "clean": dense[:POINTS],
+        "corrupted": draw_corrupted(dense, POINTS, CombinedOptions(clean=0), rng),
+    }
 
 
 def figures(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ifdefense.checkpoints import load_metadata
 from ifdefense.cli import main
-from ifdefense.corruptions.combined import KINDS, CombinedOptions, corrupt
+from ifdefense.corruptions.combined import KINDS, CombinedOptions, draw_corrupted
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.implicit.base import Calibration, Field, load_network
 from ifdefense.implicit.local import LocalConfig, LocalOccupancyNetwork
@@ -166,7 +166,7 @@ def distance_from_ball(points: Floats) -> Floats:
 )
 def test_displacements_are_bounded(kind: str, largest: float, moved: float) -> None:
     rng = np.random.default_rng(0)
-    clouds = [corrupt(ball(5000)[0], 500, only(kind), rng) for _ in range(30)]
+    clouds = [draw_corrupted(ball(5000)[0], 500, only(kind), rng) for _ in range(30)]
     assert all(cloud.shape == (500, 3) and cloud.dtype == np.float32 for cloud in clouds)
     distances = distance_from_ball(np.concatenate(clouds))
     assert distances.max() <= largest + 1e-6
@@ -178,7 +178,7 @@ def test_drops_remove_regions_and_fill_up_from_the_rest() -> None:
     dense = ball(5000)[0]
     gaps = []
     for _ in range(30):
-        cloud = corrupt(dense, 500, only("drop"), rng)
+        cloud = draw_corrupted(dense, 500, only("drop"), rng)
         assert cloud.shape == (500, 3)
         assert distance_from_ball(cloud).max() < 1e-5
         gaps.append(np.linalg.norm(dense[:500, None] - cloud[None], axis=2).min(1).max())
@@ -190,7 +190,7 @@ def test_drops_remove_regions_and_fill_up_from_the_rest() -> None:
 def test_added_points_are_few(kind: str, most: int) -> None:
     rng = np.random.default_rng(0)
     added = [
-        int((distance_from_ball(corrupt(ball(5000)[0], 500, only(kind), rng)) > 1e-5).sum())
+        int((distance_from_ball(draw_corrupted(ball(5000)[0], 500, only(kind), rng)) > 1e-5).sum())
         for _ in range(30)
     ]
     assert 0 < max(added) <= most
@@ -198,9 +198,9 @@ def test_added_points_are_few(kind: str, most: int) -> None:
 
 
 def test_clean_clouds_have_jitter_only() -> None:
-    cloud = corrupt(ball(5000)[0], 500, CombinedOptions(clean=1.0), np.random.default_rng(0))
+    cloud = draw_corrupted(ball(5000)[0], 500, CombinedOptions(clean=1.0), np.random.default_rng(0))
     assert 0 < distance_from_ball(cloud).max() < 0.003 * 5
-    still = corrupt(ball(5000)[0], 500, STILL, np.random.default_rng(0))
+    still = draw_corrupted(ball(5000)[0], 500, STILL, np.random.default_rng(0))
     assert distance_from_ball(still).max() < 1e-6
 
 

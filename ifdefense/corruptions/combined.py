@@ -76,7 +76,7 @@ class CombinedOptions:
         return set(rng.choice(KINDS, number, replace=False, p=share / share.sum()).tolist())
 
 
-def corrupt(dense: Floats, count: int, options: CombinedOptions, rng: np.random.Generator) -> Floats:
+def draw_corrupted(dense: Floats, count: int, options: CombinedOptions, rng: np.random.Generator) -> Floats:
     """Draws a corrupted cloud.
 
     Args:

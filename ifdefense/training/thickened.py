@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ifdefense.corruptions.combined import CombinedOptions, corrupt
+from ifdefense.corruptions.combined import CombinedOptions, draw_corrupted
 from ifdefense.training.dense import DenseSurfaces
 from ifdefense.training.fit import Batch
 from ifdefense.training.runs import check_ranges
@@ -163,7 +163,7 @@ def draw_cloud(
     Returns:
         ``(count, 3)`` points, and the samples ``(D, 3)`` in the same frame.
     """
-    cloud = corrupt(dense, int(count * 1.12) + 8, corruption, rng)
+    cloud = draw_corrupted(dense, int(count * 1.12) + 8, corruption, rng)
     keep = np.ones(len(cloud), bool)
     if rng.random() < filtered:
         keep = inliers(cloud)
