@@ -219,7 +219,7 @@ class Purifier(nn.Module, ABC):
                 part = clouds[start : start + batch_size]
                 counts = [num_points or len(cloud) for cloud in part]
                 with torch.set_grad_enabled(gradients), timed() as seconds:
-                    outcomes = self._restored(part, counts, seed)
+                    outcomes, threads = self._restored(part, counts, seed)
                 for index, (outcome, count) in enumerate(zip(outcomes, counts, strict=True), start):
                     if outcome.points.shape != (count, 3):
                         raise RuntimeError(
@@ -230,17 +230,17 @@ class Purifier(nn.Module, ABC):
                         logger.warning(
                             "cloud %d: %s, the filtered input is resampled", index, outcome.fallback
                         )
-                yield outcomes, seconds
+                yield outcomes, {stage: value / threads for stage, value in seconds.items()}
                 bar.update(len(part))
 
-    def _restored(self, clouds: list[Tensor], counts: Sequence[int], seed: int) -> list[Outcome]:
-        """`restore`, on a CPU with one thread per share of the clouds."""
+    def _restored(self, clouds: list[Tensor], counts: Sequence[int], seed: int) -> tuple[list[Outcome], int]:
+        """`restore`, on a CPU with one thread per share of the clouds, and the number of threads."""
         if torch.is_grad_enabled() or any(cloud.device.type != "cpu" for cloud in clouds):
-            return self.restore(clouds, counts, seed)
+            return self.restore(clouds, counts, seed), 1
         size = -(-len(clouds) // workers())
         shares = [slice(start, start + size) for start in range(0, len(clouds), size)]
         parts = parallel_map(lambda share: self.restore(clouds[share], counts[share], seed), shares)
-        return [outcome for part in parts for outcome in part]
+        return [outcome for part in parts for outcome in part], len(shares)
 
     def restore(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
         """Normalises clouds, calls `run`, and returns outcomes in the frame of the clouds.
