@@ -290,7 +290,7 @@ def _base64(values: NDArray[Any]) -> str:
 def render_png(
     cases: Sequence[Case], *, dpi: int = 150, azimuth: float = 35.0, elevation: float = 20.0
 ) -> bytes:
-    """A picture with a row a cloud: before, surface with anomalies, after. The z axis points up.
+    """A picture with one row per cloud: before, surface with anomalies, after. The z axis points up.
 
     Args:
         cases: clouds to show, at least one.
@@ -347,7 +347,9 @@ def _draw_row(row: Sequence[Axes], case: Case, turn: NDArray[np.float64]) -> Non
         _draw_mesh(middle, trace.mesh, heat(trace), project)
     _draw_points(after, project(trace.purified), CLEAN)
     count = numbers.anomalies
-    found = numbers.fallback or f"surface, {count} {'anomaly' if count == 1 else 'anomalies'}"
+    found = numbers.fallback or "surface"
+    if count:
+        found += f", {count} {'anomaly' if count == 1 else 'anomalies'}"
     titles = (_caption(case.title, case.before), found, _caption("purified", case.after))
     for axis, title, reading in zip(row, titles, (case.before, None, case.after), strict=True):
         wrong = reading is not None and not reading.correct
