@@ -10,6 +10,7 @@ import functools
 import importlib
 import itertools
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ _CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
 
 # Number of pairs above which a KD-tree is faster on a CPU.
 _TREE = 1 << 24
+# Queries beyond which a KD-tree is worth several threads.
+_THREADED = 1 << 14
 _KERNEL_DEVICES = {"cuda"}
 
 
@@ -94,19 +97,36 @@ def knn(query: Tensor, source: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return torch.cat([d for d, _ in parts], dim=1), torch.cat([i for _, i in parts], dim=1)
 
 
+class Neighbours:
+    """Nearest points of one cloud, for many queries; a KD-tree that is built once on a CPU.
+
+    Args:
+        source: (M, 3) points.
+    """
+
+    def __init__(self, source: Tensor) -> None:
+        self.source = source.detach()
+        self._tree: Any = None
+        if source.device.type == "cpu":
+            from scipy.spatial import cKDTree
+
+            # Unbalanced trees are built several times faster, and queries are as fast.
+            points = self.source.double().numpy()
+            self._tree = cKDTree(points, balanced_tree=False, compact_nodes=False)
+
+    def __call__(self, query: Tensor, k: int) -> Tensor:
+        """Indices (N, k), int64 and nearest first, for ``query`` (N, 3); 1 <= k <= M."""
+        query = query.detach()
+        if self._tree is None:
+            return knn(query[None], self.source[None], k)[1][0]
+        workers = torch.get_num_threads() if len(query) > _THREADED else 1
+        index = self._tree.query(query.double().numpy(), np.arange(1, k + 1), workers=workers)[1]
+        return torch.from_numpy(np.asarray(index))
+
+
 def _tree_neighbours(query: Tensor, source: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """`knn` by one KD-tree per cloud."""
-    from scipy.spatial import cKDTree
-
-    found = []
-    for a, b in zip(query.detach().double().numpy(), source.detach().double().numpy(), strict=True):
-        # Unbalanced trees are built several times faster, and queries are as fast.
-        tree = cKDTree(b, balanced_tree=False, compact_nodes=False)
-        found.append(
-            torch.from_numpy(
-                np.asarray(tree.query(a, np.arange(1, k + 1), workers=torch.get_num_threads())[1])
-            )
-        )
+    found = [Neighbours(points)(part, k) for part, points in zip(query, source, strict=True)]
     neighbours = torch.stack(found)
     total = query.new_zeros(())
     for x, y in zip(query.unbind(-1), source.unbind(-1), strict=True):

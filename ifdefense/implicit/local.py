@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ifdefense.geometry.points import farthest_point_sampling, knn
+from ifdefense.geometry.points import Neighbours, farthest_point_sampling
 from ifdefense.implicit.base import Calibration
 from ifdefense.threads import parallel_map
 
@@ -124,22 +124,16 @@ def nearest(queries: Tensor, points: Tensor, k: int) -> Tensor:
         points: ``(B, N, 3)``.
         k: neighbours.
     """
-    found = min(k, points.shape[1])
-    if queries.device.type != "cpu":
-        index = knn(queries.detach(), points.detach(), found)[1]
-    else:
-        from scipy.spatial import cKDTree
-
-        rows = []
-        for query, source in zip(queries.detach().numpy(), points.detach().numpy(), strict=True):
-            tree = cKDTree(source, balanced_tree=False, compact_nodes=False)
-            rows.append(torch.from_numpy(tree.query(query, list(range(1, found + 1)))[1]))
-        index = torch.stack(rows)
-    return (
-        F.pad(index.transpose(1, 2), (0, 0, 0, k - found), "replicate").transpose(1, 2)
-        if found < k
-        else index
+    return torch.stack(
+        [padded(Neighbours(source), query, k) for query, source in zip(queries, points, strict=True)]
     )
+
+
+def padded(neighbours: Neighbours, queries: Tensor, k: int) -> Tensor:
+    """Indices ``(Q, k)`` of one cloud's points nearest to ``(Q, 3)``; the last one repeats if ``N < k``."""
+    found = min(k, len(neighbours.source))
+    index = neighbours(queries, found)
+    return torch.cat([index, index[:, -1:].expand(-1, k - found)], 1)
 
 
 def _exact(layer: nn.Module, x: Tensor) -> Tensor:
@@ -412,6 +406,7 @@ class LocalField:
 
     def __init__(self, decoder: LocalDecoder, codes: list[LocalCode]) -> None:
         self.decoder, self.codes = decoder, codes
+        self.neighbours = [Neighbours(code.points[0]) for code in codes]
         values, heads = decoder.config.values, decoder.config.heads
         self._attend = decoder.attend.weight.repeat_interleave(values // heads, 0).t().contiguous()
         self._fall = F.softplus(decoder.fall).repeat_interleave(values // heads)
@@ -421,10 +416,10 @@ class LocalField:
             layer.weight.t().contiguous() for layer in (decoder.whole, decoder.inner, decoder.last)
         ]
 
-    def _logits(self, code: LocalCode, queries: Tensor) -> Tensor:
+    def _logits(self, code: LocalCode, neighbours: Neighbours, queries: Tensor) -> Tensor:
         decoder, width = self.decoder, self.decoder.config.values
         points, maps = code.points[0], code.maps[0]
-        near = nearest(queries[None], code.points, decoder.config.nearest)[0]
+        near = padded(neighbours, queries, decoder.config.nearest)
         mixed: Tensor
         mass: Tensor
         gap: Tensor
@@ -466,15 +461,15 @@ class LocalField:
         """
         counts = torch.bincount(cloud, minlength=len(self.codes)).tolist()
         parts = []
-        for code, part in zip(self.codes, points.split(counts), strict=True):
+        for code, neighbours, part in zip(self.codes, self.neighbours, points.split(counts), strict=True):
             if not len(part):
                 continue
             if torch.is_grad_enabled() and (part.requires_grad or code.maps.requires_grad):
-                near = nearest(part[None], code.points, self.decoder.config.nearest)[0]
+                near = padded(neighbours, part, self.decoder.config.nearest)
                 parts.append(self.decoder(part, code.points[0], code.maps[0], code.whole, near))
                 continue
             with torch.no_grad():
-                parts += parallel_map(functools.partial(self._logits, code), part.split(CHUNK))
+                parts += parallel_map(functools.partial(self._logits, code, neighbours), part.split(CHUNK))
         return torch.cat(parts) if parts else points.new_zeros(0)
 
 

@@ -46,13 +46,13 @@ class StatisticalOutlierRemoval(Purifier):
         A single far outlier raises the variance, and with it the threshold, which hides other outliers.
         """
         kept = torch.arange(len(cloud), device=cloud.device)
+        after = _longest_side(cloud)
         while True:
-            before = _longest_side(cloud[kept])
             left = kept[statistical_outlier_removal(cloud[kept][None], self.k, self.alpha)[0]]
-            if len(torch.unique(cloud[left], dim=0)) < 2:
-                break
-            kept = left
-            if _longest_side(cloud[kept]) > 0.75 * before:
+            before, after = after, _longest_side(cloud[left])
+            if after > 0:  # else a single position is left
+                kept = left
+            if not 0 < after <= 0.75 * before:
                 break
         mask = torch.zeros(len(cloud), dtype=torch.bool, device=cloud.device)
         mask[kept] = True
