@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import torch
 
+from ifdefense.training.fit import TrainOptions
 from ifdefense.training.runs import RunError
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,60 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise RunError(f"{folder} cannot be written: {error.strerror}") from None
+
+
+Command = Callable[..., None]
+
+
+def run_options(name: str, cache: str, defaults: TrainOptions, every: int) -> Callable[[Command], Command]:
+    """Options that the trainings of implicit networks share: data, run, weights, schedule, device.
+
+    Args:
+        name: of the network; the run is in ``runs/NAME`` unless told otherwise.
+        cache: folder of the prepared data.
+        defaults: settings of the trainer.
+        every: steps between validations.
+    """
+    path = click.Path(path_type=Path)
+    positive = click.IntRange(min=1)
+    folder = Path("runs") / name
+    options = (
+        click.option("--data", "root", type=click.Path(), help="Data folder; IFDEFENSE_DATA by default."),
+        click.option("--cache", type=path, default=Path(cache), show_default=True),
+        click.option(
+            "--run",
+            "folder",
+            type=path,
+            default=folder,
+            show_default=True,
+            help="Folder of the run; an interrupted one is resumed.",
+        ),
+        click.option("--out", type=path, help="Where the weights go (.safetensors)."),
+        click.option("--force", is_flag=True, help="Replace OUT if it exists."),
+        click.option("--init", type=click.Path(exists=True, path_type=Path), help="Weights to start from."),
+        click.option("--steps", default=defaults.steps, show_default=True),
+        click.option("--muon-lr", default=defaults.muon_lr, show_default=True, help="Learning rate of Muon."),
+        click.option("--adam-lr", default=defaults.adam_lr, show_default=True, help="Learning rate of Adam."),
+        click.option(
+            "--cooldown",
+            default=defaults.cooldown,
+            show_default=True,
+            help="Share of the steps with a falling rate.",
+        ),
+        click.option(
+            "--every", type=positive, default=every, show_default=True, help="Steps between validations."
+        ),
+        click.option("--seed", type=click.IntRange(min=0), default=defaults.seed, show_default=True),
+        click.option("--device", default="cpu", callback=device_of, show_default=True),
+        click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal."),
+    )
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def mix_of(

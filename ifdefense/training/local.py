@@ -18,7 +18,7 @@ from ifdefense.data.packed import data_folder
 from ifdefense.implicit.base import Calibration, load_network
 from ifdefense.implicit.local import LocalConfig, LocalOccupancyNetwork
 from ifdefense.training.collections import cached_set
-from ifdefense.training.commands import check_output, check_writable, device_of, mix_of, reported
+from ifdefense.training.commands import check_output, check_writable, mix_of, reported, run_options
 from ifdefense.training.dense import SAMPLES, DenseSurfaces, from_clouds, from_meshes, from_procedural
 from ifdefense.training.fit import TrainOptions, fit
 from ifdefense.training.runs import file_digest
@@ -102,19 +102,7 @@ def collect(
     callback=mix_of(SOURCES, {"procedural": 1.0}),
     help="NAME=WEIGHT of a source: meshes, furniture, procedural or modelnet40.",
 )
-@click.option("--data", "root", type=click.Path(), help="Data folder; IFDEFENSE_DATA by default.")
-@click.option("--cache", type=click.Path(path_type=Path), default=Path("cache/surfaces"), show_default=True)
-@click.option(
-    "--run",
-    "folder",
-    type=click.Path(path_type=Path),
-    default=Path("runs/local"),
-    show_default=True,
-    help="Folder of the run; an interrupted one is resumed.",
-)
-@click.option("--out", type=click.Path(path_type=Path), help="Where the weights go (.safetensors).")
-@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
-@click.option("--init", type=click.Path(exists=True, path_type=Path), help="Weights to start from.")
+@run_options("local", "cache/surfaces", DEFAULTS, every=500)
 @click.option(
     "--teacher",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -127,19 +115,10 @@ def collect(
     show_default=True,
     help="Clouds that the teacher tries, rare classes first.",
 )
-@click.option("--steps", default=DEFAULTS.steps, show_default=True)
 @click.option("--batch-size", default=ThickenedOptions.batch_size, show_default=True)
 @click.option("--queries", default=ThickenedOptions.queries, show_default=True, help="Queries per cloud.")
-@click.option("--muon-lr", default=DEFAULTS.muon_lr, show_default=True, help="Learning rate of Muon.")
-@click.option("--adam-lr", default=DEFAULTS.adam_lr, show_default=True, help="Learning rate of AdamW.")
 @click.option("--weight-decay", default=DEFAULTS.weight_decay, show_default=True, help="Of all parameters.")
 @click.option("--warmup", default=DEFAULTS.warmup, show_default=True, help="Steps of linear warm-up.")
-@click.option(
-    "--cooldown",
-    default=DEFAULTS.cooldown,
-    show_default=True,
-    help="Share of the steps with a falling rate.",
-)
 @click.option("--ema", default=DEFAULTS.ema, show_default=True, help="Decay of the average of the weights.")
 @click.option(
     "--bfloat16/--float32",
@@ -178,12 +157,6 @@ def collect(
     show_default=True,
     help="Procedural shapes per class.",
 )
-@click.option(
-    "--every", type=click.IntRange(min=1), default=500, show_default=True, help="Steps between validations."
-)
-@click.option("--seed", type=click.IntRange(min=0), default=DEFAULTS.seed, show_default=True)
-@click.option("--device", default="cpu", callback=device_of, show_default=True)
-@click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal.")
 @reported()
 def train_command(
     mix: dict[str, float],

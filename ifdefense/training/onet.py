@@ -16,7 +16,7 @@ from ifdefense.data.packed import data_folder
 from ifdefense.implicit.base import Calibration
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
 from ifdefense.training.collections import cached, from_meshes, from_modelnet40, from_procedural
-from ifdefense.training.commands import check_output, check_writable, device_of, mix_of, reported
+from ifdefense.training.commands import check_output, check_writable, mix_of, reported, run_options
 from ifdefense.training.fit import TrainOptions, fit
 from ifdefense.training.occupancies import OFFSET, OccupancySet, concatenate
 from ifdefense.training.sampling import OccupancySampler, SamplingOptions
@@ -63,32 +63,11 @@ def _create(config: OccupancyConfig, calibration: Calibration, seed: int) -> Occ
     callback=mix_of(SOURCES, {"procedural": 1.0}),
     help="NAME=WEIGHT of a source: modelnet40, meshes or procedural.",
 )
-@click.option("--data", "root", type=click.Path(), help="Data folder; IFDEFENSE_DATA by default.")
-@click.option("--cache", type=click.Path(path_type=Path), default=Path("cache/occupancy"), show_default=True)
-@click.option(
-    "--run",
-    "folder",
-    type=click.Path(path_type=Path),
-    default=Path("runs/onet"),
-    show_default=True,
-    help="Folder of the run; an interrupted one is resumed.",
-)
-@click.option("--out", type=click.Path(path_type=Path), help="Where the weights go (.safetensors).")
-@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
-@click.option("--init", type=click.Path(exists=True, path_type=Path), help="Weights to start from.")
-@click.option("--steps", default=TrainOptions.steps, show_default=True)
+@run_options("onet", "cache/occupancy", TrainOptions(), every=250)
 @click.option("--batch-size", default=SamplingOptions.batch_size, show_default=True)
 @click.option("--queries", default=SamplingOptions.queries, show_default=True, help="Queries per cloud.")
-@click.option("--muon-lr", default=TrainOptions.muon_lr, show_default=True, help="Learning rate of Muon.")
-@click.option("--adam-lr", default=TrainOptions.adam_lr, show_default=True, help="Learning rate of Adam.")
 @click.option(
     "--weight-decay", default=TrainOptions.weight_decay, show_default=True, help="Of Muon's matrices."
-)
-@click.option(
-    "--cooldown",
-    default=TrainOptions.cooldown,
-    show_default=True,
-    help="Share of the steps with a falling rate.",
 )
 @click.option(
     "--widths", nargs=3, type=int, default=(128, 256, 128), show_default=True, help="Encoder, code, decoder."
@@ -103,12 +82,6 @@ def _create(config: OccupancyConfig, calibration: Calibration, seed: int) -> Occ
     show_default=True,
     help="Procedural shapes per class.",
 )
-@click.option(
-    "--every", type=click.IntRange(min=1), default=250, show_default=True, help="Steps between validations."
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--device", default="cpu", callback=device_of, show_default=True)
-@click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal.")
 @reported()
 def train_command(
     mix: dict[str, float],
