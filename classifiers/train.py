@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from classifiers import NETWORKS, build
+from classifiers.adversarial import attacked
 from classifiers.layers import Sized
 from classifiers.pointnet import PointNet, orthogonality_penalty
 from ifdefense.checkpoints import load_into, load_state
@@ -54,6 +55,9 @@ class ClassifierOptions:
         max_rotation: largest rotation about the up axis z, in degrees.
         mix: probability that a batch is mixed by `cut_mix`.
         warmup: share of the steps in which the rate rises.
+        adversarial: share of each batch that is attacked, see `classifiers.adversarial`.
+        delta: radius of that attack's L∞ ball.
+        attack_steps: gradients of that attack.
         half_search: search the largest points in bfloat16, see `classifiers.pointnet.max_pooled_linear`.
         seed: seed of the initial weights, the order and the augmentation.
 
@@ -73,6 +77,9 @@ class ClassifierOptions:
     max_rotation: float = 0.0
     mix: float = 0.0
     warmup: float = 0.1
+    adversarial: float = 0.0
+    delta: float = 0.05
+    attack_steps: int = 3
     half_search: bool = True
     seed: int = 0
 
@@ -90,6 +97,9 @@ class ClassifierOptions:
             max_rotation=(0, 180),
             mix=(0, 1),
             warmup=(0, 1),
+            adversarial=(0, 1),
+            delta=(0, 10),
+            attack_steps=(1, math.inf),
         )
 
     @property
@@ -226,6 +236,17 @@ class ClassifierRun(ResumableRun):
     def _loss(self, points: Tensor, labels: Tensor) -> Tensor:
         """Loss of augmented clouds, for PointNet with the penalty on its feature alignment."""
         other, part = None, 1.0
+        some = round(self.options.adversarial * len(points))
+        if some:
+            spoilt = attacked(
+                self.model,
+                points[:some],
+                labels[:some],
+                self.options.delta,
+                self.options.attack_steps,
+                self.generator,
+            )
+            points = torch.cat([spoilt, points[some:]])
         if self.options.mix and float(torch.rand((), generator=self.generator)) < self.options.mix:
             points, other, part = cut_mix(points, self.generator)
         alignment = None
@@ -366,6 +387,18 @@ def _parse_schedule(text: str) -> Schedule:
     default=ClassifierOptions.warmup,
     show_default=True,
     help="Share of the steps before the cosine.",
+)
+@click.option(
+    "--adversarial",
+    default=ClassifierOptions.adversarial,
+    show_default=True,
+    help="Share of each batch that is attacked in L∞ (adversarial training).",
+)
+@click.option(
+    "--delta", default=ClassifierOptions.delta, show_default=True, help="Radius of that attack, unit sphere."
+)
+@click.option(
+    "--attack-steps", default=ClassifierOptions.attack_steps, show_default=True, help="Gradients of that attack."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=ClassifierOptions.seed, show_default=True)
 @click.option(

@@ -133,3 +133,11 @@ def test_unknown_networks_are_errors(tmp_path: Path) -> None:
         load_network("cloud")
     with pytest.raises(ValueError, match=r"not a local occupancy network: tensor 'decoder.attend.weight'"):
         LocalConfig.of_state({})
+
+
+def test_a_folder_of_the_same_name_does_not_hide_shipped_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "local").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_network("local").source == "local"  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from classifiers import build, load, train
+from classifiers.adversarial import attacked
 from classifiers.train import ClassifierOptions, ClassifierRun, _parse_schedule, cut_mix
 from ifdefense.training.clouds import TrainingClouds
 
@@ -133,3 +134,36 @@ def test_schedules_without_points_or_epochs_are_refused(text: str) -> None:
 
 def test_schedules_are_read() -> None:
     assert _parse_schedule("256x18,512x1.5,1024x0.3") == ((256, 18), (512, 1.5), (1024, 0.3))
+
+
+class Linear(torch.nn.Module):
+    """The first logit is the sum of all coordinates, weighted by axis; the second is its negative."""
+
+    weight = torch.tensor([1.0, -2.0, 0.5])
+
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        height = (points * self.weight).sum((1, 2))
+        return torch.stack([height, -height], 1)
+
+
+def test_the_attack_of_adversarial_training_ends_in_the_corner_that_is_worst_for_a_linear_model() -> None:
+    model = Linear().train()
+    points, labels = torch.zeros(2, 5, 3), torch.tensor([0, 1])
+    found = attacked(model, points, labels, 0.1, 3, torch.Generator().manual_seed(0))
+    worst = 0.1 * model.weight.sign().expand(5, 3)
+    torch.testing.assert_close(found, torch.stack([-worst, worst]))
+    assert model.training
+
+
+def test_adversarial_training_attacks_that_share_of_every_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def spy(model: torch.nn.Module, points: torch.Tensor, *rest: object) -> torch.Tensor:
+        seen.append(len(points))
+        return points
+
+    monkeypatch.setattr(train, "attacked", spy)
+    run(tmp_path, "pointnet", dataclasses.replace(TINY, adversarial=0.75))()
+    assert seen == [6] * 6

@@ -126,7 +126,7 @@ def load_network(name_or_path: str | Path) -> ImplicitNetwork:
     from ifdefense.checkpoints import load_into, load_metadata, load_state, shipped
 
     path = Path(name_or_path)
-    if not path.suffix and not path.exists():
+    if not path.suffix and not path.is_file():
         path = shipped("ifdefense", str(name_or_path))
     metadata = load_metadata(path)
     kind = metadata.get("network", "occupancy")

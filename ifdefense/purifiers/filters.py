@@ -1,4 +1,4 @@
-"""Purifiers without a network: SOR, SRS and local smoothing."""
+"""Purifiers without a network: SOR, SRS, local smoothing and randomised input."""
 
 from __future__ import annotations
 
@@ -123,6 +123,45 @@ class LocalSmoothing(Purifier):
             Outcome(mean if count is None else mean[refilled(len(mean), count, seed).to(mean.device)])
             for mean, count in zip(means, counts, strict=True)
         ]
+
+
+class RandomisedInput(Purifier):
+    """A random subset of the points, with Gaussian noise: what an attacker cannot foresee without the seed.
+
+    Args:
+        keep: fraction of the points that is kept, in (0, 1].
+        jitter: standard deviation of the noise on each coordinate, unit cube.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    name = "randomised"
+    differentiable = True
+
+    def __init__(self, keep: float = 0.5, jitter: float = 0.01) -> None:
+        super().__init__()
+        if not 0 < keep <= 1 or not 0 <= jitter < 1:
+            raise ValueError(f"keep must be in (0, 1] and jitter in [0, 1), got {keep} and {jitter}")
+        self.keep, self.jitter = keep, jitter
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+        return {"keep": self.keep, "jitter": self.jitter}
+
+    def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
+        """The noisy subset, resampled to the requested number."""
+        with stage("randomisation"):
+            return [self._drawn(*each, seed) for each in zip(clouds, counts, strict=True)]
+
+    def _drawn(self, cloud: Tensor, count: int | None, seed: int) -> Outcome:
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(cloud), generator=generator)[: max(1, round(self.keep * len(cloud)))]
+        noise = torch.randn(len(order), 3, generator=generator) * self.jitter
+        points = cloud[order.to(cloud.device)] + noise.to(cloud)
+        return Outcome(
+            points if count is None else points[refilled(len(points), count, seed).to(points.device)]
+        )
 
 
 def chosen(cloud: Tensor, mask: Tensor, count: int | None, seed: int) -> Outcome:

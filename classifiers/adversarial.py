@@ -1,0 +1,45 @@
+"""Adversarial training: the clouds of a step, attacked on the network as it is."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attacked(
+    model: nn.Module,
+    points: Tensor,
+    labels: Tensor,
+    delta: float,
+    steps: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Projected gradient ascent of the cross-entropy in an L∞ ball, from a random start.
+
+    Madry et al., 2018, `arXiv:1706.06083 <https://arxiv.org/abs/1706.06083>`_. Made with the network in
+    evaluation mode, so that batch statistics are not changed; the mode is restored.
+
+    Args:
+        model: ``(B, N, 3)`` clouds to logits.
+        points: ``(B, N, 3)`` clouds.
+        labels: ``(B,)`` int64 classes.
+        delta: radius of the ball, in the unit of the points.
+        steps: gradients, each followed by a step of ``2 delta / steps`` along its sign; at least 1.
+        generator: source of the random start.
+
+    Returns:
+        ``(B, N, 3)`` clouds within ``delta`` of the points along every coordinate.
+    """
+    mode = model.training
+    model.eval()
+    start = torch.rand(points.shape, generator=generator).to(points) * 2 - 1
+    shift = delta * start
+    for _ in range(steps):
+        shift.requires_grad_()
+        loss = F.cross_entropy(model(points + shift), labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, shift)
+        with torch.no_grad():
+            shift = (shift + 2 * delta / steps * gradient.sign()).clamp(-delta, delta)
+    model.train(mode)
+    return points + shift.detach()
