@@ -10,6 +10,7 @@ from ifdefense.console import LazyGroup, use_huge_pages
 
 COMMANDS = {
     "ablation": ("benchmarks.ablation:ablation", "What each part of the purifier contributes."),
+    "adaptive": ("benchmarks.adaptive:adaptive", "Attackers who know the defence, and the worst of them."),
     "attack-speed": ("benchmarks.attack_speed:attack_speed", "Time of attacks in bare passes of the model."),
     "corruptions": ("benchmarks.corruption:corruptions", "Accuracy on corrupted clouds (ModelNet40-C)."),
     "demo": ("benchmarks.demo:demo", "Attack a classifier, purify, classify again."),

@@ -31,7 +31,7 @@ SEED = 3_000_000
 
 BATCH = 16
 NO_DEFENCE = "none"
-DEFENCES = tuple(name for name in reversed(METHODS) if not METHODS[name].twin)
+DEFENCES = tuple(name for name in reversed(METHODS) if METHODS[name].twin_of is None)
 """Columns of the tables, the baselines first."""
 
 FILES = ("report.html", "demo.png", "demo.json")

@@ -39,7 +39,7 @@ from ifdefense.purifiers.registry import METHODS
 from ifdefense.purifiers.specs import digest_of_weights
 
 NO_DEFENCE = "none"
-DEFENCES = (NO_DEFENCE, *(name for name in reversed(METHODS) if not METHODS[name].twin))
+DEFENCES = (NO_DEFENCE, *(name for name in reversed(METHODS) if METHODS[name].twin_of is None))
 """No defence, the baselines, then the methods with a network."""
 
 VICTIMS = ("pointnet-modelnet40", "pointnet-modelnet40-hybrid", "dgcnn-modelnet40")
@@ -134,7 +134,7 @@ class Bench:
             eot = EOT(samples=1, first=self.seed, fresh=False)
             size = self.points.shape[1]
             attack, model = adaptive(attack, model, purifier, eot=eot, num_points=size, seed=self.seed)
-        code = _code(spec, attack, *model.modules())
+        code = code_of(spec, attack, *model.modules())
         key = digest([spec, victim.weights, _weights_of_attacks(), versions(), code])
         result = attack_in_batches(
             attack,
@@ -155,7 +155,7 @@ class Bench:
             return points
         purifier, size = purifier_of(defence), self.points.shape[1]
         spec = purifier.spec()
-        code = _code(spec, *purifier.modules())
+        code = code_of(spec, *purifier.modules())
         key = digest([spec, versions(), code, digest(points), size, self.seed])
         folder = self.cache / "purified" / f"{defence}-{key}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ class Bench:
         return {"split": self.split, "clouds": self.clouds, "seed": self.seed}
 
 
-def _code(spec: Any, *values: object) -> str:
+def code_of(spec: Any, *values: object) -> str:
     """Digest of the code of a purifier, described by its ``spec()``, and of objects."""
     modules = modules_of(spec).union(type(value).__module__ for value in values)
     return code_digest(sorted(name for name in modules if name.partition(".")[0] != "torch"))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import catalogue, corruption, reconstruction, record, robustness
+from benchmarks import adaptive, catalogue, corruption, reconstruction, record, robustness
 from benchmarks.layout import markdown
 
 BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -69,6 +69,7 @@ def point_operations(result: Result) -> str:
 
 
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "adaptive": ("adaptive.json", adaptive.table),
     "accuracy": ("robustness.json", robustness.summary),
     "attack-speed": ("attack_speed.json", attack_speed),
     "corruptions": ("corruptions.json", corruption.table),

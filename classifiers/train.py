@@ -398,7 +398,10 @@ def _parse_schedule(text: str) -> Schedule:
     "--delta", default=ClassifierOptions.delta, show_default=True, help="Radius of that attack, unit sphere."
 )
 @click.option(
-    "--attack-steps", default=ClassifierOptions.attack_steps, show_default=True, help="Gradients of that attack."
+    "--attack-steps",
+    default=ClassifierOptions.attack_steps,
+    show_default=True,
+    help="Gradients of that attack.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=ClassifierOptions.seed, show_default=True)
 @click.option(

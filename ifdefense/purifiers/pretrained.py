@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ifdefense.implicit.base import load_network
 from ifdefense.purifiers.compose import Compose
-from ifdefense.purifiers.filters import LocalSmoothing, StatisticalOutlierRemoval
+from ifdefense.purifiers.filters import LocalSmoothing, RandomisedInput, StatisticalOutlierRemoval
 from ifdefense.purifiers.surface import SurfacePurifier
 from ifdefense.restorers.mesh import MeshRestorer
 from ifdefense.restorers.newton import NewtonRestorer
@@ -27,6 +27,18 @@ def local_newton(weights: str | Path = "local") -> Compose:
     """As `local_mesh`, with the samples on the level set itself and gradients that pass."""
     surface = SurfacePurifier(load_network(weights), NewtonRestorer(LOCAL_MESH, steps=2))
     return Compose([StatisticalOutlierRemoval(), surface], "local-newton")
+
+
+def local_random(weights: str | Path = "local") -> Compose:
+    """As `local_mesh`, of a random part of the points with noise: what an attacker cannot foresee."""
+    surface = SurfacePurifier(load_network(weights), LOCAL_MESH)
+    return Compose([StatisticalOutlierRemoval(), RandomisedInput(), surface], "local-random")
+
+
+def local_random_newton(weights: str | Path = "local") -> Compose:
+    """The differentiable twin of `local_random`, see `local_newton`."""
+    surface = SurfacePurifier(load_network(weights), NewtonRestorer(LOCAL_MESH, steps=2))
+    return Compose([StatisticalOutlierRemoval(), RandomisedInput(), surface], "local-random-newton")
 
 
 def onet_mesh(weights: str | Path = "onet") -> Compose:

@@ -23,13 +23,13 @@ class Method:
         summary: one-line description.
         factory: ``"module:function"`` that builds the purifier with the shipped weights.
         network: whether it uses an implicit network; the others are baselines.
-        twin: whether it is the differentiable twin of another method, which tables leave out.
+        twin_of: the method whose differentiable twin this is; tables leave twins out.
     """
 
     summary: str
     factory: str
     network: bool = True
-    twin: bool = False
+    twin_of: str | None = None
 
     def make(self) -> Purifier:
         """Builds the purifier."""
@@ -46,7 +46,16 @@ METHODS = {
     "local-newton": Method(
         "the differentiable twin of local-mesh: its samples moved onto the level set by Newton steps",
         "ifdefense.purifiers.pretrained:local_newton",
-        twin=True,
+        twin_of="local-mesh",
+    ),
+    "local-random": Method(
+        "local-mesh of a random half of the points with noise, drawn anew by every seed",
+        "ifdefense.purifiers.pretrained:local_random",
+    ),
+    "local-random-newton": Method(
+        "the differentiable twin of local-random",
+        "ifdefense.purifiers.pretrained:local_random_newton",
+        twin_of="local-random",
     ),
     "onet-fill": Method(
         "SOR, mean of 8 neighbours, and samples of an Occupancy Network's surface where points are missing",
@@ -71,6 +80,9 @@ METHODS = {
     ),
 }
 """All methods by name; the first is the default."""
+
+TWINS = {method.twin_of: name for name, method in METHODS.items() if method.twin_of is not None}
+"""Differentiable twins by the name of their method."""
 
 DEFAULT = next(iter(METHODS))
 """Method of `ifdefense.purify` unless told otherwise: the first of `METHODS`."""
