@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+import torch
 from torch import Tensor
 
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -20,6 +21,7 @@ inside.
 """
 
 NETWORKS = {
+    "convolutional": "ifdefense.implicit.convolutional:ConvolutionalNetwork",
     "local": "ifdefense.implicit.local:LocalOccupancyNetwork",
     "occupancy": "ifdefense.implicit.occupancy:OccupancyNetwork",
 }
@@ -111,12 +113,20 @@ class ImplicitNetwork(Protocol):
         ...
 
 
+def random_subset(cloud: Tensor, most: int | None, seed: int) -> Tensor:
+    """At most ``most`` points of a cloud ``(N, 3)``, drawn at random; all of them for ``None``."""
+    if most is None or len(cloud) <= most:
+        return cloud
+    order = torch.randperm(len(cloud), generator=torch.Generator().manual_seed(seed))
+    return cloud[order[:most].to(cloud.device)]
+
+
 def load_network(name_or_path: str | Path) -> ImplicitNetwork:
     """Loads an implicit network and its calibration.
 
     Args:
         name_or_path: name of shipped weights, a ``.safetensors`` file of ``ifdefense train``, or a public
-            ``.pth`` checkpoint of an Occupancy Network.
+            ``.pth`` checkpoint of an Occupancy Network, convolutional or not.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -129,11 +139,12 @@ def load_network(name_or_path: str | Path) -> ImplicitNetwork:
     if not path.suffix and not path.is_file():
         path = shipped("ifdefense", str(name_or_path))
     metadata = load_metadata(path)
-    kind = metadata.get("network", "occupancy")
+    state = load_state(path)
+    convolutional = any(name.startswith("encoder.unet.") for name in state)
+    kind = metadata.get("network", "convolutional" if convolutional else "occupancy")
     if kind not in NETWORKS:
         raise ValueError(f"{path}: unknown network {kind!r}; there are {', '.join(NETWORKS)}")
     module, _, cls = NETWORKS[kind].partition(":")
-    state = load_state(path)
     network = getattr(importlib.import_module(module), cls).of_weights(state, metadata)
     load_into(network, state, path)
     network.source = str(name_or_path)

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ifdefense.geometry.points import Neighbours, farthest_point_sampling
-from ifdefense.implicit.base import Calibration
+from ifdefense.implicit.base import Calibration, random_subset
 from ifdefense.threads import parallel_map
 
 CHUNK = 2048
@@ -529,15 +529,8 @@ class LocalOccupancyNetwork(nn.Module):
         on its batch.
         """
         device = self.encoder.counts.device
-        return [self.codes(self._subset(cloud, seed)[None].to(device)) for cloud in clouds]
-
-    def _subset(self, cloud: Tensor, seed: int) -> Tensor:
-        """At most as many points as the network was trained on."""
         most = self.calibration.points
-        if most is None or len(cloud) <= most:
-            return cloud
-        order = torch.randperm(len(cloud), generator=torch.Generator().manual_seed(seed))
-        return cloud[order[:most].to(cloud.device)]
+        return [self.codes(random_subset(cloud, most, seed)[None].to(device)) for cloud in clouds]
 
     def field(self, code: list[LocalCode]) -> LocalField:
         """The fields of encoded clouds."""

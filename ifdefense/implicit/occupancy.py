@@ -88,7 +88,7 @@ class ResnetBlockFC(nn.Module):
         super().__init__()
         self.fc_0 = nn.Linear(size_in, size_out)
         self.fc_1 = nn.Linear(size_out, size_out)
-        self.shortcut = nn.Linear(size_in, size_out, bias=False)
+        self.shortcut = None if size_in == size_out else nn.Linear(size_in, size_out, bias=False)
         _start_small(self.fc_1)
 
     def forward(self, x: Tensor, pooled: Tensor | None = None) -> Tensor:
@@ -98,8 +98,9 @@ class ResnetBlockFC(nn.Module):
         """
         if pooled is None:
             hidden = self.fc_0(F.relu(x))
-            residual = self.shortcut(x)
+            residual = x if self.shortcut is None else self.shortcut(x)
         else:
+            assert self.shortcut is not None
             width = x.shape[-1]
             shared = F.linear(F.relu(pooled), self.fc_0.weight[:, width:], self.fc_0.bias)
             hidden = F.linear(F.relu(x), self.fc_0.weight[:, :width]) + shared[:, None]

@@ -88,7 +88,7 @@ class NewtonRestorer:
         points = points.detach()
         gradients = torch.is_grad_enabled()
         for last in [False] * (self.steps - 1) + [True]:
-            height, slope = _height(field, points, owner, calibration)
+            height, slope = height_and_slope(field, points, owner, calibration)
             step = slope / slope.square().sum(1, keepdim=True).clamp_min(1e-12)
             if last and gradients:  # re-evaluate with a graph to the field
                 height = field(points, owner) - calibration.level
@@ -99,7 +99,9 @@ class NewtonRestorer:
         return points + calibration.offset * inward
 
 
-def _height(field: Field, points: Tensor, owner: Tensor, calibration: Calibration) -> tuple[Tensor, Tensor]:
+def height_and_slope(
+    field: Field, points: Tensor, owner: Tensor, calibration: Calibration
+) -> tuple[Tensor, Tensor]:
     """Logits relative to the level ``(M,)`` and their gradients ``(M, 3)``, both detached."""
     with torch.enable_grad():
         variable = points.detach().requires_grad_()
