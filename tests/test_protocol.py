@@ -46,7 +46,7 @@ def test_more_examples_than_there_are_cannot_be_drawn(count: int) -> None:
 
 
 def test_every_method_is_a_defence() -> None:
-    assert set(DEFENCES) == {"none", *(name for name, method in METHODS.items() if not method.twin)}
+    assert set(DEFENCES) == {"none", *(name for name, method in METHODS.items() if method.twin_of is None)}
     assert DEFENCES[:4] == ("none", "srs", "sor", "sor-smooth")
 
 
