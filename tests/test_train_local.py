@@ -436,7 +436,7 @@ def test_the_command_writes_weights_and_their_card(tmp_path: Path, monkeypatch: 
     network = load_network(out)
     assert isinstance(network, LocalOccupancyNetwork)
     assert network.config == LocalConfig(width=16, coarse=16, values=12, hidden=16)
-    assert network.calibration == Calibration(1.2, 0.5, 0.2, 0.015, None)
+    assert network.calibration == Calibration(1.2, 0.5, 0.2, 0.015, 1024)
     metadata = load_metadata(out)
     assert metadata["network"] == "local"
     assert json.loads(metadata["config"]) == dataclasses.asdict(network.config)

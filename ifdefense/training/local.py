@@ -27,6 +27,9 @@ from ifdefense.training.thickened import ThickenedOptions, ThickenedSampler
 
 SOURCES = ("meshes", "furniture", "procedural", "modelnet40")
 
+POINTS = 1024
+"""Points that are encoded at most, little more than any example has; larger clouds are subsampled."""
+
 SECOND_THRESHOLD = 0.2
 """Level at which the field is read if there is no surface at 0.5."""
 
@@ -205,7 +208,7 @@ def train_command(
     if out is not None:
         check_output(out, force)
     check_writable(folder)
-    calibration = Calibration(sampling.box, options.threshold, SECOND_THRESHOLD, sampling.offset, None)
+    calibration = Calibration(sampling.box, options.threshold, SECOND_THRESHOLD, sampling.offset, POINTS)
     torch.manual_seed(options.seed)
     network = LocalOccupancyNetwork(config, calibration).to(device)
     sources = {name: collect(name, root, cache, per_class, teacher, teacher_clouds, device) for name in mix}
