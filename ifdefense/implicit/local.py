@@ -26,7 +26,7 @@ from ifdefense.geometry.points import Neighbours, farthest_point_sampling
 from ifdefense.implicit.base import Calibration, random_subset
 from ifdefense.threads import parallel_map
 
-CHUNK = 2048
+CHUNK = 1024
 """Queries per chunk at inference, so that activations fit the cache of a core."""
 
 _FINE, _COARSE = 16.0, 6.0  # scale differences between neighbours to about 1
@@ -396,8 +396,9 @@ class LocalDecoder(nn.Module):
 class LocalField:
     """The fields of several clouds at inference; see `ifdefense.implicit.base.Field`.
 
-    Evaluates the decoder neighbour by neighbour, so that activations fit the cache of a core. Attention
-    weights are expanded to one per value and are relative to the nearest point's.
+    An affine map is a weighted sum of four rows, and attention one of values per head: both are computed as
+    weighted bags of embeddings, which read each row once and store nothing in between. Attention weights are
+    relative to the nearest point's.
 
     Args:
         decoder: decoder of the network.
@@ -407,9 +408,8 @@ class LocalField:
     def __init__(self, decoder: LocalDecoder, codes: list[LocalCode]) -> None:
         self.decoder, self.codes = decoder, codes
         self.neighbours = [Neighbours(code.points[0]) for code in codes]
-        values, heads = decoder.config.values, decoder.config.heads
-        self._attend = decoder.attend.weight.repeat_interleave(values // heads, 0).t().contiguous()
-        self._fall = F.softplus(decoder.fall).repeat_interleave(values // heads)
+        values = decoder.config.values
+        self._fall = F.softplus(decoder.fall).view(-1, 1, 1)
         self._local = decoder.local.weight[:, :values].t().contiguous()
         self._gap = decoder.local.weight[:, values]
         self._layers = [
@@ -417,37 +417,41 @@ class LocalField:
         ]
 
     def _logits(self, code: LocalCode, neighbours: Neighbours, queries: Tensor) -> Tensor:
-        decoder, width = self.decoder, self.decoder.config.values
-        points, maps = code.points[0], code.maps[0]
-        near = padded(neighbours, queries, decoder.config.nearest)
-        mixed: Tensor
-        mass: Tensor
-        gap: Tensor
-        first: Tensor | None = None
-        for index in near.unbind(1):
-            relative = queries - points.index_select(0, index)
-            relative = _FINE * relative * torch.rsqrt(1 + 36 * relative.square().sum(1, keepdim=True))
-            distance = relative.square().sum(1, keepdim=True)
-            rows = maps.index_select(0, index)
-            value = rows[:, :width]
-            for axis in range(3):
-                start = (axis + 1) * width
-                value = torch.addcmul(value, rows[:, start : start + width], relative[:, axis : axis + 1])
-            value = value.relu_()
-            score = torch.addcmul(value @ self._attend, distance, self._fall, value=-1)
-            if first is None:
-                first, gap, mixed, mass = score, distance, value, torch.ones_like(value)
-            else:
-                weight = score.sub_(first).clamp_(max=80).exp_()
-                mixed, mass = mixed.addcmul_(weight, value), mass.add_(weight)
+        decoder, (whole, inner, last) = self.decoder, self._layers
+        mixed, gap = self._attended(code, padded(neighbours, queries, decoder.config.nearest).t(), queries)
         around = code.whole.view(4, -1)
         z = torch.addmm(around[0], 2 * queries, around[1:]).relu_()
-        whole, inner, last = self._layers
-        x = torch.addmm(decoder.local.bias, mixed.div_(mass), self._local).addcmul_(gap, self._gap)
+        x = torch.addmm(decoder.local.bias, mixed, self._local).addcmul_(gap[:, None], self._gap)
         x = x.addmm_(z, whole)
         x = torch.addmm(decoder.inner.bias, x.relu(), inner).add_(x).relu_()
         x = torch.addmm(decoder.last.bias, x, last).relu_()
         return x @ decoder.out.weight[0] + decoder.out.bias
+
+    def _attended(self, code: LocalCode, near: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean ``(M, values)`` of the maps of ``near`` (k, M), and the nearest point's distance ``(M,)``."""
+        heads, width = self.decoder.config.heads, self.decoder.config.values
+        count, size = near.shape
+        index = near.flatten()
+        offsets = [
+            query - plane.index_select(0, index).view(count, size)
+            for query, plane in zip(queries.t(), code.points[0].t().contiguous(), strict=True)
+        ]
+        square = offsets[0].square().addcmul_(offsets[1], offsets[1]).addcmul_(offsets[2], offsets[2])
+        scale = _FINE * torch.rsqrt(1 + 36 * square)
+        terms = torch.stack([torch.ones_like(scale), *(offset.mul_(scale) for offset in offsets)], -1)
+        rows = 4 * index[:, None] + torch.arange(4, device=index.device)
+        table = code.maps[0].reshape(-1, width)
+        value = F.embedding_bag(rows, table, per_sample_weights=terms.view(-1, 4), mode="sum").relu_()
+        distance = square.mul_(scale).mul_(scale)
+        score = (self.decoder.attend.weight @ value.t()).view(heads, count, size)
+        score = score.addcmul_(self._fall, distance, value=-1)
+        weight = (score - score[:, :1]).clamp_(max=80).exp_()
+        weight = weight.div_(weight.sum(1, keepdim=True)).permute(2, 0, 1).reshape(-1, count)
+        order = torch.arange(size * heads, device=index.device)[:, None]
+        parts = order + torch.arange(0, count * size * heads, size * heads, device=index.device)
+        table = value.view(-1, width // heads)
+        mixed = F.embedding_bag(parts, table, per_sample_weights=weight, mode="sum")
+        return mixed.view(size, width), distance[0]
 
     def __call__(self, points: Tensor, cloud: Tensor) -> Tensor:
         """Logits of queries of several clouds; differentiable.
