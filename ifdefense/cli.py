@@ -82,12 +82,14 @@ def main() -> None:
 @main.group(
     cls=LazyGroup,
     lazy={
+        "convonet": ("ifdefense.training.convonet:train_command", "The Convolutional Occupancy Network."),
         "local": ("ifdefense.training.local:train_command", "The local occupancy network."),
         "onet": ("ifdefense.training.onet:train_command", "The Occupancy Network."),
+        "punet": ("ifdefense.training.punet:train_command", "PU-Net, which upsamples clouds."),
     },
 )
 def train() -> None:
-    """Trains an implicit function."""
+    """Trains an implicit function, or a network that maps clouds to clouds."""
 
 
 @main.command()

@@ -24,12 +24,14 @@ class Method:
         factory: ``"module:function"`` that builds the purifier with the shipped weights.
         network: whether it uses an implicit network; the others are baselines.
         twin_of: the method whose differentiable twin this is; tables leave twins out.
+        weights: name of weights that are not always shipped; without them there is no such method.
     """
 
     summary: str
     factory: str
     network: bool = True
     twin_of: str | None = None
+    weights: str | None = None
 
     def make(self) -> Purifier:
         """Builds the purifier."""
@@ -37,6 +39,8 @@ class Method:
         function: Callable[[], Purifier] = getattr(importlib.import_module(module), name)
         return function().eval()
 
+
+_WEIGHTS = Path(__file__).parents[1] / "weights"
 
 METHODS = {
     "local-mesh": Method(
@@ -65,6 +69,25 @@ METHODS = {
         "samples of the repaired mesh of an Occupancy Network",
         "ifdefense.purifiers.pretrained:onet_mesh",
     ),
+    "onet-opt": Method(
+        "points pulled onto the surface of an Occupancy Network and pushed apart, without a mesh",
+        "ifdefense.purifiers.pretrained:onet_opt",
+    ),
+    "convonet-mesh": Method(
+        "samples of the mesh of a Convolutional Occupancy Network",
+        "ifdefense.purifiers.pretrained:convonet_mesh",
+        weights="convonet",
+    ),
+    "convonet-opt": Method(
+        "points pulled onto the surface of a Convolutional Occupancy Network and pushed apart",
+        "ifdefense.purifiers.pretrained:convonet_opt",
+        weights="convonet",
+    ),
+    "sor-ae": Method(
+        "SOR, then the reconstruction of an auto-encoder of 1,024 points",
+        "ifdefense.purifiers.pretrained:sor_ae",
+        network=False,
+    ),
     "sor-smooth": Method(
         "statistical outlier removal, then the mean of 8 neighbours",
         "ifdefense.purifiers.pretrained:sor_smooth",
@@ -78,6 +101,11 @@ METHODS = {
         "ifdefense.purifiers.filters:SimpleRandomSampling",
         network=False,
     ),
+}
+METHODS = {
+    name: method
+    for name, method in METHODS.items()
+    if method.weights is None or (_WEIGHTS / f"{method.weights}.safetensors").is_file()
 }
 """All methods by name; the first is the default."""
 

@@ -1,4 +1,7 @@
-"""``ifdefense train onet``: from shapes to an Occupancy Network with its model card."""
+"""``ifdefense train onet``: from shapes to an Occupancy Network with its model card.
+
+What other networks share that learn from the same shapes: `shape_options` and `train_on_shapes`.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,19 @@ import dataclasses
 import json
 import logging
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from torch import nn
 
 from ifdefense.data.packed import data_folder
 from ifdefense.implicit.base import Calibration
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
 from ifdefense.training.collections import cached, from_meshes, from_modelnet40, from_procedural
-from ifdefense.training.commands import check_output, check_writable, mix_of, reported, run_options
+from ifdefense.training.commands import Command, check_output, check_writable, mix_of, reported, run_options
 from ifdefense.training.fit import TrainOptions, fit
 from ifdefense.training.occupancies import OFFSET, OccupancySet, concatenate
 from ifdefense.training.sampling import OccupancySampler, SamplingOptions
@@ -48,42 +53,45 @@ def _validation(mix: dict[str, float], root: str | None, cache: Path, seed: int)
     return cached(cache / "procedural-validation", lambda: from_procedural(4, seed + 2), {"seed": seed + 2})
 
 
-def _create(config: OccupancyConfig, calibration: Calibration, seed: int) -> OccupancyNetwork:
-    for name, width in dataclasses.asdict(config).items():
-        if width < (0 if name == "frequencies" else 1):
-            raise ValueError(f"{name} of the network must be positive, got {width}")
-    torch.manual_seed(seed)
-    return OccupancyNetwork(config, calibration)
+def shape_options(sampling: SamplingOptions) -> Callable[[Command], Command]:
+    """Options of the networks that learn from these shapes, beside `run_options`."""
+    options = (
+        click.option(
+            "--mix",
+            multiple=True,
+            callback=mix_of(SOURCES, {"procedural": 1.0}),
+            help="NAME=WEIGHT of a source: modelnet40, meshes or procedural.",
+        ),
+        click.option("--batch-size", default=sampling.batch_size, show_default=True),
+        click.option("--queries", default=sampling.queries, show_default=True, help="Queries per cloud."),
+        click.option(
+            "--weight-decay", default=TrainOptions.weight_decay, show_default=True, help="Of Muon's matrices."
+        ),
+        click.option(
+            "--per-class",
+            type=click.IntRange(min=1),
+            default=100,
+            show_default=True,
+            help="Procedural shapes per class.",
+        ),
+    )
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
-@click.command("onet")
-@click.option(
-    "--mix",
-    multiple=True,
-    callback=mix_of(SOURCES, {"procedural": 1.0}),
-    help="NAME=WEIGHT of a source: modelnet40, meshes or procedural.",
-)
-@run_options("onet", "cache/occupancy", TrainOptions(), every=250)
-@click.option("--batch-size", default=SamplingOptions.batch_size, show_default=True)
-@click.option("--queries", default=SamplingOptions.queries, show_default=True, help="Queries per cloud.")
-@click.option(
-    "--weight-decay", default=TrainOptions.weight_decay, show_default=True, help="Of Muon's matrices."
-)
-@click.option(
-    "--widths", nargs=3, type=int, default=(128, 256, 128), show_default=True, help="Encoder, code, decoder."
-)
-@click.option(
-    "--frequencies", default=5, show_default=True, help="Octaves of the positional encoding, 0 for none."
-)
-@click.option(
-    "--per-class",
-    type=click.IntRange(min=1),
-    default=100,
-    show_default=True,
-    help="Procedural shapes per class.",
-)
-@reported()
-def train_command(
+def train_on_shapes(
+    kind: str,
+    config: Any,
+    create: Callable[[Calibration], Any],
+    adam_layers: Callable[[Any], Iterable[nn.Module]],
+    title: str,
+    sampling: SamplingOptions,
+    *,
     mix: dict[str, float],
     root: str | None,
     cache: Path,
@@ -91,36 +99,48 @@ def train_command(
     out: Path | None,
     force: bool,
     init: Path | None,
-    batch_size: int,
-    queries: int,
-    widths: tuple[int, int, int],
-    frequencies: int,
     per_class: int,
     every: int,
     device: torch.device,
     progress: bool | None,
     **settings: Any,
 ) -> None:
-    """Trains an Occupancy Network.
+    """Trains a network and writes its weights; the body of the commands.
 
-    Validation shapes are ModelNet40 clouds held out of its train shards, or procedural shapes where the mix
-    has no ModelNet40. A run is resumed only with the options it was started with, but for more steps.
+    Args:
+        kind: name of the network in `ifdefense.implicit.base.NETWORKS`.
+        config: dataclass of its sizes.
+        create: makes it.
+        adam_layers: its first and last layers.
+        title: name and paper, for the model card.
+        sampling: how examples are drawn.
+        mix: weights of the sources.
+        root: data folder.
+        cache: folder of the prepared shapes.
+        folder: of the run.
+        out: where the weights go.
+        force: whether ``out`` may be replaced.
+        init: weights to start from.
+        per_class: procedural shapes per class.
+        every: steps between validations.
+        device: of the network.
+        progress: whether to show a bar; by default on a terminal.
+        settings: of `TrainOptions`.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options = TrainOptions(**settings)
-    sampling = SamplingOptions(batch_size=batch_size, queries=queries)
     if out is not None:
         check_output(out, force)
     check_writable(folder)
     calibration = Calibration(sampling.box, options.threshold, SECOND_THRESHOLD, OFFSET, sampling.points)
-    config = OccupancyConfig(*widths, frequencies)
-    network = _create(config, calibration, options.seed).to(device)
+    torch.manual_seed(options.seed)
+    network = create(calibration).to(device)
     parts = {name: _collect(name, root, cache, per_class, options.seed) for name in mix}
     data = concatenate([dataclasses.replace(part, sources=(name,)) for name, part in parts.items()])
     examples = OccupancySampler(data, sampling, mix)
     validation = OccupancySampler(_validation(mix, root, cache, options.seed), sampling)
     metadata = {
-        "network": "occupancy",
+        "network": kind,
         "config": json.dumps(dataclasses.asdict(config)),
         **calibration.metadata(),
     }
@@ -131,7 +151,7 @@ def train_command(
         folder,
         options,
         settings={"network": dataclasses.asdict(config), "validation": validation.digest},
-        adam_layers=(network.encoder.fc_pos, network.decoder.fc_p, network.decoder.fc_out),
+        adam_layers=adam_layers(network),
         every=every,
         init=init,
         metadata=metadata,
@@ -154,8 +174,37 @@ def train_command(
         f"threshold {calibration.threshold}",
     ]
     size = sum(parameter.numel() for parameter in network.parameters())
-    about = (
-        "Occupancy Network conditioned on point clouds (Mescheder et al., CVPR 2019), "
-        f"{size:,} parameters, trained here."
+    run.export(out, "ifdefense", f"{title}, {size:,} parameters, trained here.", lines)
+
+
+@click.command("onet")
+@run_options("onet", "cache/occupancy", TrainOptions(), every=250)
+@shape_options(SamplingOptions())
+@click.option(
+    "--widths", nargs=3, type=int, default=(128, 256, 128), show_default=True, help="Encoder, code, decoder."
+)
+@click.option(
+    "--frequencies", default=5, show_default=True, help="Octaves of the positional encoding, 0 for none."
+)
+@reported()
+def train_command(
+    batch_size: int, queries: int, widths: tuple[int, int, int], frequencies: int, **settings: Any
+) -> None:
+    """Trains an Occupancy Network.
+
+    Validation shapes are ModelNet40 clouds held out of its train shards, or procedural shapes where the mix
+    has no ModelNet40. A run is resumed only with the options it was started with, but for more steps.
+    """
+    config = OccupancyConfig(*widths, frequencies)
+    for name, width in dataclasses.asdict(config).items():
+        if width < (0 if name == "frequencies" else 1):
+            raise ValueError(f"{name} of the network must be positive, got {width}")
+    train_on_shapes(
+        "occupancy",
+        config,
+        lambda calibration: OccupancyNetwork(config, calibration),
+        lambda network: (network.encoder.fc_pos, network.decoder.fc_p, network.decoder.fc_out),
+        "Occupancy Network conditioned on point clouds (Mescheder et al., CVPR 2019)",
+        SamplingOptions(batch_size=batch_size, queries=queries),
+        **settings,
     )
-    run.export(out, "ifdefense", about, lines)
