@@ -1,4 +1,4 @@
-"""Restoration by optimisation: the published loss, landing and spreading, independence of clouds, bad input."""
+"""Restoration by optimisation: the published loss, landing, spreading, independence of clouds, bad input."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def test_the_gradient_of_the_repulsion_is_that_of_its_formula() -> None:
 
     def total(points: Tensor) -> Tensor:
         distance = (points[:, None] - points[near]).norm(dim=-1)
-        return ((0.2 - distance) * (-((distance / 0.15) ** 2)).exp()).mean(1).sum()
+        energy: Tensor = ((0.2 - distance) * (-((distance / 0.15) ** 2)).exp()).mean(1).sum()
+        return energy
 
     moved = points.clone().requires_grad_()
     (slope,) = torch.autograd.grad(total(moved), moved)
