@@ -319,3 +319,11 @@ def test_spread_sampling_in_blocks_is_nearly_as_even() -> None:
     assert nearest[1].median() > 0.9 * nearest[0].median() and covered[1] < 1.5 * covered[0]
     assert torch.equal(spread_sampling(points, 1500, block=6000), exact)
     assert torch.equal(spread_sampling(points, 1500, block=2000), blocks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_distances_by_a_tree_are_bit_for_bit_those_of_all_pairs(dtype: torch.dtype) -> None:
+    grid = torch.cartesian_prod(*[torch.arange(7)] * 3).to(dtype)[None] * 0.1  # full of ties
+    for points in (cloud(2, 300, 3, dtype=dtype), grid, grid[:, :1].expand(1, 40, 3), grid[:, :2]):
+        k = min(4, points.shape[1])
+        assert operations.nearest_squared(points, k).equal(knn(points, points, k)[0])

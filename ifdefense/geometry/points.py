@@ -124,6 +124,28 @@ class Neighbours:
         return torch.from_numpy(np.asarray(index))
 
 
+@torch.no_grad()
+def nearest_squared(points: Tensor, k: int) -> Tensor:
+    """Squared distances of each point to its ``k`` nearest points, itself included, ascending.
+
+    The distances of `knn`, on a CPU by a KD-tree for clouds of any size.
+
+    Args:
+        points: (B, N, 3) points.
+        k: neighbours, 1 <= k <= N.
+
+    Returns:
+        (B, N, k) squared distances.
+    """
+    _check_cloud(points)
+    size = points.shape[1]
+    exact = points.device.type == "cpu" and points.dtype in (torch.float32, torch.float64)
+    if not exact or points.shape[2] != 3 or not 1 <= k <= size:
+        return knn(points, points, k)[0]
+    # A few more candidates, as the tree ranks near ties in float64.
+    return _tree_neighbours(points, points, min(k + 2, size))[0].sort(-1).values[..., :k]
+
+
 def _tree_neighbours(query: Tensor, source: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """`knn` by one KD-tree per cloud."""
     found = [Neighbours(points)(part, k) for part, points in zip(query, source, strict=True)]
@@ -172,6 +194,8 @@ def farthest_point_sampling(points: Tensor, num: int, *, start: int = 0) -> Tens
     if start == 0 and (kernels := _kernels(points)) is not None:
         index: Tensor = kernels.sample_farthest_points(points, K=num, random_start_point=False)[1]
         return index
+    if batch == 1 and points.device.type == "cpu" and points.dtype in (torch.float32, torch.float64):
+        return _farthest(points[0], num, start)[None]
     # Contiguous coordinates and preallocated buffers, so that the loop allocates nothing.
     planes = [plane.contiguous() for plane in points.unbind(-1)]
     nearest = torch.full((batch, size), torch.inf, dtype=points.dtype, device=points.device)
@@ -187,6 +211,26 @@ def farthest_point_sampling(points: Tensor, num: int, *, start: int = 0) -> Tens
         torch.minimum(nearest, distance, out=nearest)
         _argmax(nearest, out=current)
     return chosen.squeeze(-1).T.contiguous()
+
+
+def _farthest(points: Tensor, num: int, start: int) -> Tensor:
+    """`farthest_point_sampling` of one cloud (N, D) on a CPU: the same bits by half as many calls."""
+    planes = points.t().contiguous()
+    columns = planes.split(1, dim=1)
+    difference = torch.empty_like(planes)
+    first, *others = difference.unbind()
+    distance = torch.empty_like(first)
+    nearest = torch.full_like(first, torch.inf)
+    values = nearest.numpy()
+    chosen = [start]
+    for _ in range(num - 1):
+        torch.sub(planes, columns[chosen[-1]], out=difference)
+        torch.mul(first, first, out=distance)
+        for other in others:
+            distance.addcmul_(other, other)
+        torch.minimum(nearest, distance, out=nearest)
+        chosen.append(int(values.argmax()))
+    return torch.tensor(chosen)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ifdefense.geometry.points import knn
+from ifdefense.geometry.points import nearest_squared
 
 
 def statistical_outlier_removal(points: Tensor, k: int = 2, alpha: float = 1.1) -> Tensor:
@@ -23,7 +23,7 @@ def statistical_outlier_removal(points: Tensor, k: int = 2, alpha: float = 1.1) 
     Returns:
         ``(B, N)`` mask of kept points, at least one per cloud.
     """
-    distances, _ = knn(points, points, min(k + 1, points.shape[1]))
+    distances = nearest_squared(points, min(k + 1, points.shape[1]))
     value = distances[..., 1:].mean(-1)  # without the point itself
     limit = value.mean(-1, keepdim=True) + alpha * value.std(-1, keepdim=True)
     return value <= limit * (1 + 1e-5)  # on a regular grid all values equal the mean, up to rounding
