@@ -21,6 +21,10 @@ COMMANDS = {
         "benchmarks.reconstruction:reconstruction",
         "Distance of purified clouds from the true surface.",
     ),
+    "refinement": (
+        "benchmarks.refinement:refinement",
+        "Meshes before and after simplification and refinement.",
+    ),
     "robustness": ("benchmarks.robustness:robustness", "Every attack against every defence."),
 }
 

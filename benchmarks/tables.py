@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import adaptive, catalogue, corruption, reconstruction, record, robustness
+from benchmarks import adaptive, catalogue, corruption, reconstruction, record, refinement, robustness
 from benchmarks.layout import markdown
 
 BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -75,6 +75,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "corruptions": ("corruptions.json", corruption.table),
     "point-operations": ("point_operations.json", point_operations),
     "reconstruction": ("reconstruction.json", reconstruction.table),
+    "refinement": ("refinement.json", refinement.table),
     "robustness": ("robustness.json", robustness.table),
     "speed": ("purify_speed.json", speed),
 }

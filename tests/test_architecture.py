@@ -16,7 +16,16 @@ ALLOWED = {
     "classifiers": {"classifiers", "ifdefense"},
     "benchmarks": {"benchmarks", "attacks", "classifiers", "ifdefense"},
 }
-HEAVY = {"h5py", "matplotlib", "point_cloud_utils", "scipy", "skimage", "torch_geometric", "trimesh"}
+HEAVY = {
+    "fast_simplification",
+    "h5py",
+    "matplotlib",
+    "point_cloud_utils",
+    "scipy",
+    "skimage",
+    "torch_geometric",
+    "trimesh",
+}
 
 
 def imported_packages(source: str, package: str) -> set[str]:
@@ -62,6 +71,7 @@ ROOMS: dict[str, set[str]] = {
     "data": {"attributes", "geometry"},
     "shapes": {"data", "geometry"},
     "implicit": {"checkpoints", "geometry", "threads"},
+    "point_networks": {"checkpoints", "geometry"},
     "stages": {"geometry", "implicit"},
     "restorers": {"geometry", "implicit", "stages", "timing"},
     "purifiers": {
@@ -69,6 +79,7 @@ ROOMS: dict[str, set[str]] = {
         "clouds",
         "geometry",
         "implicit",
+        "point_networks",
         "restorers",
         "stages",
         "threads",
@@ -76,7 +87,17 @@ ROOMS: dict[str, set[str]] = {
     },
     "transforms": {"arguments", "purifiers"},
     "report": {"geometry", "purifiers"},
-    "training": {"checkpoints", "corruptions", "data", "geometry", "implicit", "shapes", "stages"},
+    "training": {
+        "checkpoints",
+        "corruptions",
+        "data",
+        "geometry",
+        "implicit",
+        "point_networks",
+        "restorers",
+        "shapes",
+        "stages",
+    },
     "batch": {"arguments", "clouds", "data", "purifiers", "report"},
     "cli": {"batch", "console", "data", "ifdefense", "purifiers"},
     "__main__": {"cli"},

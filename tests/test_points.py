@@ -21,6 +21,7 @@ from ifdefense.geometry.points import (
     knn,
     spread_sampling,
     squared_distances,
+    three_interpolate,
 )
 
 
@@ -149,6 +150,27 @@ def test_chamfer_distance_passes_gradcheck() -> None:
     a = cloud(1, 5, 3, dtype=torch.float64).requires_grad_()
     b = cloud(1, 4, 3, seed=1, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(chamfer_distance, (a, b))
+
+
+def test_chamfer_distance_has_the_gradient_of_all_pairs() -> None:
+    a, b = cloud(2, 9, 3).requires_grad_(), cloud(2, 7, 3, seed=1).requires_grad_()
+    pairs = squared_distances(a, b)
+    expected = torch.autograd.grad((pairs.amin(2).mean(1) + pairs.amin(1).mean(1)).sum(), (a, b))
+    found = torch.autograd.grad(chamfer_distance(a, b).sum(), (a, b))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_three_interpolate_equals_the_naive_twin(size: int) -> None:
+    query, source, features = cloud(2, 5, 3), cloud(2, size, 3, seed=1), cloud(2, size, 4, seed=2)
+    result = three_interpolate(query, source, features)
+    for b, i in itertools.product(range(2), range(5)):
+        distance = (source[b] - query[b, i]).square().sum(1)
+        nearest = distance.argsort()[:3]
+        weight = 1 / distance[nearest]
+        expected = (features[b, nearest] * weight[:, None]).sum(0) / weight.sum()
+        torch.testing.assert_close(result[b, i], expected)
+    torch.testing.assert_close(three_interpolate(source, source, features), features)
 
 
 def test_errors_say_what_is_wrong() -> None:

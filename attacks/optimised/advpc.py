@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.autoencoder import network
 from attacks.base import Ball, Oracle, ThreatModel
 from attacks.functional import distances
 from attacks.functional.losses import hinge
 from attacks.functional.noise import shared_noise
 from attacks.nearest import Nearest
 from attacks.settings import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from ifdefense.point_networks.autoencoder import SHIPPED, AutoEncoder
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class AdvPC(Ball):
         """Restarts; returns the iterates described above."""
         encode = self.autoencoder
         if encode is None and self.gamma:
-            encode = network.pretrained(points.device, points.dtype)
+            encode = pretrained(points.device, points.dtype)
         loss = functools.partial(hinge, kappa=self.kappa)
         nearest = Nearest(points)
         for _ in range(self.restarts):
@@ -81,6 +81,12 @@ class AdvPC(Ball):
                 attacked.copy_(self.constrain(attacked, points))
         steps = self.restarts * self.iterations
         return nearest.result(attacked), torch.full_like(oracle.queries, steps)
+
+
+@functools.lru_cache(maxsize=8)
+def pretrained(device: torch.device, dtype: torch.dtype) -> AutoEncoder:
+    """The shipped auto-encoder."""
+    return AutoEncoder.load(SHIPPED).to(device, dtype)
 
 
 def _through(

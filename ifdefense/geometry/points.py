@@ -372,6 +372,26 @@ def gather(points: Tensor, index: Tensor) -> Tensor:
     return points.gather(1, flat).reshape(*index.shape, channels)
 
 
+def three_interpolate(query: Tensor, source: Tensor, features: Tensor) -> Tensor:
+    """Features at ``query``: means of those of the three nearest points of ``source``.
+
+    Feature propagation of PointNet++ (Qi et al., 2017, https://arxiv.org/abs/1706.02413), weighted by
+    inverse squared distances. Differentiable in the features, not in the positions.
+
+    Args:
+        query: (B, N, D) points.
+        source: (B, M, D) points; fewer than three are all used.
+        features: (B, M, C) features of ``source``.
+
+    Returns:
+        (B, N, C).
+    """
+    squared, index = knn(query.detach(), source.detach(), min(3, source.shape[1]))
+    weight = 1 / (squared + 1e-8)
+    weight = weight / weight.sum(-1, keepdim=True)
+    return (gather(features, index) * weight.unsqueeze(-1)).sum(2)
+
+
 def split_neighbourhood(points: Tensor, centre: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Splits each cloud into the neighbourhood of a point and the rest.
 
@@ -426,10 +446,18 @@ def chamfer_distance(a: Tensor, b: Tensor, *, squared: bool = True) -> Tensor:
     Returns:
         (B,) distances, in units of the input, squared if ``squared``.
     """
-    forward, backward = knn(a, b, 1)[0], knn(b, a, 1)[0]
+    forward, backward = _to_nearest(a, b), _to_nearest(b, a)
     if not squared:
         forward, backward = forward.sqrt(), backward.sqrt()
     return forward.mean(dim=(1, 2)) + backward.mean(dim=(1, 2))
+
+
+def _to_nearest(query: Tensor, source: Tensor) -> Tensor:
+    """Squared distances (B, N, 1) to the nearest points; no N x M matrix is kept for a backward pass."""
+    distances, index = knn(query.detach(), source.detach(), 1)
+    if torch.is_grad_enabled() and (query.requires_grad or source.requires_grad):
+        return (query - gather(source, index.squeeze(2))).square().sum(2, keepdim=True)
+    return distances
 
 
 def _check_cloud(points: Tensor) -> None:

@@ -83,6 +83,12 @@ METHODS = {
         "ifdefense.purifiers.pretrained:convonet_opt",
         weights="convonet",
     ),
+    "dup-net": Method(
+        "SOR, then PU-Net, which makes four points of each; samples of its 4,096 points",
+        "ifdefense.purifiers.pretrained:dup_net",
+        network=False,
+        weights="punet",
+    ),
     "sor-ae": Method(
         "SOR, then the reconstruction of an auto-encoder of 1,024 points",
         "ifdefense.purifiers.pretrained:sor_ae",

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-from pathlib import Path
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
-from ifdefense.checkpoints import load_into, load_state, shipped
+from ifdefense.point_networks.base import PointNetwork
 
 SHIPPED = "autoencoder-modelnet40"
 """Name of the shipped weights."""
 
 
-class AutoEncoder(nn.Module):
+class AutoEncoder(PointNetwork):
     """PointNet encoder and MLP decoder, a compact version of AdvPC's without batch norm.
 
     Achlioptas et al., 2018, `arXiv:1707.02392 <https://arxiv.org/abs/1707.02392>`_.
@@ -43,22 +41,8 @@ class AutoEncoder(nn.Module):
         return rebuilt
 
     @classmethod
-    def from_file(cls, path: str | Path) -> AutoEncoder:
-        """Auto-encoder with the weights and sizes of a file.
-
-        Raises:
-            ifdefense.checkpoints.CheckpointError: if the file does not fit.
-        """
-        state = load_state(path)
-        sizes = {}
-        if {"code.weight", "decoder.4.bias"} <= state.keys():
-            sizes = {"code": len(state["code.weight"]), "points": len(state["decoder.4.bias"]) // 3}
-        model = cls(**sizes)
-        load_into(model, state, path)
-        return model.eval()
-
-
-@functools.lru_cache(maxsize=8)
-def pretrained(device: torch.device, dtype: torch.dtype) -> AutoEncoder:
-    """The shipped auto-encoder with frozen parameters."""
-    return AutoEncoder.from_file(shipped("attacks", SHIPPED)).to(device, dtype).requires_grad_(False)
+    def of_state(cls, state: Mapping[str, Tensor]) -> AutoEncoder:
+        """An untrained auto-encoder of the sizes of a state dict."""
+        if not {"code.weight", "decoder.4.bias"} <= state.keys():
+            return cls()
+        return cls(code=len(state["code.weight"]), points=len(state["decoder.4.bias"]) // 3)

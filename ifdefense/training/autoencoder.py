@@ -1,4 +1,4 @@
-"""Training of the auto-encoder: ``python -m attacks.autoencoder.train``."""
+"""``ifdefense train autoencoder``: the auto-encoder of ``sor-ae`` and of AdvPC."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from attacks.autoencoder.network import AutoEncoder
-from attacks.functional.distances import chamfer
-from ifdefense.console import use_huge_pages
 from ifdefense.geometry.frame import to_unit_sphere
-from ifdefense.geometry.points import gather
+from ifdefense.geometry.points import chamfer_distance, gather
+from ifdefense.point_networks.autoencoder import AutoEncoder
 from ifdefense.training.clouds import load_training_clouds
 from ifdefense.training.commands import check_output, check_writable, reported
 from ifdefense.training.runs import ResumableRun, check_ranges, digest
@@ -65,7 +63,9 @@ class AutoencoderOptions:
 @torch.no_grad()
 def reconstruction_error(model: nn.Module, clouds: Tensor, batch_size: int = 64) -> float:
     """Mean Chamfer distance of ``(S, N, 3)`` clouds and their reconstructions."""
-    return sum(float(chamfer(model(part), part).sum()) for part in clouds.split(batch_size)) / len(clouds)
+    return sum(float(chamfer_distance(model(part), part).sum()) for part in clouds.split(batch_size)) / len(
+        clouds
+    )
 
 
 class AutoencoderRun(ResumableRun):
@@ -118,7 +118,7 @@ class AutoencoderRun(ResumableRun):
         total = 0.0
         for chosen in tqdm(batches, f"epoch {self.position + 1}", disable=not progress, mininterval=10):
             given, target = self._example(self.train[chosen])
-            loss = chamfer(self.model(given), target).mean()
+            loss = chamfer_distance(self.model(given), target).mean()
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             self.optimiser.step()
@@ -131,7 +131,7 @@ class AutoencoderRun(ResumableRun):
         return {"chamfer": reconstruction_error(self.model.eval(), self.validation)}
 
 
-@click.command()
+@click.command("autoencoder")
 @click.option(
     "--data", type=click.Choice(["modelnet40", "procedural"]), default="modelnet40", show_default=True
 )
@@ -155,11 +155,10 @@ class AutoencoderRun(ResumableRun):
 @click.option("--seed", type=click.IntRange(min=0), default=AutoencoderOptions.seed, show_default=True)
 @click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal.")
 @reported()
-def main(
+def train_command(
     data: str, folder: Path, out: Path | None, force: bool, progress: bool | None, **settings: Any
 ) -> None:
-    """Trains the auto-encoder of AdvPC and keeps the weights that validate best."""
-    use_huge_pages()
+    """Trains the auto-encoder of sor-ae and AdvPC; keeps the weights that validate best."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options = AutoencoderOptions(**settings)
     if out is not None:
@@ -174,7 +173,7 @@ def main(
     if out is not None:
         size = sum(parameter.numel() for parameter in model.parameters())
         about = (
-            f"Auto-encoder of {size:,} parameters for AdvPC, from (B, N, 3) mean-centred clouds of largest "
+            f"Auto-encoder of {size:,} parameters, from (B, N, 3) mean-centred clouds of largest "
             "norm 1, z up, to reconstructions."
         )
         lines = [
@@ -182,9 +181,5 @@ def main(
             f"validation Chamfer distance (squared, both ways): {best['chamfer']:.5f} "
             f"of {len(validation)} clouds",
         ]
-        run.export(out, "python -m attacks.autoencoder.train", about, lines)
+        run.export(out, "ifdefense", about, lines)
     click.echo(json.dumps(best))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,1 +1,0 @@
-"""Auto-encoder of AdvPC: network and training."""

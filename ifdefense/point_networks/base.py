@@ -1,0 +1,56 @@
+"""Base class of networks that map clouds to clouds."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from torch import Tensor, nn
+
+from ifdefense.checkpoints import load_into, load_state, shipped
+
+
+class PointNetwork(nn.Module, ABC):
+    """Maps clouds to clouds, in the unit sphere: mean-centred, largest norm 1.
+
+    Attributes:
+        source: name or file of the weights, ``None`` if they were not loaded.
+        points: points that a cloud has at most; larger ones are to be subsampled. ``None`` for any number.
+
+    Shapes: ``(B, N, 3)`` to ``(B, M, 3)``.
+    """
+
+    source: str | None = None
+    points: int | None = None
+
+    @abstractmethod
+    def forward(self, points: Tensor) -> Tensor:
+        """Maps clouds of equal size; differentiable."""
+
+    @classmethod
+    @abstractmethod
+    def of_state(cls, state: Mapping[str, Tensor]) -> Self:
+        """An untrained network of the sizes of a state dict."""
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Self:
+        """Loads weights, in evaluation mode and with frozen parameters.
+
+        Args:
+            name_or_path: name of shipped weights, a ``.safetensors`` file, or a public checkpoint.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ifdefense.checkpoints.CheckpointError: if the file cannot be read or does not fit.
+            ValueError: if the name is unknown.
+        """
+        path = Path(name_or_path)
+        if not path.suffix and not path.is_file():
+            path = shipped("ifdefense", str(name_or_path))
+        state = load_state(path)
+        network = cls.of_state(state)
+        load_into(network, state, path)
+        network.source = str(name_or_path)
+        return network.eval().requires_grad_(False)

@@ -1,0 +1,391 @@
+"""``ifdefense train punet``: PU-Net on dense samples of surfaces."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ifdefense.geometry.points import Neighbours, chamfer_distance, gather, spread_sampling
+from ifdefense.point_networks.punet import PUNet
+from ifdefense.restorers.optimised import Repulsion
+from ifdefense.training.commands import check_output, check_writable, mix_of, reported
+from ifdefense.training.dense import DenseSurfaces
+from ifdefense.training.local import collect
+from ifdefense.training.runs import ResumableRun, check_ranges
+from ifdefense.training.thickened import random_rotation
+
+SOURCES = ("meshes", "furniture", "procedural")
+
+VALIDATED = 24
+"""Held-out surfaces that choose the weights."""
+
+RECONSTRUCTION = 100.0
+"""Weight of the reconstruction against that of the repulsion, 1."""
+
+REPULSION = Repulsion()
+"""Its lengths are those of PU-Net."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PUNetOptions:
+    """Settings of a run. Lengths are in the unit-sphere frame.
+
+    Attributes:
+        steps: steps of the optimiser.
+        batch_size: clouds per step.
+        points: points per cloud, of which PU-Net makes four times as many.
+        lr: largest learning rate of Adam, reached after a tenth of the steps, then a cosine to nearly zero.
+        repulsion: weight of the repulsion against a reconstruction of 100.
+        jitter: largest standard deviation of the noise on the points, drawn per cloud.
+        max_scale: each axis is scaled by a factor between the inverse of this and this.
+        seed: seed of the initial weights and the examples.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    steps: int = 600
+    batch_size: int = 4
+    points: int = 1024
+    lr: float = 1e-3
+    repulsion: float = 1.0
+    jitter: float = 0.01
+    max_scale: float = 1.3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            steps=(1, math.inf),
+            batch_size=(1, math.inf),
+            points=(16, math.inf),
+            lr=(1e-12, 10),
+            repulsion=(0, math.inf),
+            jitter=(0, 1),
+            max_scale=(1, 10),
+        )
+
+
+class Example(NamedTuple):
+    """A batch: noisy points ``(B, N, 3)`` and even samples of their surfaces ``(B, 4 N, 3)``."""
+
+    points: Tensor
+    target: Tensor
+
+
+def start_at_the_input(network: PUNet, share: float = 0.05) -> None:
+    """Sets initial weights with which every point is repeated where it is, but for a random part.
+
+    Six channels of each layer carry the positive and negative parts of the coordinates, and the last one
+    joins them. The network then learns where to move points from there, which takes minutes instead of hours.
+
+    Args:
+        network: changed in place.
+        share: factor of the random part of the last layer.
+    """
+
+    def conv(layers: nn.Module, index: int) -> nn.Conv2d:
+        found: nn.Conv2d = layers[f"layer{index}"]["conv"]  # type: ignore[index]
+        return found
+
+    eye = torch.eye(3)
+    with torch.no_grad():
+        passed = torch.cat([eye, -eye])  # (6, 3)
+        for branch in network.FC_Modules:
+            _carry(conv(branch, 0), passed)
+            _carry(conv(branch, 1), torch.eye(6))
+        hidden, last = conv(network.pcd_layer[0], 0), conv(network.pcd_layer[1], 0)
+        _carry(hidden, torch.eye(6))
+        last.weight.mul_(share)
+        assert last.bias is not None
+        last.bias.zero_()
+        last.weight[:, :6, 0, 0] = passed.T
+
+
+def _carry(layer: nn.Conv2d, values: Tensor) -> None:
+    """The first six outputs of a layer are ``values`` times its first inputs, and nothing else."""
+    assert layer.bias is not None
+    layer.weight[:6] = 0
+    layer.weight[:6, : values.shape[1], 0, 0] = values
+    layer.bias[:6] = 0
+
+
+def repulsion(points: Tensor, options: Repulsion = REPULSION) -> Tensor:
+    """`Repulsion` of clouds ``(B, N, 3)``, differentiable with neighbours held fixed: a number."""
+    flat = points.flatten(0, 1)
+    near = options.near(flat.detach(), [points.shape[1]] * len(points))
+    apart = flat[:, None] - flat.index_select(0, near.flatten()).view(*near.shape, 3)
+    distance = apart.square().sum(-1).clamp_min(1e-12).sqrt()
+    value: Tensor = (options.radius - distance) * torch.exp(-((distance / options.width) ** 2))
+    return value.mean()
+
+
+def upsampling_loss(points: Tensor, target: Tensor, weight: float) -> Tensor:
+    """Reconstruction and repulsion of upsampled clouds, as in PU-Net.
+
+    Yu et al., CVPR 2018, https://arxiv.org/abs/1801.06761, with the Chamfer distance in place of the earth
+    mover's.
+
+    Args:
+        points: ``(B, M, 3)``.
+        target: ``(B, T, 3)`` even samples of the surfaces.
+        weight: of the repulsion.
+    """
+    loss = RECONSTRUCTION * chamfer_distance(points, target).mean()
+    return loss + weight * repulsion(points) if weight else loss
+
+
+class UpsamplingSampler:
+    """Draws examples from dense surfaces.
+
+    Args:
+        sources: sets by name.
+        options: settings.
+        mix: weight of each source; its surfaces are drawn equally often.
+
+    Raises:
+        ValueError: if ``mix`` does not name the sources, or a set has too few samples.
+    """
+
+    def __init__(
+        self, sources: Mapping[str, DenseSurfaces], options: PUNetOptions, mix: Mapping[str, float]
+    ) -> None:
+        if mix.keys() != sources.keys():
+            raise ValueError(f"the mix names {sorted(mix)}, the sources are {sorted(sources)}")
+        for name, data in sources.items():
+            if data.points.shape[1] < 5 * options.points:
+                raise ValueError(f"{name} has {data.points.shape[1]} samples per surface, too few")
+        self.sources, self.options, self.mix = dict(sources), options, dict(mix)
+        self._train = self._rows(held=False)
+        self._held = self._rows(held=True)
+
+    def _rows(self, held: bool) -> tuple[list[tuple[str, int]], NDArray[np.float64]]:
+        """Surfaces as source and index, and their probabilities."""
+        rows: list[tuple[str, int]] = []
+        weights = []
+        for name, data in self.sources.items():
+            members = np.flatnonzero(data.held == held)
+            rows += [(name, int(index)) for index in members]
+            weights += [self.mix[name] / len(members)] * len(members)
+        if not rows:
+            raise ValueError(f"no surface is {'held out for validation' if held else 'left for training'}")
+        return rows, np.array(weights) / sum(weights)
+
+    def describe(self) -> dict[str, Any]:
+        """What determines the examples, for the settings of a run."""
+        return {"mix": self.mix, "surfaces": {name: data.digest() for name, data in self.sources.items()}}
+
+    def draw(self, generator: torch.Generator) -> Example:
+        """The batch of one training step."""
+        rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+        rows, weight = self._train
+        limit = math.log(self.options.max_scale)
+        surfaces = []
+        for index in rng.choice(len(rows), self.options.batch_size, p=weight):
+            name, number = rows[index]
+            scale = np.exp(rng.uniform(-limit, limit, 3))
+            surfaces.append(self.sources[name].surface(number, scale, random_rotation(rng))[0])
+        return self._example(surfaces, rng, rng.uniform(0, self.options.jitter, (len(surfaces), 1, 1)))
+
+    def validation(self, count: int) -> list[Example]:
+        """Batches of at most ``count`` held-out surfaces, neither augmented nor noisy; always the same."""
+        rows, weight = self._held
+        rng = np.random.default_rng(1)
+        chosen = rng.choice(len(rows), min(count, len(rows)), replace=False, p=weight)
+        surfaces = [self.sources[rows[index][0]].surface(rows[index][1])[0] for index in chosen]
+        size = self.options.batch_size
+        return [
+            self._example(surfaces[start : start + size], rng, np.zeros((1, 1, 1)))
+            for start in range(0, len(surfaces), size)
+        ]
+
+    def _example(
+        self, surfaces: list[NDArray[np.float32]], rng: np.random.Generator, sigma: NDArray[np.float64]
+    ) -> Example:
+        """Random samples as points, and even ones of the others as target, in the points' unit sphere."""
+        count = self.options.points
+        dense = np.stack([rng.permutation(surface) for surface in surfaces])
+        points = dense[:, :count] + sigma * rng.normal(size=(len(dense), count, 3))
+        centre = points.mean(1, keepdims=True)
+        radius = np.linalg.norm(points - centre, axis=2).max(1)[:, None, None]
+        given, rest = (
+            torch.from_numpy(((part - centre) / radius).astype(np.float32))
+            for part in (points, dense[:, count:])
+        )
+        return Example(given, gather(rest, spread_sampling(rest, 4 * count)))
+
+
+def spacing(points: Tensor) -> Tensor:
+    """Mean distances ``(B,)`` from each point of ``(B, N, 3)`` to its nearest; large for even clouds."""
+    means = []
+    for cloud in points:
+        nearest = cloud[Neighbours(cloud)(cloud, 2)[:, 1]]
+        means.append((cloud - nearest).norm(dim=1).mean())
+    return torch.stack(means)
+
+
+class PUNetRun(ResumableRun):
+    """Trains PU-Net, in steps.
+
+    Args:
+        model: network to train, changed in place.
+        examples: training and validation examples.
+        options: settings.
+        every: steps between validations.
+        folder: folder of the run, see `ResumableRun`.
+    """
+
+    unit: ClassVar[str] = "step"
+    criterion: ClassVar[str] = "loss"
+    minimise: ClassVar[bool] = True
+
+    def __init__(
+        self, model: PUNet, examples: UpsamplingSampler, options: PUNetOptions, every: int, folder: Path
+    ) -> None:
+        self.examples, self.options, self.every = examples, options, every
+        self.validation = examples.validation(VALIDATED)
+        self.optimiser = torch.optim.Adam(model.parameters(), lr=options.lr)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser, options.lr, options.steps + 1, pct_start=0.1
+        )
+        super().__init__(
+            model,
+            {"optimiser": self.optimiser, "schedule": self.schedule},
+            dataclasses.asdict(options) | {"data": examples.describe()},
+            options.steps,
+            options.seed,
+            folder,
+        )
+
+    def _train(self, stop: int, progress: bool) -> float:
+        """Steps to the next validation."""
+        self.model.train()
+        size = min(stop, (self.position // self.every + 1) * self.every) - self.position
+        total = 0.0
+        for _ in tqdm(range(size), f"step {self.position}", disable=not progress, mininterval=10):
+            points, target = self.examples.draw(self.generator)
+            loss = upsampling_loss(self.model(points), target, self.options.repulsion)
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimiser.step()
+            self.schedule.step()
+            total += float(loss.detach())
+        self.position += size
+        return total / size
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Loss, squared Chamfer distance, and mean spacing relative to that of the target."""
+        model = self.model.eval()
+        scores = {"loss": 0.0, "chamfer": 0.0, "spacing": 0.0}
+        count = sum(len(points) for points, _ in self.validation)
+        for points, target in self.validation:
+            found = model(points)
+            share = len(points) / count
+            scores["loss"] += share * float(upsampling_loss(found, target, self.options.repulsion))
+            scores["chamfer"] += share * float(chamfer_distance(found, target).mean())
+            scores["spacing"] += share * float((spacing(found) / spacing(target)).mean())
+        return scores
+
+
+@click.command("punet")
+@click.option(
+    "--mix",
+    multiple=True,
+    callback=mix_of(SOURCES, {"procedural": 1.0}),
+    help="NAME=WEIGHT of a source: meshes, furniture or procedural.",
+)
+@click.option("--data", "root", type=click.Path(), help="Data folder; IFDEFENSE_DATA by default.")
+@click.option("--cache", type=click.Path(path_type=Path), default=Path("cache/surfaces"), show_default=True)
+@click.option(
+    "--run",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=Path("runs/punet"),
+    show_default=True,
+    help="Folder of the run; an interrupted one is resumed.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Where the weights go (.safetensors), with a model card."
+)
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option("--steps", default=PUNetOptions.steps, show_default=True)
+@click.option("--batch-size", default=PUNetOptions.batch_size, show_default=True)
+@click.option("--lr", default=PUNetOptions.lr, show_default=True, help="Largest learning rate.")
+@click.option(
+    "--repulsion", default=PUNetOptions.repulsion, show_default=True, help="Weight of the repulsion."
+)
+@click.option("--jitter", default=PUNetOptions.jitter, show_default=True, help="Largest noise, unit sphere.")
+@click.option(
+    "--per-class",
+    type=click.IntRange(min=5),
+    default=60,
+    show_default=True,
+    help="Procedural shapes per class.",
+)
+@click.option(
+    "--every", type=click.IntRange(min=1), default=100, show_default=True, help="Steps between validations."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=PUNetOptions.seed, show_default=True)
+@click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal.")
+@reported()
+def train_command(
+    mix: dict[str, float],
+    root: str | None,
+    cache: Path,
+    folder: Path,
+    out: Path | None,
+    force: bool,
+    per_class: int,
+    every: int,
+    progress: bool | None,
+    **settings: Any,
+) -> None:
+    """Trains PU-Net, the network of dup-net; keeps the weights that validate best.
+
+    Examples are 1,024 noisy samples of a surface and 4,096 even ones.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    options = PUNetOptions(**settings)
+    if out is not None:
+        check_output(out, force)
+    check_writable(folder)
+    sources = {name: collect(name, root, cache, per_class, None, 0, None) for name in mix}
+    torch.manual_seed(options.seed)
+    model = PUNet()
+    start_at_the_input(model)
+    run = PUNetRun(model, UpsamplingSampler(sources, options, mix), options, every, folder)
+    run.resume()
+    best = run(sys.stderr.isatty() if progress is None else progress)
+    if out is not None:
+        size = sum(parameter.numel() for parameter in model.parameters())
+        about = (
+            f"PU-Net of {size:,} parameters, trained here: 1,024 points to 4,096, mean-centred and of "
+            "largest norm 1. Tensors have the names of the public checkpoint."
+        )
+        parts = ", ".join(
+            f"{name} (weight {weight:g}, {int((~sources[name].held).sum()):,} surfaces)"
+            for name, weight in mix.items()
+        )
+        lines = [
+            f"data: {parts}",
+            f"validation, {VALIDATED} held-out surfaces: Chamfer distance (squared, both ways) "
+            f"{best['chamfer']:.6f}, mean distance to the nearest point {best['spacing']:.0%} of that of "
+            "farthest-point samples",
+        ]
+        run.export(out, "ifdefense", about, lines)
+    click.echo(json.dumps(best))
