@@ -39,6 +39,7 @@ from ifdefense.training.punet import (
     repulsion,
     spacing,
     start_at_the_input,
+    upsampling_loss,
 )
 
 SIDES = (1.0, 0.6, 0.4)
@@ -295,6 +296,13 @@ def test_repulsion_is_that_of_the_restorer() -> None:
     (slope,) = torch.autograd.grad(repulsion(points, options) * 40, points)
     near = options.near(points.detach()[0], [40])
     torch.testing.assert_close(slope[0], options.gradient(points.detach()[0], near))
+
+
+def test_the_loss_is_reconstruction_and_repulsion() -> None:
+    points, target = sphere(40).expand(2, -1, -1), torch.cat([sphere(60, 1), box(60)])
+    expected = 100 * chamfer_distance(points, target).mean()
+    torch.testing.assert_close(upsampling_loss(points, target, 0.0), expected)
+    torch.testing.assert_close(upsampling_loss(points, target, 2.0), expected + 2 * repulsion(points))
 
 
 def test_spacing_of_a_grid_is_its_step() -> None:
