@@ -18,8 +18,10 @@ from click.testing import CliRunner
 from ifdefense.checkpoints import load_into, load_metadata, load_state
 from ifdefense.geometry.frame import bounding_cubes
 from ifdefense.implicit.base import Calibration, load_network
+from ifdefense.implicit.convolutional import ConvolutionalConfig, ConvolutionalNetwork
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
 from ifdefense.shapes.procedural import make_shape
+from ifdefense.training import convonet
 from ifdefense.training.collections import cached, from_procedural, to_unit_cube
 from ifdefense.training.fit import Batch, ImplicitRun, TrainOptions, fit, schedule
 from ifdefense.training.muon import Muon, orthogonalise, split_parameters
@@ -291,6 +293,29 @@ def test_the_command_writes_weights_with_their_calibration_and_a_card(
     (tmp_path / "run" / "last.pt").write_bytes(b"PK")
     code, output = command(tmp_path)
     assert code == 1 and f"delete {tmp_path / 'run'} to start over" in output
+
+
+def test_the_convolutional_network_learns_from_the_same_shapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ifdefense.training.onet.chamfer_l1", functools.partial(chamfer_l1, count=2))
+    out = tmp_path / "convonet.safetensors"
+    options = "--steps 4 --batch-size 4 --queries 32 --points 200 --per-class 1 --every 2"
+    options += " --widths 8 8 8 8 --depth 2 --resolution 12"
+    tiny = [*options.split(), "--cache", str(tmp_path / "cache"), "--run", str(tmp_path / "run")]
+    result = CliRunner().invoke(convonet.train_command, [*tiny, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    network = load_network(out)
+    assert isinstance(network, ConvolutionalNetwork)
+    assert network.config == ConvolutionalConfig(8, 8, 8, 2, 8, 12)
+    assert network.calibration == Calibration(1.2, 0.5, 0.2, OFFSET, 200)
+    assert "Convolutional Occupancy Network" in out.with_suffix(".md").read_text()
+    longer = CliRunner().invoke(convonet.train_command, [*tiny, "--steps", "6"])
+    assert longer.exit_code == 0, longer.output
+    other = CliRunner().invoke(convonet.train_command, [*tiny, "--resolution", "16"])
+    assert other.exit_code == 1 and "resolution" in other.output
+    bad = CliRunner().invoke(convonet.train_command, [*tiny, "--resolution", "13"])
+    assert bad.exit_code == 1 and "must be a multiple of 2, got 13" in bad.output
 
 
 @pytest.mark.parametrize(

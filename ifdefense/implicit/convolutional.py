@@ -186,9 +186,19 @@ class PlaneEncoder(nn.Module):
         self.unet = UNet(config.features, config.filters, config.depth)
 
     def forward(self, clouds: Tensor) -> Tensor:
-        """Planes ``(B, 3 R², features)`` of clouds ``(B, N, 3)``, cells by rows."""
-        batch = len(clouds)
-        area = self.resolution**2
+        """Planes ``(B, 3 R², features)`` of clouds ``(B, N, 3)``, cells by rows.
+
+        Under autocast only the U-Net is in lower precision, as differences of positions are small.
+        """
+        with torch.autocast(clouds.device.type, enabled=False):
+            image = self._images(clouds)
+        image = self.unet(image).to(clouds.dtype)
+        out: Tensor = image.permute(0, 2, 3, 1).reshape(len(clouds), 3 * self.resolution**2, -1)
+        return out
+
+    def _images(self, clouds: Tensor) -> Tensor:
+        """Mean features of the points in each cell, ``(3 B, features, R, R)``; 0 in empty cells."""
+        batch, area = len(clouds), self.resolution**2
         start = torch.arange(batch, device=clouds.device)[:, None, None] * (3 * area)
         plane = torch.arange(3, device=clouds.device) * area
         cell = (cells(clouds, self.resolution) + plane + start).flatten(0, 1)  # (B N, 3)
@@ -201,11 +211,9 @@ class PlaneEncoder(nn.Module):
         total = x.new_zeros(len(filled), x.shape[1])
         for column in member.unbind(1):
             total = total.index_add(0, column, x)
-        planes = x.new_zeros(batch * 3 * area, x.shape[1]).index_copy(0, filled, total / size[:, None])
-        image = planes.view(3 * batch, self.resolution, self.resolution, -1).permute(0, 3, 1, 2)
-        image = self.unet(image)
-        out: Tensor = image.permute(0, 2, 3, 1).reshape(batch, 3 * area, -1)
-        return out
+        planes: Tensor = x.new_zeros(batch * 3 * area, x.shape[1])
+        planes = planes.index_copy(0, filled, total / size[:, None])
+        return planes.view(3 * batch, self.resolution, self.resolution, -1).permute(0, 3, 1, 2)
 
     @staticmethod
     def _pooled(x: Tensor, member: Tensor, count: int) -> Tensor:
@@ -243,11 +251,12 @@ class PlaneDecoder(nn.Module):
         index, weights = corners(queries, self.resolution)
         if start is not None:
             index = index + start[:, None]
-        features = F.embedding_bag(index, planes, mode="sum", per_sample_weights=weights)
-        x = self.fc_p(queries)
-        for layer, block in zip(self.fc_c, self.blocks, strict=True):
-            x = block(x + layer(features))
-        logits: Tensor = self.fc_out(F.relu(x)).squeeze(-1)
+        with torch.autocast(queries.device.type, enabled=False):
+            features = F.embedding_bag(index, planes, mode="sum", per_sample_weights=weights)
+            x = self.fc_p(queries)
+            for layer, block in zip(self.fc_c, self.blocks, strict=True):
+                x = block(x + layer(features))
+            logits: Tensor = self.fc_out(F.relu(x)).squeeze(-1)
         return logits
 
 

@@ -39,6 +39,9 @@ def adam_layers(network: ConvolutionalNetwork) -> list[nn.Module]:
 )
 @click.option("--depth", default=4, show_default=True, help="Levels of the U-Net.")
 @click.option("--resolution", default=48, show_default=True, help="Cells per side of a plane.")
+@click.option(
+    "--bfloat16/--float32", default=True, show_default=True, help="Precision of the convolutions in training."
+)
 @reported()
 def train_command(
     batch_size: int,
