@@ -25,6 +25,7 @@ COMMANDS = {
         "benchmarks.refinement:refinement",
         "Meshes before and after simplification and refinement.",
     ),
+    "repair": ("benchmarks.repair:repair", "Anomalies that the mesh repair finds, and what it costs."),
     "robustness": ("benchmarks.robustness:robustness", "Every attack against every defence."),
 }
 

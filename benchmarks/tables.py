@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import adaptive, catalogue, corruption, reconstruction, record, refinement, robustness
+from benchmarks import adaptive, catalogue, corruption, reconstruction, record, refinement, repair, robustness
 from benchmarks.layout import markdown
 
 BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -76,6 +76,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "point-operations": ("point_operations.json", point_operations),
     "reconstruction": ("reconstruction.json", reconstruction.table),
     "refinement": ("refinement.json", refinement.table),
+    "repair": ("repair.json", repair.table),
     "robustness": ("robustness.json", robustness.table),
     "speed": ("purify_speed.json", speed),
 }

@@ -82,6 +82,7 @@ def main() -> None:
 @main.group(
     cls=LazyGroup,
     lazy={
+        "anomaly": ("ifdefense.training.anomaly:train_command", "The anomaly network of the mesh repair."),
         "autoencoder": ("ifdefense.training.autoencoder:train_command", "The auto-encoder of sor-ae, AdvPC."),
         "convonet": ("ifdefense.training.convonet:train_command", "The Convolutional Occupancy Network."),
         "local": ("ifdefense.training.local:train_command", "The local occupancy network."),

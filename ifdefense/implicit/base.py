@@ -21,11 +21,24 @@ inside.
 """
 
 NETWORKS = {
+    "anomaly": "ifdefense.implicit.anomaly:AnomalyNetwork",
     "convolutional": "ifdefense.implicit.convolutional:ConvolutionalNetwork",
+    "generative": "ifdefense.implicit.latent:GenerativeOccupancyNetwork",
+    "image": "ifdefense.implicit.conditions:ImageNetwork",
     "local": "ifdefense.implicit.local:LocalOccupancyNetwork",
     "occupancy": "ifdefense.implicit.occupancy:OccupancyNetwork",
+    "voxel": "ifdefense.implicit.conditions:VoxelNetwork",
 }
-"""Classes of implicit networks by the name in the metadata of their weights."""
+"""Classes of networks by the name in the metadata of their weights; all but ``anomaly`` are implicit."""
+
+
+SIGNS = {
+    "encoder.unet.": "convolutional",
+    "encoder_latent.": "generative",
+    "encoder.features.": "image",
+    "encoder.conv_in.": "voxel",
+}
+"""Beginnings of names of tensors by which public checkpoints are told apart; else ``occupancy``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +139,7 @@ def load_network(name_or_path: str | Path) -> ImplicitNetwork:
 
     Args:
         name_or_path: name of shipped weights, a ``.safetensors`` file of ``ifdefense train``, or a public
-            ``.pth`` checkpoint of an Occupancy Network, convolutional or not.
+            ``.pth`` checkpoint of an Occupancy Network of any kind in `SIGNS`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -140,8 +153,8 @@ def load_network(name_or_path: str | Path) -> ImplicitNetwork:
         path = shipped("ifdefense", str(name_or_path))
     metadata = load_metadata(path)
     state = load_state(path)
-    convolutional = any(name.startswith("encoder.unet.") for name in state)
-    kind = metadata.get("network", "convolutional" if convolutional else "occupancy")
+    signs = (kind for sign, kind in SIGNS.items() if any(name.startswith(sign) for name in state))
+    kind = metadata.get("network", next(signs, "occupancy"))
     if kind not in NETWORKS:
         raise ValueError(f"{path}: unknown network {kind!r}; there are {', '.join(NETWORKS)}")
     module, _, cls = NETWORKS[kind].partition(":")

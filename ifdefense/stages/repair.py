@@ -132,6 +132,69 @@ def repair_mesh(mesh: Mesh, evidence: ArrayLike, options: BulgeRepair = BulgeRep
     )
 
 
+def cut_out(mesh: Mesh, marked: Mask, score: Floats, rim: int = 1, whole: float = 0.7) -> Repair:
+    """Removes marked parts of a mesh: components vanish, other regions are cut off, closed and faired.
+
+    Args:
+        mesh: watertight surface, not modified.
+        marked: (V,) vertices to be removed.
+        score: (V,) what they were marked by, kept in the result.
+        rim: rings of vertices around a region that are faired with it.
+        whole: share of a component's area from which on all of it is removed.
+
+    Returns:
+        The repaired mesh, watertight if the input is. A mesh that is marked almost entirely is returned
+        unchanged.
+    """
+    from scipy.sparse.csgraph import connected_components
+
+    unchanged = Repair(mesh, score.astype(np.float32), np.zeros(len(marked), bool), 0, 0, 0.0)
+    if mesh.is_empty or not marked.any():
+        return unchanged
+    surface = _Surface(mesh)
+    number, label = connected_components(surface.graph, directed=False)
+    areas = np.bincount(label, surface.areas, number)
+    gone = np.bincount(label[marked], surface.areas[marked], number) >= whole * np.maximum(areas, 1e-12)
+    if areas[gone].sum() > 0.5 * areas.sum():
+        return unchanged
+    floating = gone[label]
+    regions, _ = _pieces(surface, marked & ~floating)
+    free = _dilated(surface.graph, regions >= 0, rim) & ~floating
+    mask = floating | free
+    return Repair(
+        mesh=_rebuilt(mesh, regions, free, floating),
+        score=score.astype(np.float32),
+        mask=mask,
+        removed_components=int(gone.sum()),
+        rebuilt_regions=int(regions.max(initial=-1)) + 1,
+        removed_area=float(surface.areas[mask].sum()),
+    )
+
+
+def marked_pieces(
+    mesh: Mesh, score: Doubles, core: float, grown: float, smallest: float, largest: float
+) -> Mask:
+    """Connected parts of a mesh of high score, (V,).
+
+    Args:
+        mesh: the surface.
+        score: (V,).
+        core: score that a part reaches.
+        grown: lower score to which it extends.
+        smallest: area above ``core`` that it has at least, in squared units.
+        largest: share of the surface that it has at most.
+    """
+    inside = score >= grown
+    if mesh.is_empty or not (score >= core).any():
+        return np.zeros(len(score), bool)
+    surface = _Surface(mesh)
+    label, areas = _pieces(surface, inside)
+    high = score >= core
+    cores = np.bincount(label[high], surface.areas[high], len(areas))
+    kept = (cores > 0) & (cores >= smallest) & (areas <= largest * surface.areas.sum())
+    return np.asarray(np.append(kept, False)[label])
+
+
 # Support is an average and fades in around an anomaly; below this threshold most of it is missing.
 _SOFT = 0.5
 # Steps of the random walk beyond which it would take minutes.

@@ -1,0 +1,86 @@
+"""Removal of surface that rests on points which do not belong to the shape.
+
+An anomaly is what the local network shows and the global one contradicts, with odd support
+(`ifdefense.implicit.anomaly`). It is judged per point and averaged over neighbours; a vertex takes the value of its nearest
+point. Lengths are in the unit cube.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from ifdefense.geometry.mesh import Mesh
+from ifdefense.implicit.anomaly import AnomalyNetwork
+from ifdefense.stages.repair import Repair, cut_out, marked_pieces
+
+
+@dataclasses.dataclass(frozen=True)
+class AnomalyRepair:
+    """Repair stage: anomalous points mark the surface near them, which is cut out and closed.
+
+    Args:
+        network: judges the points, see `load_anomaly_network`.
+        core: mean probability that a marked part reaches.
+        grown: lower probability to which it extends.
+        smoothing: nearest points whose probabilities are averaged at each point.
+        smallest: area above ``core`` that a part has at least, squared units of the cube.
+        largest: share of the surface that it has at most. Larger parts are kept: where half of a shape looks
+            odd, it is the network that does not know the shape.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    network: AnomalyNetwork
+    core: float = 0.5
+    grown: float = 0.4
+    smoothing: int = 8
+    smallest: float = 0.0
+    largest: float = 0.35
+
+    def __post_init__(self) -> None:
+        if not 0 < self.grown <= self.core < 1:
+            raise ValueError(f"grown and core must rise in (0, 1), got {self.grown} and {self.core}")
+        if self.smoothing < 1:
+            raise ValueError(f"smoothing must be at least 1, got {self.smoothing}")
+        if not self.smallest >= 0 or not 0 < self.largest <= 1:
+            raise ValueError(
+                f"smallest must not be negative and largest a share in (0, 1], got {self.smallest} and "
+                f"{self.largest}"
+            )
+
+    def __call__(self, mesh: Mesh, evidence: ArrayLike) -> Repair:
+        """Repairs a mesh.
+
+        Args:
+            mesh: watertight surface, unit cube, not modified.
+            evidence: ``(K, 3)`` points that it was reconstructed from.
+
+        Returns:
+            The repaired mesh; ``score`` is the probability over ``core``.
+
+        Raises:
+            ValueError: evidence that is not ``(K, 3)``, empty, or not finite.
+        """
+        from scipy.spatial import cKDTree
+
+        given = np.asarray(evidence, dtype=np.float32)
+        if given.ndim != 2 or given.shape[1] != 3 or not len(given):
+            raise ValueError(f"evidence must have shape (K, 3) with K >= 1, got {given.shape}")
+        if not np.isfinite(given).all():
+            raise ValueError("evidence holds a coordinate that is not finite")
+        if mesh.is_empty:
+            return Repair(mesh, np.zeros(0, np.float32), np.zeros(0, bool), 0, 0, 0.0)
+        device = next(self.network.parameters()).device
+        found, logits = self.network(torch.from_numpy(given).to(device))
+        points, odd = found.cpu().numpy(), logits.sigmoid().cpu().numpy().astype(np.float64)
+        tree = cKDTree(points)
+        around = tree.query(points, np.arange(1, min(self.smoothing, len(points)) + 1))[1]
+        odd = odd[around].mean(axis=1)
+        score = odd[tree.query(mesh.vertices)[1]]
+        marked = marked_pieces(mesh, score, self.core, self.grown, self.smallest, self.largest)
+        return cut_out(mesh, marked, (score / self.core).astype(np.float32))

@@ -1,0 +1,226 @@
+"""``ifdefense train anomaly``: the head that tells points which do not belong to their shape."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from ifdefense.checkpoints import save_safetensors
+from ifdefense.corruptions.combined import CombinedOptions, draw_corrupted
+from ifdefense.corruptions.planted import KINDS, plant
+from ifdefense.geometry.frame import Frame
+from ifdefense.implicit.anomaly import AnomalyNetwork
+from ifdefense.implicit.base import load_network
+from ifdefense.implicit.local import LocalOccupancyNetwork
+from ifdefense.implicit.occupancy import OccupancyNetwork
+from ifdefense.stages.outliers import statistical_outlier_removal
+from ifdefense.training.commands import check_output, check_writable, reported
+from ifdefense.training.dense import DenseSurfaces
+from ifdefense.training.local import collect
+
+MIX = {"meshes": 0.58, "furniture": 0.21, "procedural": 0.21}
+"""Shares of the sources."""
+
+SHARES = {"planted": 0.36, "scattered": 0.22, "displaced": 0.06, "corrupted": 0.09, "clean": 0.27}
+"""Shares of the kinds of clouds."""
+
+POINTS = 1024
+
+OFF = 0.03
+"""Corrupted points farther than this from the surface are anomalous, unit cube."""
+
+NEAR = 0.015
+"""Anomalous points nearer than this are not learned from: the network thickens the surface as much."""
+
+VALIDATED = 0.07
+"""Share of the clouds, of surfaces that no network was trained on, that validates."""
+
+BATCH = 2048
+RATE = 2e-3
+
+Floats = NDArray[np.float32]
+
+
+def draw_example(dense: Floats, rng: np.random.Generator) -> tuple[Floats, NDArray[np.int64]]:
+    """A cloud with labels of its points.
+
+    By `SHARES` it has one or two planted anomalies of 3% to 16% of the points, scattered groups, displaced
+    points, or another corruption, or is clean. Axes are exchanged and mirrored in half of them.
+
+    Args:
+        dense: ``(D, 3)`` samples of a surface, unit-cube frame.
+        rng: source of randomness.
+
+    Returns:
+        ``(N, 3)`` points and ``(N,)`` labels: 1 anomalous, 0 not, -1 neither.
+    """
+    from scipy.spatial import cKDTree
+
+    if rng.random() < 0.5:
+        dense = np.ascontiguousarray(dense[:, rng.permutation(3)] * rng.choice([-1, 1], 3).astype(np.float32))
+    dense = rng.permutation(dense)
+    cloud = dense[:POINTS]
+    kind = str(rng.choice(list(SHARES), p=list(SHARES.values())))
+    if kind == "planted":
+        added, number, share = [cloud], 1 + int(rng.random() < 0.35), rng.uniform(0.03, 0.16)
+        for _ in range(number):
+            count = max(8, int(share * POINTS / number))
+            planted = plant(dense, str(rng.choice(KINDS)), rng.uniform(0.04, 0.22), count, rng)
+            added += [] if planted is None else [planted]
+        cloud = np.concatenate(added)
+    elif kind == "scattered":
+        cloud = np.concatenate([cloud, scattered(dense, rng)])
+    elif kind == "displaced":
+        moved = rng.random(POINTS) < rng.uniform(0.02, 0.4)
+        move = rng.normal(size=(POINTS, 3)) + rng.random() * rng.normal(size=3)
+        move *= rng.uniform(0.03, 0.2, (POINTS, 1)) / np.linalg.norm(move, axis=1, keepdims=True)
+        cloud = cloud + moved[:, None] * move.astype(np.float32)
+    elif kind == "corrupted":
+        cloud = draw_corrupted(dense, POINTS, CombinedOptions(clean=0), rng)
+    distance = np.asarray(cKDTree(dense).query(cloud)[0])
+    labels = np.zeros(len(cloud), np.int64)
+    if kind == "planted":
+        labels[POINTS:] = np.where(distance[POINTS:] < NEAR, -1, 1)
+    elif kind == "scattered":
+        labels[POINTS:] = np.where(distance[POINTS:] > OFF, 1, -1)
+    elif kind != "clean":
+        labels[distance > OFF] = 1
+    order = rng.permutation(len(cloud))
+    return cloud[order].astype(np.float32), labels[order]
+
+
+def scattered(dense: Floats, rng: np.random.Generator) -> Floats:
+    """One to four groups of 16 to 80 points near a surface: Gaussian clouds, or small copies of the shape."""
+    groups = []
+    for _ in range(rng.integers(1, 5)):
+        count = int(rng.integers(16, 81))
+        centre = dense[rng.integers(len(dense))] + rng.normal(0, rng.uniform(0, 0.15), 3)
+        if rng.random() < 0.5:
+            shape = rng.normal(size=(count, 3)) * rng.uniform(0.01, 0.1) * rng.uniform(0.3, 1.5, 3)
+        else:
+            turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+            shape = dense[rng.integers(0, len(dense), count)] @ turn * rng.uniform(0.1, 0.5)
+        groups.append(centre + shape)
+    return np.concatenate(groups).astype(np.float32)
+
+
+@torch.no_grad()
+def examples(
+    network: AnomalyNetwork, sources: Mapping[str, DenseSurfaces], count: int, seed: int, held: bool
+) -> tuple[Tensor, Tensor]:
+    """Inputs of the head ``(M, C)`` float16 and labels ``(M,)`` of the points of ``count`` clouds.
+
+    Args:
+        network: of which the head is trained.
+        sources: names as in `MIX`.
+        count: number of clouds, each as a purifier gives it to the network: after SOR, in the unit cube.
+        seed: of everything.
+        held: whether to take held-out surfaces or the others.
+    """
+    names = list(sources)
+    share = np.array([MIX[name] for name in names])
+    rows = {name: np.flatnonzero(sources[name].held == held) for name in names}
+    inputs, labels = [], []
+    for index in tqdm(range(count), desc="held out" if held else "examples", mininterval=5):
+        rng = np.random.default_rng([seed, int(held), index])
+        name = str(rng.choice(names, p=share / share.sum()))
+        cloud, label = draw_example(sources[name].surface(int(rng.choice(rows[name])))[0], rng)
+        points = torch.from_numpy(cloud)
+        kept = statistical_outlier_removal(points[None])[0]
+        points, known = points[kept], torch.from_numpy(label)[kept]
+        cube = Frame.of(points).to_cube(points)
+        # The encoded points are a part of the cloud in another order.
+        encoded, values = network.features(cube)
+        match = torch.cdist(encoded, cube).argmin(1)
+        use = known[match] >= 0
+        inputs.append(values[use].half())
+        labels.append(known[match][use])
+    return torch.cat(inputs), torch.cat(labels)
+
+
+def fit_head(network: AnomalyNetwork, inputs: Tensor, labels: Tensor, steps: int, seed: int) -> None:
+    """Trains the head of a network in place: AdamW with a cosine schedule on the binary cross-entropy."""
+    generator = torch.Generator().manual_seed(seed)
+    head = network.head
+    part = inputs[torch.randperm(len(inputs), generator=generator)[:50_000]].float()
+    head.mean.copy_(part.mean(0))
+    head.std.copy_(part.std(0) + 1e-3)
+    optimiser = torch.optim.AdamW(head.parameters(), RATE, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for _ in tqdm(range(steps), desc="head", mininterval=5):
+        index = torch.randint(len(inputs), (BATCH,), generator=generator)
+        loss = F.binary_cross_entropy_with_logits(head(inputs[index].float()), labels[index].float())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+
+
+@torch.no_grad()
+def recall(network: AnomalyNetwork, inputs: Tensor, labels: Tensor, false: float = 0.01) -> float:
+    """Share of the anomalous points found where a share ``false`` of the others is marked."""
+    logits = torch.cat([network.head(part.float()) for part in inputs.split(8192)])
+    ordered = logits[labels == 0].sort().values
+    limit = ordered[min(len(ordered) - 1, int((1 - false) * len(ordered)))]
+    return float((logits[labels == 1] > limit).float().mean())
+
+
+@click.command("anomaly")
+@click.option("--data", "root", help="Data folder; by default that in IFDEFENSE_DATA.")
+@click.option("--cache", type=click.Path(path_type=Path), default=Path("cache"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Weights, .safetensors.")
+@click.option("--force", is_flag=True, help="Replace the weights.")
+@click.option("--local", "local_weights", default="local", show_default=True, help="Local network.")
+@click.option("--prior", "prior_weights", default="onet", show_default=True, help="Occupancy Network.")
+@click.option("--clouds", type=click.IntRange(min=20), default=5000, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=4000, show_default=True)
+@click.option("--per-class", default=60, show_default=True, help="Procedural shapes per class.")
+@click.option("--seed", default=0, show_default=True)
+@reported()
+def train_command(
+    root: str | None,
+    cache: Path,
+    out: Path,
+    force: bool,
+    local_weights: str,
+    prior_weights: str,
+    clouds: int,
+    steps: int,
+    per_class: int,
+    seed: int,
+) -> None:
+    """Trains the head of the anomaly network on planted anomalies; both its networks stay as they are.
+
+    The weights hold the head and copies of both networks.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    check_output(out, force)
+    check_writable(cache)
+    local: object = load_network(local_weights)
+    prior: object = load_network(prior_weights)
+    if not isinstance(local, LocalOccupancyNetwork) or not isinstance(prior, OccupancyNetwork):
+        raise ValueError("--local and --prior need a local occupancy network and an Occupancy Network")
+    torch.manual_seed(seed)
+    network = AnomalyNetwork(local, prior).eval()
+    started = time.process_time()
+    sources = {name: collect(name, root, cache, per_class, None, 0, torch.device("cpu")) for name in MIX}
+    fit_head(network, *examples(network, sources, clouds, seed, held=False), steps, seed)
+    found = recall(network, *examples(network, sources, max(20, int(VALIDATED * clouds)), seed, held=True))
+    used = time.process_time() - started
+    settings = {"clouds": clouds, "steps": steps, "seed": seed, "recall": round(found, 3)}
+    save_safetensors(network, out, {**network.metadata(), "training": json.dumps(settings)})
+    click.echo(
+        f"anomalous points found where 1% of the others is marked: {found:.1%}; {used:.0f} s of a core"
+    )
