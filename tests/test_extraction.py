@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections import deque
@@ -16,7 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ifdefense.implicit.base import Calibration, Field
-from ifdefense.stages.extraction import Extraction, ExtractionOptions, Grid, extract_meshes, mise
+from ifdefense.stages.extraction import (
+    Extraction,
+    ExtractionOptions,
+    Grid,
+    Tracking,
+    extract_meshes,
+    mise,
+    track,
+)
 
 Box = tuple[tuple[float, float, float], tuple[float, float, float]]
 SMALL = ExtractionOptions(resolution=16, coarse=4)
@@ -285,3 +294,61 @@ def test_seeds_find_rods_between_the_coarse_points() -> None:
     assert not any(mesh.is_empty for mesh in seeing)
     spans = [np.ptp(mesh.vertices[:, 2]) for mesh in seeing]
     assert np.mean([span > 0.7 for span in spans]) > 0.8
+
+
+def shell_field(points: Tensor, cloud: Tensor) -> Tensor:
+    """Shells of thickness 0.08: around spheres of radius 0.3 and 0.4, and a small one away from them."""
+    radius = torch.where(cloud == 0, 0.3, 0.4)
+    main = (points.norm(dim=1) - radius).abs()
+    small = ((points - 0.45).norm(dim=1) - 0.05).abs()
+    return 20 * (0.04 - torch.minimum(main, small))
+
+
+def sphere_points(radius: float, count: int = 300) -> Tensor:
+    directions = torch.randn(count, 3, generator=torch.Generator().manual_seed(0))
+    return radius * directions / directions.norm(dim=1, keepdim=True)
+
+
+def test_tracking_knows_every_end_of_a_crossed_edge_and_evaluates_half() -> None:
+    options = ExtractionOptions(32, 4, 0.5, 1.1)
+    seeds = [sphere_points(0.3), sphere_points(0.4)]
+    dense = mise(shell_field, 2, ExtractionOptions(32, 32, 0.5, 1.1))
+    subdivided = mise(shell_field, 2, options, seeds=seeds)
+    tracked = track(shell_field, 2, options, seeds=seeds)
+    assert ((tracked.values > 0) == (subdivided.values > 0)).all()
+    assert tracked.values[tracked.known].equal(dense.values[tracked.known])
+    assert (tracked.evaluations < 0.7 * subdivided.evaluations).all()
+    inside = tracked.values > 0
+    for dim in (1, 2, 3):
+        size = inside.shape[dim] - 1
+        crossed = inside.narrow(dim, 0, size) != inside.narrow(dim, 1, size)
+        assert (tracked.known.narrow(dim, 0, size) & tracked.known.narrow(dim, 1, size))[crossed].all()
+
+
+def test_tracking_follows_a_shell_from_a_single_seed() -> None:
+    options = ExtractionOptions(32, 1, 0.5, 1.1)
+    few = track(shell_field, 1, options, seeds=[sphere_points(0.3, 1)])
+    many = track(shell_field, 1, options, seeds=[sphere_points(0.3)])
+    assert (few.values > 0).equal(many.values > 0) and (few.values > 0).sum() > 1000
+
+
+def test_the_coarse_grid_of_tracking_finds_parts_without_seeds() -> None:
+    seeds, calibration = [sphere_points(0.3)], Calibration(box=1.1, threshold=0.5)
+    (mesh,) = Tracking(32, 1)(shell_field, seeds, calibration)
+    assert mesh.is_watertight and np.linalg.norm(mesh.vertices, axis=1).max() < 0.36
+    (mesh,) = Tracking(32, 16)(shell_field, seeds, calibration)
+    assert mesh.is_watertight and np.linalg.norm(mesh.vertices, axis=1).max() > 0.7
+
+
+def test_a_tracked_mesh_does_not_depend_on_its_batch_and_the_second_threshold_is_used() -> None:
+    def field(points: Tensor, cloud: Tensor) -> Tensor:
+        return shell_field(points, cloud) - torch.where(cloud == 1, 1.0, 0.0)  # below the first level
+
+    seeds = [sphere_points(0.3), sphere_points(0.4)]
+    calibration = Calibration(box=1.1, threshold=0.5, second_threshold=0.2)
+    first, second = Tracking(32, 4)(field, seeds, calibration)
+    (alone,) = Tracking(32, 4)(field, seeds[:1], calibration)
+    assert np.array_equal(first.vertices, alone.vertices) and np.array_equal(first.faces, alone.faces)
+    assert not second.is_empty and np.linalg.norm(second.vertices, axis=1).max() > 0.4
+    only = dataclasses.replace(calibration, second_threshold=None)
+    assert Tracking(32, 4)(field, seeds, only)[1].is_empty

@@ -14,10 +14,10 @@ from ifdefense.purifiers.surface import SurfacePurifier
 from ifdefense.restorers.mesh import MeshRestorer
 from ifdefense.restorers.newton import NewtonRestorer
 from ifdefense.restorers.optimised import Adam, OptimisedRestorer, Solver
-from ifdefense.stages.extraction import Extraction
+from ifdefense.stages.extraction import Tracking
 from ifdefense.stages.resampling import FillSampling, SurfaceSampling
 
-LOCAL_MESH = MeshRestorer(Extraction(40, 10), None, SurfaceSampling("uniform"))
+LOCAL_MESH = MeshRestorer(Tracking(40, 5), None, SurfaceSampling("uniform"))
 """A grid of 40, as finer ones are no more accurate, and no repair (docs/experiments.md)."""
 
 

@@ -5,6 +5,11 @@ subdivides the cells whose corners have different signs, level by level. Where a
 neighbouring cell that looked uniform, that cell is subdivided too, until nothing changes. A surface that
 crosses an edge of the coarse grid is therefore found completely; one between the coarse points is missed,
 unless seeds mark it. Unlike in the original, all clouds share each call of the field.
+
+Tracking (`track`) starts at the finest level, around points that are known to be near the surface, and
+follows it from neighbour to neighbour, as continuation methods do (Bloomenthal, 1988,
+https://doi.org/10.1016/0167-8396(88)90013-1). It evaluates the inside and its neighbours only: half of the
+points, where the inside is a thin shell.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +30,7 @@ from ifdefense.implicit.base import Calibration, Field
 
 # Padding value far below any level, so that a surface cut by the box is closed at its border.
 _OUTSIDE = -1e6
+_SIDES = [(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)]
 # Replaces values equal to the level: scikit-image leaves holes around corners of exactly zero.
 _TINY = -1e-12
 
@@ -148,6 +154,51 @@ def mise(
     return Grid(values, known, options)
 
 
+@torch.no_grad()
+def track(
+    field: Field,
+    num_clouds: int,
+    options: ExtractionOptions = ExtractionOptions(),
+    *,
+    seeds: Sequence[Tensor],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Grid:
+    """Evaluates the fields of a batch at the points inside and at their six neighbours, on the finest grid.
+
+    Starts from the coarse grid and from the corners of the fine cells that contain seeds, and goes on at the
+    neighbours of every point found inside. Thus all points around a surface that is found are known, and a
+    part is missed only if no start lies inside of it. All of the inside is evaluated, so it should be thin.
+
+    Args:
+        field: the logits, see `Field`.
+        num_clouds: batch size.
+        options: resolution, level and box.
+        seeds: one tensor (K, 3) per cloud of points near the surface.
+        device: device of the field and of the grid.
+        dtype: type of the query points and of the values.
+
+    Raises:
+        ValueError: as `mise`.
+    """
+    sampler = _Sampler(field, options, device, dtype)
+    size, step = options.resolution, options.resolution // options.coarse
+    known = torch.zeros((num_clouds, *(size + 1,) * 3), dtype=torch.bool, device=device)
+    values = torch.full(known.shape, options.level - 1, dtype=dtype, device=device)
+    wanted = torch.zeros_like(known)
+    wanted[:, ::step, ::step, ::step] = True
+    cells = _occupied(seeds, size, options.box, known[:, 1:, 1:, 1:]).nonzero()
+    _mark(wanted, cells, list(itertools.product((0, 1), repeat=3)))
+    while wanted.any():
+        index, logits = sampler.evaluate(wanted)
+        at = tuple(index.unbind(1))
+        values[at], known[at] = logits, True
+        wanted = torch.zeros_like(known)
+        _mark(wanted, index[logits > options.level], _SIDES)
+        wanted &= ~known
+    return Grid(values, known, options)
+
+
 def extract_meshes(
     field: Field,
     num_clouds: int,
@@ -198,18 +249,60 @@ class Extraction:
             One watertight mesh per cloud in the unit-cube frame, empty if there is no surface.
         """
         options = ExtractionOptions(self.resolution, self.coarse, calibration.threshold, calibration.box)
-        seeds, device = list(clouds) if self.seeded else None, clouds[0].device
-        meshes = extract_meshes(field, len(clouds), options, seeds=seeds, device=device)
-        missing = [index for index, mesh in enumerate(meshes) if mesh.is_empty]
-        if missing and calibration.second_threshold is not None:
-            lower = dataclasses.replace(options, threshold=calibration.second_threshold)
-            original = torch.tensor(missing, device=device)
-            again = extract_meshes(
-                lambda points, cloud: field(points, original[cloud]), len(missing), lower, device=device
-            )
-            for index, mesh in zip(missing, again, strict=True):
-                meshes[index] = mesh
+        seeds = list(clouds) if self.seeded else None
+        return _extracted(mise, field, options, calibration, seeds, len(clouds), clouds[0].device)
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Extraction stage that follows thin solids from the input points, see `track`; else as `Extraction`.
+
+    Args:
+        resolution: cells per side, ``coarse`` times a power of two.
+        coarse: cells per side of the grid on which parts without input points are searched.
+
+    Raises:
+        ValueError: a value outside these ranges.
+    """
+
+    resolution: int = 40
+    coarse: int = 5
+
+    def __post_init__(self) -> None:
+        ExtractionOptions(self.resolution, self.coarse)
+
+    def __call__(self, field: Field, clouds: Sequence[Tensor], calibration: Calibration) -> list[Mesh]:
+        """As `Extraction`."""
+        options = ExtractionOptions(self.resolution, self.coarse, calibration.threshold, calibration.box)
+        return _extracted(track, field, options, calibration, list(clouds), len(clouds), clouds[0].device)
+
+
+def _extracted(
+    evaluate: Callable[..., Grid],
+    field: Field,
+    options: ExtractionOptions,
+    calibration: Calibration,
+    seeds: list[Tensor] | None,
+    num_clouds: int,
+    device: torch.device,
+) -> list[Mesh]:
+    """Meshes of a batch; at the second threshold for clouds without a surface at the first."""
+    meshes = evaluate(field, num_clouds, options, seeds=seeds, device=device).meshes()
+    missing = [index for index, mesh in enumerate(meshes) if mesh.is_empty]
+    if not missing or calibration.second_threshold is None:
         return meshes
+    lower = dataclasses.replace(options, threshold=calibration.second_threshold)
+    original = torch.tensor(missing, device=device)
+    again = evaluate(
+        lambda points, cloud: field(points, original[cloud]),
+        len(missing),
+        lower,
+        seeds=None if seeds is None or evaluate is mise else [seeds[index] for index in missing],
+        device=device,
+    ).meshes()
+    for index, mesh in zip(missing, again, strict=True):
+        meshes[index] = mesh
+    return meshes
 
 
 class _Sampler:
@@ -255,6 +348,13 @@ def _occupied(seeds: Sequence[Tensor], cells: int, box: float, like: Tensor) -> 
         x, y, z = cell[((cell >= 0) & (cell < cells)).all(1)].to(like.device).unbind(1)
         marked[row, x, y, z] = True
     return marked
+
+
+def _mark(points: Tensor, index: Tensor, offsets: Sequence[tuple[int, ...]]) -> None:
+    """Sets ``points`` (B, n, n, n) at indices (M, 4) moved by each offset and clamped to the grid."""
+    moved = index[:, None, 1:] + index.new_tensor(offsets)
+    x, y, z = moved.clamp_(0, points.shape[1] - 1).unbind(-1)
+    points[index[:, :1], x, y, z] = True
 
 
 def _refined(values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
