@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,10 +36,10 @@ BLOB = (0.0, 0.0, 0.42)
 
 def sphere(count: int, seed: int = 0, radius: float = RADIUS) -> Cloud:
     points = np.random.default_rng(seed).normal(size=(count, 3))
-    return (radius * points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(radius * points / np.linalg.norm(points, axis=1, keepdims=True), np.float32)
 
 
-def from_sphere(points: Cloud) -> NDArray[np.float64]:
+def from_sphere(points: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(np.linalg.norm(points, axis=1) - RADIUS, np.float64)
 
 
@@ -47,7 +48,7 @@ def mesh_with(centre: tuple[float, float, float] | None, size: float) -> Mesh:
     """The sphere, united with a ball."""
 
     def field(points: Tensor, _: Tensor) -> Tensor:
-        inside = RADIUS - points.norm(dim=1)
+        inside: Tensor = RADIUS - points.norm(dim=1)
         if centre is not None:
             inside = torch.maximum(inside, size - (points - points.new_tensor(centre)).norm(dim=1))
         return 20 * inside

@@ -1,8 +1,8 @@
 """Removal of surface that rests on points which do not belong to the shape.
 
 An anomaly is what the local network shows and the global one contradicts, with odd support
-(`ifdefense.implicit.anomaly`). It is judged per point and averaged over neighbours; a vertex takes the value of its nearest
-point. Lengths are in the unit cube.
+(`ifdefense.implicit.anomaly`). It is judged per point and averaged over neighbours; a vertex takes the value
+of its nearest point. Lengths are in the unit cube.
 """
 
 from __future__ import annotations
