@@ -23,6 +23,7 @@ from ifdefense.geometry.points import (
     group,
     three_interpolate,
 )
+from ifdefense.implicit.base import load_network
 from ifdefense.point_networks.autoencoder import AutoEncoder
 from ifdefense.point_networks.base import PointNetwork
 from ifdefense.point_networks.punet import NEIGHBOURS, RADII, PUNet
@@ -345,9 +346,9 @@ def test_examples_are_a_noisy_part_and_an_even_one(surfaces: DenseSurfaces) -> N
 
 def test_training_learns_and_resumes_bit_for_bit(tmp_path: Path, surfaces: DenseSurfaces) -> None:
     whole = run(tmp_path / "whole", surfaces)
-    before = whole._validate()["loss"]
+    before = whole._validate()["objective"]
     best = whole()
-    assert best["loss"] < before
+    assert best["objective"] < before
     part = run(tmp_path / "parts", surfaces)
     part(stop_after=3)
     resumed = run(tmp_path / "parts", surfaces)
@@ -367,6 +368,8 @@ def test_the_command_trains_and_exports_with_a_card(
     outcome = CliRunner().invoke(train.train_command, [*args, "--out", str(out)])
     assert outcome.exit_code == 0, outcome.output
     assert PUNet.load(out)(2 * sphere(30)).shape == (1, 120, 3)
+    with pytest.raises(ValueError, match="unknown network 'punet'"):
+        load_network(out)
     text = out.with_suffix(".md").read_text()
     assert "procedural (weight 1" in text and "of that of farthest-point samples" in text
     outcome = CliRunner().invoke(train.train_command, [*args, "--out", str(out)])

@@ -98,6 +98,7 @@ class AutoencoderRun(ResumableRun):
             options.epochs,
             options.seed,
             folder,
+            metadata={"network": "autoencoder"},
         )
 
     def _example(self, clouds: Tensor) -> tuple[Tensor, Tensor]:

@@ -259,7 +259,7 @@ class PUNetRun(ResumableRun):
     """
 
     unit: ClassVar[str] = "step"
-    criterion: ClassVar[str] = "loss"
+    criterion: ClassVar[str] = "objective"
     minimise: ClassVar[bool] = True
 
     def __init__(
@@ -278,6 +278,7 @@ class PUNetRun(ResumableRun):
             options.steps,
             options.seed,
             folder,
+            metadata={"network": "punet"},
         )
 
     def _train(self, stop: int, progress: bool) -> float:
@@ -299,14 +300,14 @@ class PUNetRun(ResumableRun):
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Loss, squared Chamfer distance, and mean spacing relative to that of the target."""
+        """The loss, the squared Chamfer distance, and the mean spacing relative to that of the target."""
         model = self.model.eval()
-        scores = {"loss": 0.0, "chamfer": 0.0, "spacing": 0.0}
+        scores = {"objective": 0.0, "chamfer": 0.0, "spacing": 0.0}
         count = sum(len(points) for points, _ in self.validation)
         for points, target in self.validation:
             found = model(points)
             share = len(points) / count
-            scores["loss"] += share * float(upsampling_loss(found, target, self.options.repulsion))
+            scores["objective"] += share * float(upsampling_loss(found, target, self.options.repulsion))
             scores["chamfer"] += share * float(_chamfer(found, target).mean())
             scores["spacing"] += share * float((spacing(found) / spacing(target)).mean())
         return scores
