@@ -46,6 +46,8 @@ weights: $(READY)
 	$(TRAIN) --model dgcnn --init runs/dgcnn-modelnet40-second.safetensors --schedule 1024x1 --lr 8e-4 \
 		--weight-decay 0.02 --seed 2 --test --run runs/dgcnn-modelnet40-third \
 		--out $(SHIPPED)/dgcnn-modelnet40.safetensors
+	$(BIN)/ifdefense train punet --force --mix meshes=0.5 --mix procedural=0.5 --steps 800 --run runs/punet \
+		--out ifdefense/weights/punet.safetensors
 	$(BIN)/ifdefense train autoencoder --force --epochs 20 --run runs/autoencoder \
 		--out ifdefense/weights/autoencoder-modelnet40.safetensors
 	$(BIN)/ifdefense-bench purified-set --method onet-fill --split train --corrupted 0.5 --out cache/hybrid-train.npz
