@@ -13,7 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import adaptive, catalogue, corruption, reconstruction, record, refinement, repair, robustness
+from benchmarks import (
+    adaptive,
+    catalogue,
+    conditions,
+    corruption,
+    reconstruction,
+    record,
+    refinement,
+    repair,
+    robustness,
+)
 from benchmarks.layout import markdown
 
 BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -72,6 +82,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "adaptive": ("adaptive.json", adaptive.table),
     "accuracy": ("robustness.json", robustness.summary),
     "attack-speed": ("attack_speed.json", attack_speed),
+    "conditions": ("conditions.json", conditions.table),
     "corruptions": ("corruptions.json", corruption.table),
     "point-operations": ("point_operations.json", point_operations),
     "reconstruction": ("reconstruction.json", reconstruction.table),

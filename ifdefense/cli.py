@@ -85,9 +85,21 @@ def main() -> None:
         "anomaly": ("ifdefense.training.anomaly:train_command", "The anomaly network of the mesh repair."),
         "autoencoder": ("ifdefense.training.autoencoder:train_command", "The auto-encoder of sor-ae, AdvPC."),
         "convonet": ("ifdefense.training.convonet:train_command", "The Convolutional Occupancy Network."),
+        "generative": (
+            "ifdefense.training.conditions:generative_command",
+            "The Occupancy Network that draws shapes.",
+        ),
+        "image": (
+            "ifdefense.training.conditions:image_command",
+            "The Occupancy Network that sees an image.",
+        ),
         "local": ("ifdefense.training.local:train_command", "The local occupancy network."),
         "onet": ("ifdefense.training.onet:train_command", "The Occupancy Network."),
         "punet": ("ifdefense.training.punet:train_command", "PU-Net, which upsamples clouds."),
+        "voxel": (
+            "ifdefense.training.conditions:voxel_command",
+            "The Occupancy Network that sees voxels.",
+        ),
     },
 )
 def train() -> None:

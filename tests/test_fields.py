@@ -21,6 +21,7 @@ from ifdefense.implicit.convolutional import (
     PlaneDecoder,
     PlaneEncoder,
 )
+from ifdefense.implicit.latent import GenerativeConfig, GenerativeOccupancyNetwork
 from ifdefense.implicit.local import LocalConfig, LocalOccupancyNetwork
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
 
@@ -35,6 +36,8 @@ def made(kind: str) -> Any:
         network: Any = LocalOccupancyNetwork(SMALL)
     elif kind == "convolutional":
         network = ConvolutionalNetwork(ConvolutionalConfig(8, 6, 5, 3, 8, 12), Calibration(points=30))
+    elif kind == "generative":
+        network = GenerativeOccupancyNetwork(GenerativeConfig(8, 7, 8, 2, 5, 6), Calibration(points=40))
     else:
         network = OccupancyNetwork(OccupancyConfig(8, 8, 8, 2), Calibration(points=20))
     for parameter in network.parameters():  # large enough to see, statistics that are not those of the start
@@ -45,7 +48,7 @@ def made(kind: str) -> Any:
     return network.eval()
 
 
-@pytest.fixture(params=["convolutional", "local", "occupancy"])
+@pytest.fixture(params=["convolutional", "generative", "local", "occupancy"])
 def network(request: pytest.FixtureRequest) -> Any:
     return made(request.param)
 
@@ -65,10 +68,13 @@ def test_the_field_is_the_network(network: Any) -> None:
     given = clouds(40, 40, 40)
     points, _ = queries(30)
     batch = torch.stack(given)
-    slow = network(batch, points[None].expand(3, -1, -1))
-    field = network.field(
-        network.encode(given) if isinstance(network, LocalOccupancyNetwork) else network.codes(batch)
-    )
+    repeated = points[None].expand(3, -1, -1)
+    if isinstance(network, GenerativeOccupancyNetwork):
+        slow = network.decoder(repeated, network.encoder(batch), torch.zeros(3, 5))  # type: ignore[misc]
+    else:
+        slow = network(batch, repeated)
+    whole = not isinstance(network, GenerativeOccupancyNetwork | LocalOccupancyNetwork)
+    field = network.field(network.codes(batch) if whole else network.encode(given))
     with torch.no_grad():
         fast = field(points.repeat(3, 1), torch.arange(3).repeat_interleave(30)).view(3, 30)
     assert slow.std() > 0.01
@@ -232,8 +238,8 @@ def test_bad_convolutional_networks_are_errors(tmp_path: Path) -> None:
 
 
 def test_unknown_networks_are_errors(tmp_path: Path) -> None:
-    save_safetensors(made("local"), tmp_path / "net.safetensors", {"network": "voxel"})
-    with pytest.raises(ValueError, match=f"unknown network 'voxel'; there are {', '.join(NETWORKS)}"):
+    save_safetensors(made("local"), tmp_path / "net.safetensors", {"network": "torus"})
+    with pytest.raises(ValueError, match=f"unknown network 'torus'; there are {', '.join(NETWORKS)}"):
         load_network(tmp_path / "net.safetensors")
     with pytest.raises(ValueError, match="no weights named 'cloud'"):
         load_network("cloud")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -185,11 +185,19 @@ class ConditionalResnetBlock(nn.Module):
 
 
 class ConditionalDecoder(nn.Module):
-    """Decoder: five conditional ResNet blocks from query coordinates to occupancy logits."""
+    """Decoder: five conditional ResNet blocks from query coordinates to occupancy logits.
 
-    def __init__(self, code: int = 512, hidden: int = 256, frequencies: int = 0) -> None:
+    Args:
+        code: width of the codes, which condition the batch norms.
+        hidden: width of the blocks.
+        frequencies: octaves of the positional encoding.
+        latent: width of a second input, added to the features of the queries; 0 for none.
+    """
+
+    def __init__(self, code: int = 512, hidden: int = 256, frequencies: int = 0, latent: int = 0) -> None:
         super().__init__()
         self.frequencies = frequencies
+        self.fc_z = nn.Linear(latent, hidden) if latent else None
         self.fc_p = nn.Conv1d(3 + 6 * frequencies, hidden, 1)
         self.block0 = ConditionalResnetBlock(code, hidden)
         self.block1 = ConditionalResnetBlock(code, hidden)
@@ -204,13 +212,24 @@ class ConditionalDecoder(nn.Module):
         """The five blocks."""
         return (self.block0, self.block1, self.block2, self.block3, self.block4)
 
-    def forward(self, queries: Tensor, code: Tensor) -> Tensor:
-        """Logits ``(B, Q)`` at queries ``(B, Q, 3)`` of clouds with codes ``(B, code)``."""
+    def forward(self, queries: Tensor, code: Tensor, latent: Tensor | None = None) -> Tensor:
+        """Logits ``(B, Q)`` at queries ``(B, Q, 3)`` of clouds with codes ``(B, code)``.
+
+        ``latent`` is the second input, ``(B, latent)`` or one per query, ``(B, Q, latent)``.
+        """
         x = F.linear(positional_encoding(queries, self.frequencies), self.fc_p.weight[..., 0], self.fc_p.bias)
+        if self.fc_z is not None:
+            assert latent is not None
+            shift = self.fc_z(latent)
+            x = x + (shift if shift.ndim == 3 else shift[:, None])
         for block in self.blocks:
             x = block(x, code)
         x = F.linear(F.relu(self.bn(x, code)), self.fc_out.weight[..., 0], self.fc_out.bias)
         return x.squeeze(-1)
+
+
+Local = Callable[[Tensor], Tensor]
+"""Latents ``(M, latent)`` of one cloud at queries ``(M, 3)``, unit cube."""
 
 
 class _FoldedLayers(NamedTuple):
@@ -219,6 +238,7 @@ class _FoldedLayers(NamedTuple):
     layers: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
     scale: Tensor
     shift: Tensor
+    local: Local | None
 
 
 class OccupancyField:
@@ -231,23 +251,36 @@ class OccupancyField:
     Args:
         decoder: decoder; its running statistics are used in training mode too.
         code: ``(B, code)`` codes of the clouds.
+        latent: the decoder's second input: ``(B, latent)``, or a function of the queries for each cloud.
     """
 
-    def __init__(self, decoder: ConditionalDecoder, code: Tensor) -> None:
+    def __init__(
+        self, decoder: ConditionalDecoder, code: Tensor, latent: Tensor | Sequence[Local] | None = None
+    ) -> None:
         self.frequencies = decoder.frequencies
         self.start = decoder.fc_p.weight[..., 0].t()
         self.end = decoder.fc_out.weight[0, :, 0]
         assert decoder.fc_out.bias is not None
         self.end_bias = decoder.fc_out.bias
+        self.inward = decoder.fc_z.weight.t() if decoder.fc_z is not None else None
+        if latent is None:
+            latents: Sequence[Tensor | Local | None] = [None] * len(code)
+        else:
+            latents = latent.split(1) if isinstance(latent, Tensor) else latent
         # One cloud at a time, as rounding varies with the batch size.
-        self.clouds = [self._fold(decoder, row) for row in code.split(1)]
+        self.clouds = [
+            self._fold(decoder, row, second) for row, second in zip(code.split(1), latents, strict=True)
+        ]
 
     @staticmethod
-    def _fold(decoder: ConditionalDecoder, code: Tensor) -> _FoldedLayers:
-        """Folded layers for a code ``(1, code)``."""
+    def _fold(decoder: ConditionalDecoder, code: Tensor, latent: Tensor | Local | None) -> _FoldedLayers:
+        """Folded layers for a code ``(1, code)`` and a latent ``(1, latent)`` or of the queries."""
         offset = decoder.fc_p.bias  # constant part of the residual path
         layers = []
         assert offset is not None
+        if decoder.fc_z is not None:
+            assert latent is not None
+            offset = offset + (decoder.fc_z(latent) if isinstance(latent, Tensor) else decoder.fc_z.bias)
         for block in decoder.blocks:
             scale_0, shift_0 = block.bn_0.fold(code)
             scale_1, shift_1 = block.bn_1.fold(code)
@@ -258,10 +291,14 @@ class OccupancyField:
             layers.append((scale_0, shift_0 + scale_0 * offset, inner, bias, outer))
             offset = offset + block.fc_1.bias
         scale, shift = decoder.bn.fold(code)
-        return _FoldedLayers(layers, scale, shift + scale * offset)
+        local = None if latent is None or isinstance(latent, Tensor) else latent
+        return _FoldedLayers(layers, scale, shift + scale * offset, local)
 
     def _logits(self, folded: _FoldedLayers, points: Tensor) -> Tensor:
         x = positional_encoding(points, self.frequencies) @ self.start
+        if folded.local is not None:
+            assert self.inward is not None
+            x = x + folded.local(points) @ self.inward
         for scale, shift, inner, bias, outer in folded.layers:
             hidden = torch.addcmul(shift, x, scale).relu_()
             hidden = torch.addmm(bias, hidden, inner).relu_()

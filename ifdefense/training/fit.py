@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -23,6 +23,15 @@ Batch = tuple[Tensor, ...]
 
 Labels are occupancies: bool, or probabilities.
 """
+
+
+Loss = Callable[[nn.Module, Sequence[Tensor], Tensor], Tensor]
+"""Loss of a network for a batch's inputs and labels ``(B, Q)``, summed over queries, averaged over clouds."""
+
+
+def likelihood_loss(network: nn.Module, inputs: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Cross-entropy of the network's logits."""
+    return occupancy_loss(network(*inputs).float(), labels)
 
 
 class Examples(Protocol):
@@ -132,8 +141,9 @@ class ImplicitRun(ResumableRun):
         adam_layers: Iterable[nn.Module],
         every: int,
         metadata: Mapping[str, str],
+        loss: Loss = likelihood_loss,
     ) -> None:
-        self.examples, self.options, self.every = examples, options, every
+        self.examples, self.options, self.every, self.loss = examples, options, every, loss
         self.device = next(network.parameters()).device
         self.validation = {
             name: [tuple(part.to(self.device) for part in batch) for batch in batches]
@@ -177,8 +187,7 @@ class ImplicitRun(ResumableRun):
                 optimiser.param_groups[0]["lr"] = rate * schedule(self.position, self.options)
             *inputs, labels = (part.to(self.device) for part in self.examples.draw(self.generator))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bfloat16):
-                logits = self.model(*inputs)
-            loss = occupancy_loss(logits.float(), labels)
+                loss = self.loss(self.model, inputs, labels)
             self.model.zero_grad(set_to_none=True)
             loss.backward()
             if self.options.max_norm:
@@ -224,6 +233,7 @@ def fit(
     stop_after: int | None = None,
     metadata: Mapping[str, str] | None = None,
     progress: bool = False,
+    loss: Loss = likelihood_loss,
 ) -> ImplicitRun:
     """Trains an implicit network, or resumes the run in ``folder``.
 
@@ -241,6 +251,7 @@ def fit(
         stop_after: stop after so many steps of this call.
         metadata: text entries of the weights.
         progress: show bars.
+        loss: what is minimised, in training mode.
 
     Returns:
         The run, with its scores and `export`.
@@ -265,6 +276,7 @@ def fit(
         adam_layers,
         every,
         metadata or {},
+        loss,
     )
     run.resume()
     run(progress, stop_after)
