@@ -248,6 +248,12 @@ def test_examples_agree_with_the_solids(solids: Any) -> None:
     points, occupied, queries, labels = PairSampler(solids, options).draw(generator)
     assert points.shape == queries.shape == (6, 80, 3) and occupied.dtype == torch.float32
     assert 0.05 < occupied.mean() < 0.8
+    index = torch.arange(16)
+    places = (torch.rand(16, 3000, 3, generator=generator) - 0.5) * 1.1
+    for offset in (0.0, 0.015, 0.03):
+        thick = VoxelSampler(solids, QueryOptions(offset=offset)).inside(index, places)
+        truth = torch.stack([shape.sdf(at) < offset for shape, at in zip(shapes, places, strict=True)])
+        assert (thick & truth).sum() / (thick | truth).sum() > 0.93
 
 
 def test_images_are_mirrored_with_their_solids(solids: Any) -> None:
@@ -294,7 +300,7 @@ def test_the_commands_train_resume_and_export(
     assert "validation IoU: 0." in second.output
     network: Any = load_network(weights)
     assert type(network).__name__.lower().startswith(kind)
-    assert network.calibration == conditions.CALIBRATION
+    assert network.calibration == Calibration(1.1, 0.5, 0.2, 0.03 if kind == "generative" else 0.015, None)
     card = weights.with_suffix(".md").read_text()
     assert "2 procedural solids of 2 classes" in card and "of 4, chosen by validation" in card
 
@@ -310,7 +316,7 @@ def test_measurement_of_exact_fields() -> None:
     class Exact:
         """Knows the solid."""
 
-        calibration = conditions.CALIBRATION
+        calibration = Calibration(1.1, 0.5, 0.2, 0.015, None)
         decoder = None
 
         def encode(self, voxels: Any) -> Any:

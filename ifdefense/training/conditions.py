@@ -44,7 +44,8 @@ HELD_PER_CLASS = 4
 """Validation solids of each class."""
 VIEWS = 4
 """Images of each solid."""
-CALIBRATION = Calibration(BOX, 0.5, 0.2, OFFSET, None)
+SECOND_THRESHOLD = 0.2
+"""Where nothing is inside at the first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,7 @@ class QueryOptions:
         batch_size: solids per step.
         queries: queries per solid; half of them uniform in the grid's box, half near the surface.
         near_sigma: standard deviation of the near-surface queries.
+        offset: thickening of the solid in the labels.
 
     Raises:
         ValueError: if a number is out of range.
@@ -63,10 +65,13 @@ class QueryOptions:
     batch_size: int = 16
     queries: int = 512
     near_sigma: float = 0.04
+    offset: float = OFFSET
 
     def __post_init__(self) -> None:
         infinity = float("inf")
-        check_ranges(self, batch_size=(1, infinity), queries=(2, infinity), near_sigma=(0, 1))
+        check_ranges(
+            self, batch_size=(1, infinity), queries=(2, infinity), near_sigma=(0, 1), offset=(0, 0.05)
+        )
 
 
 class SolidSampler:
@@ -116,7 +121,11 @@ class SolidSampler:
         )
         uniform = (torch.rand(len(index), count - count // 2, 3, generator=generator) - 0.5) * BOX
         queries = torch.cat([near_points, uniform], 1)
-        return queries * sign[:, None], interpolate(self.grids, index, queries) > 0
+        return queries * sign[:, None], self.inside(index, queries)
+
+    def inside(self, index: Tensor, queries: Tensor) -> Tensor:
+        """Labels ``(B, Q)`` of queries that are not mirrored; a grid holds its offset minus the distance."""
+        return interpolate(self.grids, index, queries) * STEP > OFFSET - self.options.offset
 
     def validation(self) -> dict[str, list[Batch]]:
         """Batches of all solids with 2,048 uniform queries, not mirrored, the same at every call."""
@@ -124,7 +133,7 @@ class SolidSampler:
         batches: list[Batch] = []
         for index in torch.arange(len(self.points)).split(16):
             queries = (torch.rand(len(index), 2048, 3, generator=generator) - 0.5) * BOX
-            labels = interpolate(self.grids, index, queries) > 0
+            labels = self.inside(index, queries)
             batches.append((*self.given(index, torch.ones(len(index), 3), generator), queries, labels))
         return {"iou": batches}
 
@@ -256,6 +265,18 @@ def condition_options(defaults: QueryOptions, frequencies: int) -> Callable[[Com
             "--weight-decay", default=TrainOptions.weight_decay, show_default=True, help="Of Muon's matrices."
         ),
         click.option(
+            "--offset",
+            default=defaults.offset,
+            show_default=True,
+            help="Thickening of the solid that is learned, unit cube.",
+        ),
+        click.option(
+            "--threshold",
+            default=TrainOptions.threshold,
+            show_default=True,
+            help="Probability at the surface.",
+        ),
+        click.option(
             "--frequencies",
             default=frequencies,
             show_default=True,
@@ -274,10 +295,11 @@ def condition_options(defaults: QueryOptions, frequencies: int) -> Callable[[Com
 def train_conditioned(
     kind: str,
     config: Any,
-    create: Callable[[], nn.Module],
+    create: Callable[[Calibration], nn.Module],
     adam_layers: Callable[[Any], Iterable[nn.Module | None]],
     title: str,
     sampler: Callable[[OccupancySet, int, int], SolidSampler],
+    offset: float,
     *,
     root: str | None,
     cache: Path,
@@ -302,6 +324,7 @@ def train_conditioned(
         adam_layers: its first and last layers.
         title: name and paper, for the model card.
         sampler: makes the source of examples of solids, given how many of each class and their seed.
+        offset: thickening of the solid in the labels.
         root: not used, as the solids need no data.
         cache: folder of the prepared solids.
         folder: of the run.
@@ -322,7 +345,8 @@ def train_conditioned(
         check_output(out, force)
     check_writable(folder)
     torch.manual_seed(options.seed)
-    network = create().to(device)
+    calibration = Calibration(BOX, options.threshold, SECOND_THRESHOLD, offset, None)
+    network = create(calibration).to(device)
     train, held = solids(cache, per_class, options.seed)
     validation = sampler(held, HELD_PER_CLASS, options.seed + 2)
     described = dataclasses.asdict(config)
@@ -336,7 +360,7 @@ def train_conditioned(
         adam_layers=[layer for layer in adam_layers(network) if layer is not None],
         every=every,
         init=init,
-        metadata={"network": kind, "config": json.dumps(described), **CALIBRATION.metadata()},
+        metadata={"network": kind, "config": json.dumps(described), **calibration.metadata()},
         progress=sys.stderr.isatty() if progress is None else progress,
         loss=loss,
     )
@@ -346,13 +370,16 @@ def train_conditioned(
     lines = [
         f"data: {len(train)} procedural solids of {len(CLASSES)} classes",
         f"validation IoU: {run.best['iou']:.3f}, {len(held)} other solids, uniform queries",
-        f"frame: unit cube; label: inside the solid thickened by {OFFSET}; threshold {CALIBRATION.threshold}",
+        f"frame: unit cube; label: inside the solid thickened by {offset}; threshold {options.threshold}",
     ]
     size = sum(parameter.numel() for parameter in network.parameters())
     run.export(out, "ifdefense", f"{title}, {size:,} parameters, trained here.", lines)
 
 
-GENERATIVE, VOXEL, IMAGE = QueryOptions(), QueryOptions(), QueryOptions(batch_size=32, queries=256)
+GENERATIVE = QueryOptions(offset=0.03)
+"""Parts of drawn shapes hang together better where thin parts are thicker."""
+VOXEL = QueryOptions()
+IMAGE = QueryOptions(batch_size=32, queries=256)
 
 
 @click.command("generative")
@@ -369,7 +396,13 @@ GENERATIVE, VOXEL, IMAGE = QueryOptions(), QueryOptions(), QueryOptions(batch_si
 @click.option("--kl", default=1.0, show_default=True, help="Weight of the KL divergence.")
 @reported()
 def generative_command(
-    batch_size: int, queries: int, frequencies: int, widths: tuple[int, int, int], kl: float, **settings: Any
+    batch_size: int,
+    queries: int,
+    frequencies: int,
+    offset: float,
+    widths: tuple[int, int, int],
+    kl: float,
+    **settings: Any,
 ) -> None:
     """Trains a generative Occupancy Network on procedural solids: it draws new ones.
 
@@ -379,7 +412,7 @@ def generative_command(
         raise ValueError(f"the weight of the KL divergence must not be negative, got {kl}")
     latent, hidden, decoder = widths
     config = GenerativeConfig(0, latent, decoder, frequencies, latent, hidden)
-    query = QueryOptions(batch_size, queries)
+    query = QueryOptions(batch_size, queries, offset=offset)
 
     def adam_layers(network: GenerativeOccupancyNetwork) -> list[nn.Module | None]:
         encoder = network.encoder_latent
@@ -389,10 +422,11 @@ def generative_command(
     train_conditioned(
         "generative",
         config,
-        lambda: GenerativeOccupancyNetwork(config, CALIBRATION),
+        lambda calibration: GenerativeOccupancyNetwork(config, calibration),
         adam_layers,
         "Generative Occupancy Network without condition (Mescheder et al., CVPR 2019)",
         lambda data, *_: PairSampler(data, query),
+        query.offset,
         loss=functools.partial(generative_loss, weight=kl),
         more={"kl": kl},
         **settings,
@@ -421,6 +455,7 @@ def voxel_command(
     batch_size: int,
     queries: int,
     frequencies: int,
+    offset: float,
     widths: tuple[int, int, int],
     local: int,
     **settings: Any,
@@ -431,14 +466,15 @@ def voxel_command(
     """
     width, code, decoder = widths
     config = ConditionConfig(width, code, decoder, frequencies, local)
-    query = QueryOptions(batch_size, queries)
+    query = QueryOptions(batch_size, queries, offset=offset)
     train_conditioned(
         "voxel",
         config,
-        lambda: VoxelNetwork(config, CALIBRATION),
+        lambda calibration: VoxelNetwork(config, calibration),
         lambda network: [network.encoder.conv_in, network.encoder.conv_local, *_ends(network.decoder)],
         "Occupancy Network conditioned on voxels (Mescheder et al., CVPR 2019)",
         lambda data, *_: VoxelSampler(data, query),
+        query.offset,
         **settings,
     )
 
@@ -463,6 +499,7 @@ def image_command(
     batch_size: int,
     queries: int,
     frequencies: int,
+    offset: float,
     widths: tuple[int, int, int],
     size: int,
     views: int,
@@ -474,7 +511,7 @@ def image_command(
     """
     width, code, decoder = widths
     config = ConditionConfig(width, code, decoder, frequencies)
-    query = QueryOptions(batch_size, queries)
+    query = QueryOptions(batch_size, queries, offset=offset)
     cache: Path = settings["cache"]
 
     def sampler(data: OccupancySet, per_class: int, seed: int) -> ImageSampler:
@@ -491,10 +528,11 @@ def image_command(
     train_conditioned(
         "image",
         config,
-        lambda: ImageNetwork(config, CALIBRATION),
+        lambda calibration: ImageNetwork(config, calibration),
         lambda network: [network.encoder.features.conv1, *_ends(network.decoder)],
         "Occupancy Network conditioned on an image (Mescheder et al., CVPR 2019)",
         sampler,
+        query.offset,
         **settings,
     )
 
