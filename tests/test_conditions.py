@@ -329,3 +329,32 @@ def test_measurement_of_exact_fields() -> None:
     means, by_class = bench.figures("voxel", Exact(), [ball()], 512, 0)
     assert means["iou"] == 1 and means["missing"] == 0 and by_class == {conditions.CLASSES[0]: 1}
     assert 0.05 < means["chamfer"] < 0.4 and means["normals"] > 0.98  # the floor of so few samples
+
+
+def test_prior_counts_parts_and_empty_meshes() -> None:
+    class Balls:
+        """One ball for a positive latent, two for a negative one, none for a large one."""
+
+        calibration = Calibration(1.1, 0.5, None, 0.0, None)
+
+        def latents(self, count: int, seed: int) -> Tensor:
+            assert (count, seed) == (6, 7)
+            return torch.tensor([[0.5], [-0.5], [0.4], [9.0], [0.5], [9.0]])
+
+        def decode(self, latent: Tensor) -> Any:
+            def field(points: Tensor, cloud: Tensor) -> Tensor:
+                value = latent[cloud, 0]
+                apart = torch.where(value < 0, 0.3, 0.0)[:, None] * torch.eye(3)[0]
+                near = torch.minimum((points - apart).norm(dim=-1), (points + apart).norm(dim=-1))
+                return torch.where(value > 5, -1.0, 100 * (0.2 - near))
+
+            return field
+
+    found = bench.prior(Balls(), 4, 1, 3, 7)  # type: ignore[arg-type]
+    assert found["closed"] == 0.5 and found["parts"] == {"0": 1, "1": 2, "2": 1}
+    assert found["interpolated"] == 3 and found["empty"] == 1
+    row = {"iou": 0.9, "chamfer": 0.1, "normals": 0.95, "parameters": 2_500_000}
+    result = {"rows": {"voxel": row}, "solids": 64, "samples": 512, "date": "2026-01-01", "prior": found}
+    text = bench.table(result)
+    assert "| 32³ voxels | 2.50 | 0.900 | 0.100 | 0.950 |" in text
+    assert "50.0% of 4 samples" in text and "1 of 3 interpolated meshes are empty" in text
