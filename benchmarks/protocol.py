@@ -29,11 +29,13 @@ import classifiers
 from attacks import EOT, Attack, adaptive, attack_in_batches, random_targets
 from benchmarks import record
 from ifdefense import Purifier
+from ifdefense.checkpoints import shipped
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.formats import replacing
 from ifdefense.data.modelnet import Split, load_modelnet40
 from ifdefense.data.selection import stratified
 from ifdefense.geometry.frame import to_unit_sphere
+from ifdefense.point_networks import autoencoder
 from ifdefense.provenance import code_digest, digest, modules_of, versions
 from ifdefense.purifiers.registry import METHODS
 from ifdefense.purifiers.specs import digest_of_weights
@@ -127,7 +129,7 @@ class Bench:
             defence: what the attacker knows to be in front of the classifier. It knows the seed too, which is
                 a stronger attack than an average over seeds.
         """
-        model, spec = victim.model, None
+        model, spec, weights = victim.model, None, _weights_of(attack)
         if defence != NO_DEFENCE:
             purifier = purifier_of(defence)
             spec = purifier.spec()
@@ -135,7 +137,7 @@ class Bench:
             size = self.points.shape[1]
             attack, model = adaptive(attack, model, purifier, eot=eot, num_points=size, seed=self.seed)
         code = code_of(spec, attack, *model.modules())
-        key = digest([spec, victim.weights, _weights_of_attacks(), versions(), code])
+        key = digest([spec, victim.weights, weights, versions(), code])
         result = attack_in_batches(
             attack,
             model,
@@ -186,11 +188,11 @@ def code_of(spec: Any, *values: object) -> str:
     return code_digest(sorted(name for name in modules if name.partition(".")[0] != "torch"))
 
 
-@functools.cache
-def _weights_of_attacks() -> list[str]:
-    """Digests of the weights that attacks load, such as AdvPC's auto-encoder."""
-    files = sorted(Path(attacks.__file__).parent.glob("weights/*.safetensors"))
-    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+def _weights_of(attack: Attack) -> list[str]:
+    """Digests of the weights that an attack loads by itself: those of AdvPC's auto-encoder."""
+    if not isinstance(attack, attacks.AdvPC):
+        return []
+    return [hashlib.sha256(shipped("ifdefense", autoencoder.SHIPPED).read_bytes()).hexdigest()]
 
 
 def rate(hits: Tensor) -> dict[str, float]:

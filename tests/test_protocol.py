@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks import FGM
+from attacks import FGM, AdvPC
 from benchmarks import protocol
 from benchmarks.protocol import DEFENCES, Bench, Victim
 from classifiers import fold
@@ -136,7 +136,7 @@ def test_attacked_clouds_are_kept_under_all_that_made_them(
             with pytest.raises(AssertionError, match="made again"):
                 bench.attacked(**{**usual, **changed})  # type: ignore[arg-type]
     count = len(folders(bench, "attacked"))
-    for name in ("code_digest", "_weights_of_attacks", "versions"):
+    for name in ("code_digest", "_weights_of", "versions"):
         monkeypatch.setattr(protocol, name, lambda *_: "another")
         bench.attacked(victim(), "fgm", FGM(), True)
         count += 1
@@ -170,3 +170,9 @@ def test_targets_do_not_depend_on_the_number_of_clouds(tmp_path: Path) -> None:
         same = (many.points == cloud).flatten(1).all(1).nonzero()
         assert all(many.targets[j] == few.targets[i] for j in same)
     torch.testing.assert_close(few.points.norm(dim=2).amax(1), torch.ones(6))
+
+
+def test_weights_that_an_attack_loads_count() -> None:
+    assert protocol._weights_of(FGM()) == []
+    (key,) = protocol._weights_of(AdvPC())
+    assert len(key) == 64
