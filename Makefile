@@ -23,6 +23,7 @@ lint: $(READY)
 ONET := $(BIN)/ifdefense train onet --force --mix modelnet40=0.85 --mix procedural=0.15
 LOCAL := $(BIN)/ifdefense train local --force
 TRAIN := $(BIN)/python -m classifiers.train --force
+HYBRID := $(TRAIN) --test --hybrid cache/hybrid-train.npz --hybrid-validation cache/hybrid-validation.npz
 SHIPPED := classifiers/weights
 weights: $(READY)
 	$(ONET) --steps 1250 --cooldown 0 --muon-lr 0.02 --weight-decay 0.05 --run runs/onet_start \
@@ -50,12 +51,17 @@ weights: $(READY)
 		--out ifdefense/weights/punet.safetensors
 	$(BIN)/ifdefense train autoencoder --force --epochs 20 --run runs/autoencoder \
 		--out ifdefense/weights/autoencoder-modelnet40.safetensors
-	$(BIN)/ifdefense-bench purified-set --method onet-fill --split train --corrupted 0.5 --out cache/hybrid-train.npz
-	$(BIN)/ifdefense-bench purified-set --method onet-fill --split validation --corrupted 0.5 \
+	$(BIN)/ifdefense-bench purified-set --method local-mesh --split train --corrupted 0.5 --out cache/hybrid-train.npz
+	$(BIN)/ifdefense-bench purified-set --method local-mesh --split validation --corrupted 0.5 \
 		--limit 400 --out cache/hybrid-validation.npz
-	$(TRAIN) --init $(SHIPPED)/pointnet-modelnet40.safetensors --schedule 256x4,512x3,1024x1 --lr 1e-3 --test \
-		--hybrid cache/hybrid-train.npz --hybrid-validation cache/hybrid-validation.npz \
+	$(HYBRID) --init $(SHIPPED)/pointnet-modelnet40.safetensors --schedule 256x2,512x1,1024x0.6 --lr 1e-3 \
 		--run runs/pointnet_hybrid --out $(SHIPPED)/pointnet-modelnet40-hybrid.safetensors
+	$(HYBRID) --init $(SHIPPED)/pointnet-modelnet40-hybrid.safetensors --schedule 256x2.5,512x0.4,1024x0.12 \
+		--lr 1e-3 --adversarial 0.8 --attack-steps 3 --run runs/pointnet_adversarial \
+		--out $(SHIPPED)/pointnet-modelnet40-adversarial.safetensors
+	$(HYBRID) --model dgcnn --init $(SHIPPED)/dgcnn-modelnet40.safetensors --schedule 512x0.5,1024x0.25 \
+		--lr 8e-4 --weight-decay 0.02 --run runs/dgcnn_hybrid \
+		--out $(SHIPPED)/dgcnn-modelnet40-hybrid.safetensors
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
