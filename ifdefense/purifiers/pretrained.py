@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from ifdefense.implicit.base import load_network
@@ -29,6 +30,16 @@ def local_mesh(weights: str | Path = "local") -> Compose:
     """SOR, local occupancy network, mesh, samples of the mesh and nothing else."""
     surface = SurfacePurifier(load_network(weights), LOCAL_MESH)
     return Compose([StatisticalOutlierRemoval(), surface], "local-mesh")
+
+
+def local_repaired(weights: str | Path = "local") -> Compose:
+    """As `local_mesh`, with anomalous parts of the mesh cut out; see `ifdefense.stages.anomaly`."""
+    from ifdefense.implicit.anomaly import load_anomaly_network
+    from ifdefense.stages.anomaly import AnomalyRepair
+
+    restorer = dataclasses.replace(LOCAL_MESH, repair=AnomalyRepair(load_anomaly_network()))
+    surface = SurfacePurifier(load_network(weights), restorer)
+    return Compose([StatisticalOutlierRemoval(), surface], "local-repaired")
 
 
 def local_newton(weights: str | Path = "local") -> Compose:

@@ -61,6 +61,10 @@ METHODS = {
         "ifdefense.purifiers.pretrained:local_random_newton",
         twin_of="local-random",
     ),
+    "local-repaired": Method(
+        "local-mesh, with parts cut out of the mesh that the network and a global prior disagree on",
+        "ifdefense.purifiers.pretrained:local_repaired",
+    ),
     "onet-fill": Method(
         "SOR, mean of 8 neighbours, and samples of an Occupancy Network's surface where points are missing",
         "ifdefense.purifiers.pretrained:onet_fill",
