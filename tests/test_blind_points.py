@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import cKDTree
 
 from ifdefense import Purifier, purify
 from ifdefense.geometry.frame import first_occurrences, within_reach
@@ -53,11 +54,10 @@ def test_no_method_is_thrown_off_by_blind_points(
 def test_two_blind_points_leave_the_result_in_place(chair: np.ndarray, method: str) -> None:
     attacked = chair.copy()
     attacked[0], attacked[1] = (10, 0, 0), (0, -100, 0)
-    # Quantiles: to SRS the point at radius 10 is a point like others, and half a cloud may leave a stray part.
-    result, reference = (
-        np.quantile(purify(cloud, method), (0.01, 0.99), axis=0) for cloud in (attacked, chair)
-    )
-    assert np.abs(result - reference).max() < 0.15
+    result = purify(attacked, method)
+    # Nine tenths: to SRS the point at radius 10 is one like others, and half a cloud may leave a stray part.
+    for points, others in ((result, chair), (chair, result)):
+        assert np.quantile(cKDTree(others).query(points)[0], 0.9) < 0.15
 
 
 def test_reach_is_not_a_matter_of_frame_and_spares_clean_shapes(chair: np.ndarray) -> None:
