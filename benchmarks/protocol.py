@@ -44,7 +44,12 @@ NO_DEFENCE = "none"
 DEFENCES = (NO_DEFENCE, *(name for name in reversed(METHODS) if METHODS[name].twin_of is None))
 """No defence, the baselines, then the methods with a network."""
 
-VICTIMS = ("pointnet-modelnet40", "pointnet-modelnet40-hybrid", "dgcnn-modelnet40")
+VICTIMS = (
+    "pointnet-modelnet40",
+    "pointnet-modelnet40-hybrid",
+    "dgcnn-modelnet40",
+    "dgcnn-modelnet40-hybrid",
+)
 
 Command = Callable[..., None]
 Option = Callable[[Command], Command]
