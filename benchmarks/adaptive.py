@@ -135,7 +135,7 @@ def correct(bench: Bench, victim: Victim, points: Tensor, defence: str) -> dict[
     return {
         "known": logits(bench.seed).argmax(1) == bench.labels,
         "fresh": fresh[0].argmax(1) == bench.labels,
-        "mean": fresh.softmax(2).mean(0).argmax(1) == bench.labels,
+        "mean": fresh.mean(0).argmax(1) == bench.labels,
     }
 
 
@@ -220,7 +220,7 @@ def table(result: dict[str, Any]) -> str:
     steps = "/".join(map(str, sorted({one["steps"] for one in result["rows"]})))
     return (
         f"{markdown(*rows_of(result))}\n\n"
-        f"Accuracy in %: of one draw that the attacker does not know / of the mean probabilities of {DRAWS} "
+        f"Accuracy in %: of one draw that the attacker does not know / of the mean logits of {DRAWS} "
         f"draws. APGD-CE in L∞ {DELTA}, {steps} steps, no target, made on the defended classifier unless "
         "*plain*; *exact* gradients are those of the differentiable twin, others straight-through. *worst*: "
         "clouds that are classified correctly under every attacker, and clean."
