@@ -159,7 +159,7 @@ def test_every_shipped_file_has_a_card_and_together_they_are_small() -> None:
     files = sorted(folder.glob("*.safetensors"))
     assert {file.stem for file in files} == SHIPPED | {"pointnet-procedural"}
     assert all("* command: `" in file.with_suffix(".md").read_text() for file in files)
-    others = [path for path in Path(folder.parents[1], "ifdefense").rglob("*.safetensors")]
+    others = Path(folder.parents[1], "ifdefense").rglob("*.safetensors")
     assert sum(file.stat().st_size for file in [*files, *others]) < 50e6
 
 
