@@ -16,6 +16,7 @@ from ifdefense import Compose, Defended, Purifier
 from ifdefense.geometry.frame import Frame
 from ifdefense.implicit.base import Calibration, Field, load_network
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
+from ifdefense.purifiers import registry
 from ifdefense.purifiers.base import Outcome
 from ifdefense.purifiers.registry import METHODS
 from ifdefense.purifiers.specs import hashed, rebuild
@@ -245,3 +246,10 @@ def test_calibrations_out_of_range_are_errors(field: str, value: float, message:
         Calibration(**{field: value})
     with pytest.raises(ValueError, match="calibration of the weights cannot be read"):
         Calibration.of_metadata({"calibration": "{"})
+
+
+def test_a_method_without_its_weights_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_LACKING", {"dup-net": "punet"})
+    monkeypatch.delitem(METHODS, "dup-net", raising=False)
+    with pytest.raises(ValueError, match=r"dup-net needs weights that are not shipped.*train punet --out"):
+        Purifier.from_pretrained("dup-net")

@@ -112,11 +112,12 @@ METHODS = {
         network=False,
     ),
 }
-METHODS = {
-    name: method
+_LACKING = {
+    name: method.weights
     for name, method in METHODS.items()
-    if method.weights is None or (_WEIGHTS / f"{method.weights}.safetensors").is_file()
+    if method.weights is not None and not (_WEIGHTS / f"{method.weights}.safetensors").is_file()
 }
+METHODS = {name: method for name, method in METHODS.items() if name not in _LACKING}
 """All methods by name; the first is the default."""
 
 TWINS = {method.twin_of: name for name, method in METHODS.items() if method.twin_of is not None}
@@ -135,6 +136,12 @@ def build(name_or_path: str | Path | None = None) -> Purifier:
         from ifdefense.purifiers.pretrained import onet_mesh
 
         return onet_mesh(name)
+    if name in _LACKING:
+        weights = _LACKING[name]
+        raise ValueError(
+            f"{name} needs weights that are not shipped; train them with "
+            f"ifdefense train {weights} --out {_WEIGHTS / f'{weights}.safetensors'}"
+        )
     raise ValueError(
         f"unknown method {name!r}; there are {', '.join(METHODS)}, or give a file of weights that exists"
     )
