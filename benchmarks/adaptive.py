@@ -33,7 +33,7 @@ from benchmarks.protocol import (
     rate,
     several,
 )
-from ifdefense.geometry.frame import to_unit_sphere
+from ifdefense import Defended
 from ifdefense.provenance import digest, versions
 from ifdefense.purifiers.registry import TWINS
 
@@ -124,11 +124,8 @@ def correct(bench: Bench, victim: Victim, points: Tensor, defence: str) -> dict[
     purifier = purifier_of(defence)
 
     def logits(seed: int) -> Tensor:
-        parts = []
-        for part in points.split(bench.batch):
-            clean = purifier(part, points.shape[1], seed)
-            parts.append(victim.model(to_unit_sphere(clean) if purifier.normalise else clean))
-        return torch.cat(parts)
+        defended = Defended(victim.model, purifier, seed=seed)
+        return torch.cat([defended(part) for part in points.split(bench.batch)])
 
     draws = 1 if purifier.deterministic else DRAWS
     fresh = torch.stack([logits(FRESH + draw) for draw in range(draws)])

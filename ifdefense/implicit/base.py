@@ -13,6 +13,8 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
+from ifdefense.threads import parallel_map
+
 Field = Callable[[Tensor, Tensor], Tensor]
 """``(points (M, 3), cloud (M,)) → logits (M,)``: occupancy at query points of several clouds, unit cube.
 
@@ -132,6 +134,25 @@ def random_subset(cloud: Tensor, most: int | None, seed: int) -> Tensor:
         return cloud
     order = torch.randperm(len(cloud), generator=torch.Generator().manual_seed(seed))
     return cloud[order[:most].to(cloud.device)]
+
+
+def evaluated(
+    fields: Sequence[Callable[[Tensor], Tensor]], points: Tensor, cloud: Tensor, chunk: int
+) -> Tensor:
+    """Logits ``(M,)`` of queries of several clouds, in chunks that share the threads.
+
+    Args:
+        fields: one per cloud, ``(Q, 3)`` queries to ``(Q,)`` logits.
+        points: ``(M, 3)`` queries.
+        cloud: ``(M,)`` int64 index of each query's cloud, ascending.
+        chunk: queries per call of a field.
+    """
+    counts = torch.bincount(cloud, minlength=len(fields)).tolist()
+    parts = []
+    for field, part in zip(fields, points.split(counts), strict=True):
+        if len(part):
+            parts += parallel_map(field, part.split(chunk))
+    return torch.cat(parts) if parts else points.new_zeros(0)
 
 
 def load_network(name_or_path: str | Path) -> ImplicitNetwork:

@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ifdefense.implicit.base import Calibration, random_subset
+from ifdefense.implicit.base import Calibration, evaluated, random_subset
 from ifdefense.implicit.occupancy import ResnetBlockFC
-from ifdefense.threads import parallel_map
 
 CHUNK = 2048
 """Queries per chunk at inference, so that activations fit the cache of a core."""
@@ -281,13 +280,8 @@ class ConvolutionalField:
         Returns:
             ``(M,)`` logits, independent of the batch.
         """
-        counts = torch.bincount(cloud, minlength=len(self.planes)).tolist()
-        parts = []
-        for planes, part in zip(self.planes, points.split(counts), strict=True):
-            if len(part):
-                decode = functools.partial(self.decoder, planes=planes)
-                parts += parallel_map(decode, part.split(CHUNK))
-        return torch.cat(parts) if parts else points.new_zeros(0)
+        fields = [functools.partial(self.decoder, planes=planes) for planes in self.planes]
+        return evaluated(fields, points, cloud, CHUNK)
 
 
 class ConvolutionalNetwork(nn.Module):

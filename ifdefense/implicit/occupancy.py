@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ifdefense.implicit.base import Calibration
-from ifdefense.threads import parallel_map
+from ifdefense.implicit.base import Calibration, evaluated
 
 CHUNK = 2048
 """Queries per chunk of the folded decoder, so that activations fit the cache of a core."""
@@ -316,12 +315,8 @@ class OccupancyField:
         Returns:
             ``(M,)`` logits, independent of the batch.
         """
-        counts = torch.bincount(cloud, minlength=len(self.clouds)).tolist()
-        parts = []
-        for folded, part in zip(self.clouds, points.split(counts), strict=True):
-            if len(part):
-                parts += parallel_map(functools.partial(self._logits, folded), part.split(CHUNK))
-        return torch.cat(parts) if parts else points.new_zeros(0)
+        fields = [functools.partial(self._logits, folded) for folded in self.clouds]
+        return evaluated(fields, points, cloud, CHUNK)
 
 
 class OccupancyNetwork(nn.Module):

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.anomaly import AnomalyNetwork
-from ifdefense.stages.repair import Repair, cut_out, marked_pieces
+from ifdefense.stages.repair import Repair, checked_evidence, cut_out, marked_pieces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +68,7 @@ class AnomalyRepair:
         """
         from scipy.spatial import cKDTree
 
-        given = np.asarray(evidence, dtype=np.float32)
-        if given.ndim != 2 or given.shape[1] != 3 or not len(given):
-            raise ValueError(f"evidence must have shape (K, 3) with K >= 1, got {given.shape}")
-        if not np.isfinite(given).all():
-            raise ValueError("evidence holds a coordinate that is not finite")
+        given = checked_evidence(evidence, np.float32)
         if mesh.is_empty:
             return Repair(mesh, np.zeros(0, np.float32), np.zeros(0, bool), 0, 0, 0.0)
         device = next(self.network.parameters()).device

@@ -103,11 +103,7 @@ def repair_mesh(mesh: Mesh, evidence: ArrayLike, options: BulgeRepair = BulgeRep
     Raises:
         ValueError: evidence that is not (K, 3), empty, or not finite.
     """
-    points = np.asarray(evidence, dtype=np.float64)
-    if points.ndim != 2 or points.shape[1] != 3 or not len(points):
-        raise ValueError(f"evidence must have shape (K, 3) with K >= 1, got {points.shape}")
-    if not np.isfinite(points).all():
-        raise ValueError("evidence holds a coordinate that is not finite")
+    points = checked_evidence(evidence, np.float64)
     if mesh.is_empty:
         return Repair(mesh, np.zeros(0, np.float32), np.zeros(0, bool), 0, 0, 0.0)
     surface = _Surface(mesh)
@@ -130,6 +126,20 @@ def repair_mesh(mesh: Mesh, evidence: ArrayLike, options: BulgeRepair = BulgeRep
         rebuilt_regions=int(regions.max()) + 1,
         removed_area=float(surface.areas[mask].sum()),
     )
+
+
+def checked_evidence(evidence: ArrayLike, dtype: type[np.floating]) -> NDArray[Any]:
+    """Evidence as an array (K, 3).
+
+    Raises:
+        ValueError: evidence that is not (K, 3), empty, or not finite.
+    """
+    points = np.asarray(evidence, dtype=dtype)
+    if points.ndim != 2 or points.shape[1] != 3 or not len(points):
+        raise ValueError(f"evidence must have shape (K, 3) with K >= 1, got {points.shape}")
+    if not np.isfinite(points).all():
+        raise ValueError("evidence holds a coordinate that is not finite")
+    return points
 
 
 def cut_out(mesh: Mesh, marked: Mask, score: Floats, rim: int = 1, whole: float = 0.7) -> Repair:

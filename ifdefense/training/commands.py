@@ -64,6 +64,17 @@ def check_writable(folder: Path) -> None:
 Command = Callable[..., None]
 
 
+def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """A decorator that adds options to a command, in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 def run_options(name: str, cache: str, defaults: TrainOptions, every: int) -> Callable[[Command], Command]:
     """Options that the trainings of implicit networks share: data, run, weights, schedule, device.
 
@@ -106,13 +117,7 @@ def run_options(name: str, cache: str, defaults: TrainOptions, every: int) -> Ca
         click.option("--device", default="cpu", callback=device_of, show_default=True),
         click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal."),
     )
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+    return with_options(*options)
 
 
 def mix_of(

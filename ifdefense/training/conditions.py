@@ -35,7 +35,14 @@ from ifdefense.implicit.occupancy import ConditionalDecoder
 from ifdefense.shapes.procedural import CLASSES, make_shape
 from ifdefense.shapes.rendering import random_cameras, render
 from ifdefense.training.collections import cached, cached_set, from_procedural
-from ifdefense.training.commands import Command, check_output, check_writable, reported, run_options
+from ifdefense.training.commands import (
+    Command,
+    check_output,
+    check_writable,
+    reported,
+    run_options,
+    with_options,
+)
 from ifdefense.training.fit import Batch, Loss, TrainOptions, fit, likelihood_loss
 from ifdefense.training.occupancies import BOX, OFFSET, STEP, OccupancySet, interpolate
 from ifdefense.training.runs import check_ranges, digest
@@ -283,13 +290,7 @@ def condition_options(defaults: QueryOptions, frequencies: int) -> Callable[[Com
             help="Octaves of the positional encoding, 0 for none.",
         ),
     )
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+    return with_options(*options)
 
 
 def train_conditioned(

@@ -21,7 +21,15 @@ from ifdefense.data.packed import data_folder
 from ifdefense.implicit.base import Calibration
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
 from ifdefense.training.collections import cached, from_meshes, from_modelnet40, from_procedural
-from ifdefense.training.commands import Command, check_output, check_writable, mix_of, reported, run_options
+from ifdefense.training.commands import (
+    Command,
+    check_output,
+    check_writable,
+    mix_of,
+    reported,
+    run_options,
+    with_options,
+)
 from ifdefense.training.fit import TrainOptions, fit
 from ifdefense.training.occupancies import OFFSET, OccupancySet, concatenate
 from ifdefense.training.sampling import OccupancySampler, SamplingOptions
@@ -75,13 +83,7 @@ def shape_options(sampling: SamplingOptions) -> Callable[[Command], Command]:
             help="Procedural shapes per class.",
         ),
     )
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+    return with_options(*options)
 
 
 def train_on_shapes(
