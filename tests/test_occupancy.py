@@ -9,8 +9,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from ifdefense.data.errors import DataError
 from ifdefense.geometry.mesh import Mesh
+from ifdefense.implicit.base import load_network
 from ifdefense.shapes.procedural import make_shape
+from ifdefense.training.collections import POINTS, from_clouds, read_folder
 from ifdefense.training.occupancies import (
     BOX,
     OFFSET,
@@ -25,6 +28,7 @@ from ifdefense.training.occupancies import (
     grid_from_shape,
     interpolate,
 )
+from ifdefense.training.taught import grids_from_network
 
 CELL = BOX / RESOLUTION
 
@@ -83,6 +87,63 @@ def test_space_between_legs_is_outside() -> None:
     field = grid_from_cloud(cloud).ravel()
     x, y, z = cell_centres().T
     assert not (field[(np.abs(x) < 0.3) & (np.abs(y) < 0.3) & (z < 0.3)] > 0).any()
+
+
+def overlap(one: NDArray[np.int8], other: NDArray[np.int8]) -> float:
+    return float(((one > 0) & (other > 0)).sum() / ((one > 0) | (other > 0)).sum())
+
+
+def test_a_network_sees_solids_better_than_planes_and_rays_do() -> None:
+    network = load_network("local")
+    seen, estimated = [], []
+    for name in ("chair", "mug", "bottle", "table"):
+        rng = np.random.default_rng(3)
+        shape = make_shape(name, rng)
+        cloud, truth = shape.sample_surface(1024, rng)[0], grid_from_shape(shape)
+        seen.append(overlap(grids_from_network(network, [cloud])[0], truth))
+        estimated.append(overlap(grid_from_cloud(cloud), truth))
+    assert np.mean(seen) > 0.85
+    assert np.mean(seen) > np.mean(estimated) + 0.05
+
+
+def test_a_network_labels_a_batch_as_each_cloud_and_does_not_join_legs() -> None:
+    network = load_network("local")
+    rng = np.random.default_rng(0)
+    feet = [(x, y) for x in (-0.4, 0.4) for y in (-0.4, 0.4)]
+    legs = [np.c_[rng.normal(0, 0.01, (150, 2)) + foot, rng.uniform(-0.5, 0.4, 150)] for foot in feet]
+    table = np.concatenate([np.c_[rng.uniform(-0.5, 0.5, (424, 2)), np.full(424, 0.4)], *legs])
+    both = grids_from_network(network, [sphere(1024, 0.45), table])
+    for grid, cloud in zip(both, (sphere(1024, 0.45), table), strict=True):
+        np.testing.assert_array_equal(grid, grids_from_network(network, [cloud])[0])
+    x, y, z = cell_centres().T
+    assert not (both[1].ravel()[(np.abs(x) < 0.3) & (np.abs(y) < 0.3) & (z < 0.3)] > 0).any()
+    assert (both[0].ravel()[np.linalg.norm(cell_centres(), axis=1) < 0.42] > 0).all()
+
+
+def test_clouds_of_any_size_and_frame_become_a_set() -> None:
+    clouds = [sphere(700) * 3 + 5, sphere(1024), sphere(5000)]
+    data = from_clouds(clouds, "balls", "estimated", seed=1)
+    assert data.points.shape == (3, POINTS, 3) and data.sources == ("balls",)
+    np.testing.assert_allclose(np.linalg.norm(data.points.astype(np.float64), axis=2), 0.5, atol=0.02)
+    assert len(np.unique(data.points[0], axis=0)) == 700
+    assert len(np.unique(data.points[2], axis=0)) == POINTS
+
+
+def test_a_folder_of_clouds(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    for index in range(12):
+        np.save(tmp_path / f"{index:02}.npy", sphere(100) + index)
+    np.save(tmp_path / "more" / "batch.npy", np.stack([sphere(80)] * 8))
+    (tmp_path / ".hidden.npy").write_bytes(b"no cloud")
+    (tmp_path / "notes.md").write_text("no cloud")
+    found = read_folder(tmp_path)
+    assert [len(cloud) for cloud in found] == [100] * 12 + [80] * 8
+    np.testing.assert_allclose(found[7], sphere(100) + 7, atol=1e-5)
+    np.save(tmp_path / "few.npy", sphere(10))
+    with pytest.raises(DataError, match=r"few\.npy: cloud 0 has 10 points; at least 64 are needed"):
+        read_folder(tmp_path)
+    with pytest.raises(DataError, match="8 clouds in 1 files; at least 20 are needed"):
+        read_folder(tmp_path / "more")
 
 
 def test_shape_field_is_exact_near_the_surface() -> None:

@@ -318,6 +318,26 @@ def test_the_convolutional_network_learns_from_the_same_shapes(
     assert bad.exit_code == 1 and "must be a multiple of 2, got 13" in bad.output
 
 
+def test_the_command_learns_from_a_folder_of_clouds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ifdefense.training.onet.chamfer_l1", functools.partial(chamfer_l1, count=2))
+    (tmp_path / "clouds").mkdir()
+    rng = np.random.default_rng(0)
+    shapes = [make_shape("mug", rng).sample_surface(400, rng)[0] for _ in range(20)]
+    np.save(tmp_path / "clouds" / "mugs.npy", np.stack(shapes) * 7 + 3)
+    out = tmp_path / "onet.safetensors"
+    code, output = command(
+        tmp_path, "--from-points", str(tmp_path / "clouds"), "--out", str(out), "--labels", "estimated"
+    )
+    assert code == 0, output
+    card = out.with_suffix(".md").read_text()
+    assert "data: points (weight 1); 18 shapes; solids behind clouds: estimated" in card
+    held = OccupancySet.load(tmp_path / "cache" / "points-validation")
+    assert len(held) == 2  # every tenth
+    np.testing.assert_allclose(np.ptp(held.points.astype(np.float64), axis=1).max(1), 1, atol=1e-3)
+    code, output = command(tmp_path, "--mix", "points")
+    assert code == 1 and "the source points and --from-points FOLDER belong together" in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ifdefense.data.errors import DataError
+from ifdefense.data.formats import CLOUD_SUFFIXES, read_clouds
 from ifdefense.data.modelnet import Split
 from ifdefense.geometry.frame import Frame
+from ifdefense.implicit.base import load_network
 from ifdefense.training.occupancies import (
     BOX,
     OFFSET,
@@ -25,11 +28,18 @@ from ifdefense.training.occupancies import (
     grid_from_mesh,
     grid_from_shape,
 )
+from ifdefense.training.taught import grids_from_network
 
 logger = logging.getLogger(__name__)
 
 POINTS = 1024
 DENSE = 30_000  # samples that resolve the surface of a soup on the grid
+TOGETHER = 16  # clouds that a network labels at a time
+FEWEST_POINTS = 64
+FEWEST_CLOUDS = 20
+
+Labels = Literal["local", "estimated"]
+"""Who says which solid is behind a cloud."""
 
 Pair = tuple[NDArray[np.floating], OccupancyGrid | None]
 
@@ -56,14 +66,74 @@ def _gather(pairs: Iterable[Pair], total: int, name: str) -> OccupancySet:
     )
 
 
-def from_modelnet40(root: str | Path | None, split: Split) -> OccupancySet:
-    """ModelNet40 clouds of a split, with the solids estimated behind them."""
+def from_clouds(
+    clouds: Sequence[NDArray[np.floating]], name: str, labels: Labels = "local", seed: int = 0
+) -> OccupancySet:
+    """Clouds without meshes, with the solids behind them.
+
+    Args:
+        clouds: ``(N_i, 3)`` samples of surfaces, in any frame. `POINTS` of each are kept, drawn at random;
+            points of smaller clouds are repeated.
+        name: of the collection.
+        labels: ``"local"`` for the solids that the shipped local network sees (`grids_from_network`),
+            ``"estimated"`` for those that planes and rays say (`grid_from_cloud`).
+        seed: of the draw.
+    """
+    rng = np.random.default_rng(seed)
+    cubes = [to_unit_cube(_of_size(cloud, rng)) for cloud in clouds]
+
+    def pairs() -> Iterable[Pair]:
+        if labels == "estimated":
+            yield from ((cube, grid_from_cloud(cube)) for cube in cubes)
+            return
+        network = load_network("local")
+        for start in range(0, len(cubes), TOGETHER):
+            part = cubes[start : start + TOGETHER]
+            yield from zip(part, grids_from_network(network, part), strict=True)
+
+    return _gather(pairs(), len(cubes), name)
+
+
+def _of_size(cloud: NDArray[np.floating], rng: np.random.Generator) -> NDArray[np.floating]:
+    """`POINTS` points of a cloud."""
+    if len(cloud) == POINTS:
+        return cloud
+    return cloud[np.resize(rng.permutation(len(cloud)), POINTS)]
+
+
+def from_modelnet40(root: str | Path | None, split: Split, labels: Labels = "local") -> OccupancySet:
+    """ModelNet40 clouds of a split, with the solids behind them, see `from_clouds`."""
     from ifdefense.data.modelnet import load_modelnet40
 
-    clouds = [to_unit_cube(points) for points in load_modelnet40(root, split).points]
-    return _gather(
-        ((points, grid_from_cloud(points)) for points in clouds), len(clouds), f"modelnet40-{split}"
+    return from_clouds(load_modelnet40(root, split).points, f"modelnet40-{split}", labels)
+
+
+def read_folder(folder: Path) -> list[NDArray[np.floating]]:
+    """All clouds in the files of a folder and of the folders in it, in the order of their names.
+
+    Raises:
+        DataError: if there are fewer than `FEWEST_CLOUDS`, a file cannot be read, or a cloud has fewer than
+            `FEWEST_POINTS` points.
+    """
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in CLOUD_SUFFIXES and not path.name.startswith(".")
     )
+    clouds: list[NDArray[np.floating]] = []
+    for path in paths:
+        found = read_clouds(path, POINTS)
+        for index, cloud in enumerate(found):
+            if len(cloud) < FEWEST_POINTS:
+                raise DataError(
+                    f"{path}: cloud {index} has {len(cloud)} points; at least {FEWEST_POINTS} are needed"
+                )
+        clouds += found
+    if len(clouds) < FEWEST_CLOUDS:
+        raise DataError(
+            f"{folder}: {len(clouds)} clouds in {len(paths)} files; at least {FEWEST_CLOUDS} are needed"
+        )
+    return clouds
 
 
 def from_meshes(root: str | Path | None, seed: int = 0) -> OccupancySet:

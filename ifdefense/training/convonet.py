@@ -54,8 +54,7 @@ def train_command(
 ) -> None:
     """Trains a Convolutional Occupancy Network, on the shapes and queries of train onet.
 
-    Validation shapes are ModelNet40 clouds held out of its train shards, or procedural shapes where the mix
-    has no ModelNet40. A run is resumed only with the options it was started with, but for more steps.
+    Validation shapes are as for train onet. A run is resumed only with the options it was started with, but for more steps.
     """
     encoder, features, filters, decoder = widths
     config = ConvolutionalConfig(encoder, features, filters, depth, decoder, resolution)

@@ -160,22 +160,30 @@ def grid_from_cloud(points: NDArray[np.floating], options: SolidOptions = SolidO
         points: ``(N, 3)`` samples of the surface, unit-cube frame.
         options: scales.
     """
-    from scipy import ndimage
     from scipy.spatial import cKDTree
 
     points = np.asarray(points, dtype=np.float64)
     nearest = np.asarray(cKDTree(points).query(points, 2)[0])[:, 1]
     spacing = float(np.clip(2 * nearest.mean(), *options.limits))
-    signed = _sheet(points, spacing, options)
-    inside = _enclosed(
-        distance_to_points(points, options.seal * spacing) < options.seal * spacing * (1 - 1e-6)
-    )
-    inside &= signed <= 0
+    stops = distance_to_points(points, options.seal * spacing) < options.seal * spacing * (1 - 1e-6)
+    return filled_grid(_sheet(points, spacing, options), stops)
+
+
+def filled_grid(sheet: NDArray[np.floating], stops: NDArray[np.bool_]) -> OccupancyGrid:
+    """The solid of a thickened sheet and of what it encloses.
+
+    Args:
+        sheet: ``(R, R, R)`` signed distances to the border of the sheet, positive inside, unit cube.
+        stops: bool of the same shape, the cells that a ray does not pass.
+    """
+    from scipy import ndimage
+
+    inside = _enclosed(stops) & (sheet <= 0)
     if inside.any():
         cell = BOX / RESOLUTION
         depth = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
-        signed = np.maximum(signed, (depth + 0.5) * cell)
-    return _quantise(signed)
+        sheet = np.maximum(sheet, (depth + 0.5) * cell)
+    return _quantise(sheet)
 
 
 def grid_from_shape(shape: Shape, offset: float = OFFSET) -> OccupancyGrid:

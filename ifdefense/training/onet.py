@@ -17,10 +17,19 @@ import click
 import torch
 from torch import nn
 
+from ifdefense.data.modelnet import Split
 from ifdefense.data.packed import data_folder
 from ifdefense.implicit.base import Calibration
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
-from ifdefense.training.collections import cached, from_meshes, from_modelnet40, from_procedural
+from ifdefense.training.collections import (
+    Labels,
+    cached,
+    from_clouds,
+    from_meshes,
+    from_modelnet40,
+    from_procedural,
+    read_folder,
+)
 from ifdefense.training.commands import (
     Command,
     check_output,
@@ -32,33 +41,86 @@ from ifdefense.training.commands import (
 )
 from ifdefense.training.fit import TrainOptions, fit
 from ifdefense.training.occupancies import OFFSET, OccupancySet, concatenate
+from ifdefense.training.runs import digest
 from ifdefense.training.sampling import OccupancySampler, SamplingOptions
 from ifdefense.training.surfaces import chamfer_l1
 
-SOURCES = ("modelnet40", "meshes", "procedural")
+SOURCES = ("modelnet40", "meshes", "procedural", "points")
+POINTS = "points"
 SECOND_THRESHOLD = 0.2
 """Thin shapes may show no surface at 0.5; the published networks are read at 0.2."""
 
 
-def _collect(name: str, root: str | None, cache: Path, per_class: int, seed: int) -> OccupancySet:
-    """The training shapes of a source."""
-    if name == "procedural":
-        settings: dict[str, Any] = {"per_class": per_class, "seed": seed + 1}
-        return cached(cache / name, lambda: from_procedural(per_class, seed + 1), settings)
-    folder = str(data_folder(root, name).resolve())
-    if name == "modelnet40":
-        return cached(cache / "modelnet40-train", lambda: from_modelnet40(root, "train"), {"folder": folder})
-    return cached(cache / name, lambda: from_meshes(root, seed), {"folder": folder, "seed": seed})
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """Where shapes come from.
 
+    Attributes:
+        mix: weights of the sources.
+        root: data folder.
+        clouds: folder of clouds, the source ``"points"``.
+        labels: who says which solid is behind a cloud.
+        cache: folder of the prepared shapes.
+        per_class: procedural shapes per class.
+        seed: of their draw.
+    """
 
-def _validation(mix: dict[str, float], root: str | None, cache: Path, seed: int) -> OccupancySet:
-    """Shapes that no training sees."""
-    if "modelnet40" in mix:
-        folder = str(data_folder(root, "modelnet40").resolve())
+    mix: dict[str, float]
+    root: str | None
+    clouds: Path | None
+    labels: Labels
+    cache: Path
+    per_class: int
+    seed: int
+
+    def train(self) -> OccupancySet:
+        """Shapes of all sources, named by them."""
+        parts = {name: self._collect(name) for name in self.mix}
+        return concatenate([dataclasses.replace(part, sources=(name,)) for name, part in parts.items()])
+
+    def validation(self) -> OccupancySet:
+        """Shapes that no training sees."""
+        if self.clouds is not None:
+            return self._clouds(held=True)
+        if "modelnet40" in self.mix:
+            return self._modelnet40("validation")
+        seed = self.seed + 2
+        return cached(self.cache / "procedural-validation", lambda: from_procedural(4, seed), {"seed": seed})
+
+    def _collect(self, name: str) -> OccupancySet:
+        """The training shapes of a source."""
+        seed = self.seed
+        if name == POINTS:
+            return self._clouds(held=False)
+        if name == "modelnet40":
+            return self._modelnet40("train")
+        if name == "procedural":
+            settings: dict[str, Any] = {"per_class": self.per_class, "seed": seed + 1}
+            return cached(self.cache / name, lambda: from_procedural(self.per_class, seed + 1), settings)
+        folder = str(data_folder(self.root, name).resolve())
         return cached(
-            cache / "modelnet40-validation", lambda: from_modelnet40(root, "validation"), {"folder": folder}
+            self.cache / name, lambda: from_meshes(self.root, seed), {"folder": folder, "seed": seed}
         )
-    return cached(cache / "procedural-validation", lambda: from_procedural(4, seed + 2), {"seed": seed + 2})
+
+    def _modelnet40(self, split: Split) -> OccupancySet:
+        folder = str(data_folder(self.root, "modelnet40").resolve())
+        return cached(
+            self.cache / f"modelnet40-{split}",
+            lambda: from_modelnet40(self.root, split, self.labels),
+            {"folder": folder, "labels": self.labels},
+        )
+
+    def _clouds(self, held: bool) -> OccupancySet:
+        """Every tenth cloud of the folder, or the others."""
+        assert self.clouds is not None
+        read = read_folder(self.clouds)
+        part = [cloud for index, cloud in enumerate(read) if (index % 10 == 0) == held]
+        name = "points-validation" if held else POINTS
+        return cached(
+            self.cache / name,
+            lambda: from_clouds(part, name, self.labels, self.seed),
+            {"clouds": digest(*part), "labels": self.labels, "seed": self.seed},
+        )
 
 
 def shape_options(sampling: SamplingOptions) -> Callable[[Command], Command]:
@@ -67,8 +129,22 @@ def shape_options(sampling: SamplingOptions) -> Callable[[Command], Command]:
         click.option(
             "--mix",
             multiple=True,
-            callback=mix_of(SOURCES, {"procedural": 1.0}),
-            help="NAME=WEIGHT of a source: modelnet40, meshes or procedural.",
+            callback=mix_of(SOURCES, {}),
+            help="NAME=WEIGHT of a source: modelnet40, meshes, procedural or points.  [default: points=1 with "
+            "--from-points, else procedural=1]",
+        ),
+        click.option(
+            "--from-points",
+            "clouds",
+            type=click.Path(exists=True, file_okay=False, path_type=Path),
+            help="Folder of clouds without meshes, the source points; every tenth cloud validates.",
+        ),
+        click.option(
+            "--labels",
+            type=click.Choice(["local", "estimated"]),
+            default="local",
+            show_default=True,
+            help="Who says which solid is behind a cloud: the local network, or planes and rays.",
         ),
         click.option("--batch-size", default=sampling.batch_size, show_default=True),
         click.option("--queries", default=sampling.queries, show_default=True, help="Queries per cloud."),
@@ -96,6 +172,8 @@ def train_on_shapes(
     *,
     mix: dict[str, float],
     root: str | None,
+    clouds: Path | None,
+    labels: Labels,
     cache: Path,
     folder: Path,
     out: Path | None,
@@ -118,6 +196,8 @@ def train_on_shapes(
         sampling: how examples are drawn.
         mix: weights of the sources.
         root: data folder.
+        clouds: folder of clouds, the source ``"points"``.
+        labels: who says which solid is behind a cloud.
         cache: folder of the prepared shapes.
         folder: of the run.
         out: where the weights go.
@@ -134,13 +214,16 @@ def train_on_shapes(
     if out is not None:
         check_output(out, force)
     check_writable(folder)
+    mix = mix or {"procedural" if clouds is None else POINTS: 1.0}
+    if (POINTS in mix) != (clouds is not None):
+        raise ValueError("the source points and --from-points FOLDER belong together")
+    shapes = Shapes(mix, root, clouds, labels, cache, per_class, options.seed)
     calibration = Calibration(sampling.box, options.threshold, SECOND_THRESHOLD, OFFSET, sampling.points)
     torch.manual_seed(options.seed)
     network = create(calibration).to(device)
-    parts = {name: _collect(name, root, cache, per_class, options.seed) for name in mix}
-    data = concatenate([dataclasses.replace(part, sources=(name,)) for name, part in parts.items()])
-    examples = OccupancySampler(data, sampling, mix)
-    validation = OccupancySampler(_validation(mix, root, cache, options.seed), sampling)
+    data = shapes.train()
+    examples = OccupancySampler(data, sampling, shapes.mix)
+    validation = OccupancySampler(shapes.validation(), sampling)
     metadata = {
         "network": kind,
         "config": json.dumps(dataclasses.asdict(config)),
@@ -166,8 +249,9 @@ def train_on_shapes(
     if out is None:
         return
     sources = ", ".join(f"{name} (weight {weight:g})" for name, weight in mix.items())
+    taught = f"; solids behind clouds: {labels}" if {"modelnet40", POINTS} & set(mix) else ""
     lines = [
-        f"data: {sources}; {len(data)} shapes",
+        f"data: {sources}; {len(data)} shapes{taught}",
         f"validation IoU: {run.best['clean']:.3f} (clean input), "
         f"{run.best['corrupted']:.3f} (corrupted input)",
         f"validation Chamfer-L1, tenths of the longest side: {distance['clean']:.3f} (clean input), "
@@ -194,8 +278,8 @@ def train_command(
 ) -> None:
     """Trains an Occupancy Network.
 
-    Validation shapes are ModelNet40 clouds held out of its train shards, or procedural shapes where the mix
-    has no ModelNet40. A run is resumed only with the options it was started with, but for more steps.
+    Validation shapes are every tenth cloud of --from-points, or ModelNet40 clouds held out of its train
+    shards, or procedural shapes where the mix has neither. A run is resumed only with the options it was started with, but for more steps.
     """
     config = OccupancyConfig(*widths, frequencies)
     for name, width in dataclasses.asdict(config).items():
