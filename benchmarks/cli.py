@@ -15,6 +15,7 @@ COMMANDS = {
     "conditions": ("benchmarks.conditions:conditions", "Voxels, images and samples of the prior."),
     "corruptions": ("benchmarks.corruption:corruptions", "Accuracy on corrupted clouds (ModelNet40-C)."),
     "demo": ("benchmarks.demo:demo", "Attack a classifier, purify, classify again."),
+    "labels": ("benchmarks.labels:labels", "Guessed solids behind clouds against the true ones."),
     "point-operations": ("benchmarks.point_operations:point_operations", "Time of neighbour searches."),
     "purified-set": ("benchmarks.purified_set:purified_set", "Purified copies of clouds, for training."),
     "purify-speed": ("benchmarks.purify_speed:purify_speed", "Time and memory of purify."),

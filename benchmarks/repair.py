@@ -25,7 +25,7 @@ from ifdefense.corruptions.planted import KINDS, plant
 from ifdefense.data.packed import load_packed_meshes
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.geometry.sampling import sample_surface
-from ifdefense.implicit.anomaly import load_anomaly_network
+from ifdefense.implicit.anomaly import AnomalyNetwork
 from ifdefense.implicit.base import load_network
 from ifdefense.purifiers.base import Trace
 from ifdefense.purifiers.compose import Compose
@@ -59,7 +59,7 @@ Cloud = NDArray[np.float32]
 
 RULES: dict[str, Callable[[], RepairMesh]] = {
     "bulge": BulgeRepair,
-    "anomaly": lambda: AnomalyRepair(load_anomaly_network()),
+    "anomaly": lambda: AnomalyRepair(AnomalyNetwork.load()),
 }
 """Repair rules by name."""
 

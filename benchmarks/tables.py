@@ -18,6 +18,7 @@ from benchmarks import (
     catalogue,
     conditions,
     corruption,
+    labels,
     reconstruction,
     record,
     refinement,
@@ -84,6 +85,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "attack-speed": ("attack_speed.json", attack_speed),
     "conditions": ("conditions.json", conditions.table),
     "corruptions": ("corruptions.json", corruption.table),
+    "labels": ("labels.json", labels.table),
     "point-operations": ("point_operations.json", point_operations),
     "reconstruction": ("reconstruction.json", reconstruction.table),
     "refinement": ("refinement.json", refinement.table),
@@ -101,7 +103,13 @@ CATALOGUE: dict[str, Callable[[], str]] = {
 }
 """Renderers of tables that need no results."""
 
-DOCUMENTS = ("README.md", "benchmarks/README.md", "docs/attacks.md", "docs/classifiers.md")
+DOCUMENTS = (
+    "README.md",
+    "benchmarks/README.md",
+    "docs/attacks.md",
+    "docs/classifiers.md",
+    "docs/training.md",
+)
 
 
 def fill(text: str, folder: Path) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ifdefense.corruptions.planted import plant
 from ifdefense.geometry.mesh import Mesh
-from ifdefense.implicit.anomaly import AnomalyNetwork, load_anomaly_network
+from ifdefense.implicit.anomaly import AnomalyNetwork
 from ifdefense.implicit.base import load_network
 from ifdefense.purifiers.compose import Compose
 from ifdefense.purifiers.filters import StatisticalOutlierRemoval
@@ -167,7 +167,7 @@ def test_options_are_checked(options: dict[str, float], message: str) -> None:
 
 @cache
 def shipped() -> AnomalyNetwork:
-    return load_anomaly_network()
+    return AnomalyNetwork.load()
 
 
 def test_the_shipped_network_finds_a_blob_beside_a_chair_and_nothing_on_the_chair() -> None:
@@ -212,16 +212,25 @@ def test_a_repair_is_described_and_rebuilt() -> None:
 
 
 def test_weights_of_another_network_are_refused() -> None:
-    with pytest.raises(ValueError, match="onet: weights of a OccupancyNetwork, not of an AnomalyNetwork"):
-        load_anomaly_network("onet")
+    with pytest.raises(ValueError, match=r"onet.safetensors: not an anomaly network: it does not name its"):
+        AnomalyNetwork.load("onet")
+    with pytest.raises(ValueError, match="needed, got onet and onet: OccupancyNetwork and OccupancyNetwork"):
+        AnomalyNetwork.untrained("onet", "onet")
 
 
-def test_weights_without_calibrations_are_refused(tmp_path: Path) -> None:
-    from ifdefense.checkpoints import save_safetensors
-
-    save_safetensors(shipped(), tmp_path / "bare.safetensors", {"network": "anomaly"})
-    with pytest.raises(ValueError, match="calibrations of its networks are missing"):
-        load_anomaly_network(tmp_path / "bare.safetensors")
+def test_a_head_is_saved_without_its_networks_and_refused_beside_others(tmp_path: Path) -> None:
+    path = tmp_path / "head.safetensors"
+    shipped().save(path, note="a test")
+    assert path.stat().st_size < 300_000
+    again = AnomalyNetwork.load(path)
+    for name, value in shipped().state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    other = AnomalyNetwork.untrained("local", "onet")
+    with torch.no_grad():
+        next(other.prior.parameters()).add_(1)
+    other.save(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="its head was trained on other weights of local or onet"):
+        AnomalyNetwork.load(tmp_path / "other.safetensors")
 
 
 def test_labels_of_examples_say_what_is_off_the_surface() -> None:
@@ -243,7 +252,7 @@ def test_scattered_groups_are_of_the_size_they_say() -> None:
 
 def test_the_head_learns_what_separates_points() -> None:
     torch.manual_seed(0)
-    network = AnomalyNetwork(load_network("local"), load_network("onet"))  # type: ignore[arg-type]
+    network = AnomalyNetwork.untrained("local", "onet")
     inputs = torch.randn(4000, len(network.head.mean))
     labels = (inputs[:, 3] > 1).long()
     before = recall(network, inputs, labels)

@@ -70,7 +70,7 @@ ROOMS: dict[str, set[str]] = {
     "corruptions": {"geometry"},
     "data": {"attributes", "geometry"},
     "shapes": {"data", "geometry"},
-    "implicit": {"checkpoints", "geometry", "threads"},
+    "implicit": {"checkpoints", "geometry", "provenance", "threads"},
     "point_networks": {"checkpoints", "geometry"},
     "stages": {"geometry", "implicit"},
     "restorers": {"geometry", "implicit", "stages", "timing"},

@@ -8,18 +8,19 @@ too coarse for legs and handles, density varies on honest scans too.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from ifdefense.checkpoints import load_into, load_metadata, load_state, save_safetensors
 from ifdefense.geometry.points import knn
-from ifdefense.implicit.base import Calibration, load_network
-from ifdefense.implicit.local import LocalConfig, LocalOccupancyNetwork
-from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
+from ifdefense.implicit.base import load_network, weights_path
+from ifdefense.implicit.local import LocalOccupancyNetwork
+from ifdefense.implicit.occupancy import OccupancyNetwork
+from ifdefense.provenance import digest
 
 NEIGHBOURS = (2, 8, 16)
 """Neighbours whose distances are the support of a point."""
@@ -60,7 +61,8 @@ class AnomalyHead(nn.Module):
 class AnomalyNetwork(nn.Module):
     """Probability that a point is not one of the shape's surface.
 
-    It carries its own two networks, so that its head never meets features that it was not trained on.
+    Its weights are those of the head alone. They name the weights of both networks, and are refused where
+    these have changed, so that the head never meets features that it was not trained on.
 
     Args:
         local: describes each point in its surroundings.
@@ -76,22 +78,57 @@ class AnomalyNetwork(nn.Module):
         self.head = AnomalyHead(4 * local.config.values + 2 + len(NEIGHBOURS))
 
     @classmethod
-    def of_weights(cls, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> AnomalyNetwork:
-        """Builds an untrained network with the sizes and the calibrations of weights.
+    def untrained(cls, local: str, prior: str) -> Self:
+        """With a new head.
+
+        Args:
+            local: name or file of weights of a local occupancy network, see `load_network`.
+            prior: of an Occupancy Network.
 
         Raises:
-            ValueError: if tensors or calibrations are missing.
+            ValueError: if the weights are those of other networks.
         """
-        parts: dict[str, dict[str, Tensor]] = {"local": {}, "prior": {}, "head": {}}
-        for name, value in state.items():
-            part, _, rest = name.partition(".")
-            parts.setdefault(part, {})[rest] = value
-        given = json.loads(metadata.get("calibrations", "{}"))
-        if set(given) != {"local", "prior"}:
-            raise ValueError("not an anomaly network: the calibrations of its networks are missing")
-        read = {name: Calibration(**values) for name, values in given.items()}
-        local = LocalOccupancyNetwork(LocalConfig.of_state(parts["local"]), read["local"])
-        return cls(local, OccupancyNetwork(OccupancyConfig.of_state(parts["prior"]), read["prior"]))
+        networks: list[object] = [load_network(local), load_network(prior)]
+        first, second = networks
+        if not isinstance(first, LocalOccupancyNetwork) or not isinstance(second, OccupancyNetwork):
+            raise ValueError(
+                f"a local occupancy network and an Occupancy Network are needed, got {local} and {prior}: "
+                + " and ".join(type(network).__name__ for network in networks)
+            )
+        return cls(first, second).eval()
+
+    @classmethod
+    def load(cls, name_or_path: str | Path = "anomaly") -> Self:
+        """Loads the head and the networks that it names; arguments and errors as `load_network`.
+
+        Raises:
+            ValueError: if the weights are those of another network, or the head was trained on other weights.
+        """
+        path = weights_path(name_or_path)
+        try:
+            given = json.loads(load_metadata(path)["networks"])
+            names = {part: given[part]["source"] for part in ("local", "prior")}
+        except (KeyError, TypeError, json.JSONDecodeError):
+            raise ValueError(f"{path}: not an anomaly network: it does not name its networks") from None
+        network = cls.untrained(**names)
+        if network.networks() != given:
+            raise ValueError(
+                f"{path}: its head was trained on other weights of {' or '.join(names.values())}"
+            )
+        load_into(network.head, load_state(path), path)
+        network.source = str(name_or_path)
+        return network
+
+    def save(self, path: Path, **metadata: str) -> None:
+        """Writes what `load` reads, with further metadata."""
+        save_safetensors(self.head, path, {"networks": json.dumps(self.networks()), **metadata})
+
+    def networks(self) -> dict[str, dict[str, str]]:
+        """Names and digests of the weights of both networks."""
+        return {
+            "local": {"source": str(self.local.source), "weights": _digest(self.local)},
+            "prior": {"source": str(self.prior.source), "weights": _digest(self.prior)},
+        }
 
     def features(self, cloud: Tensor) -> tuple[Tensor, Tensor]:
         """What the head reads.
@@ -125,20 +162,7 @@ class AnomalyNetwork(nn.Module):
         points, inputs = self.features(cloud)
         return points, self.head(inputs)
 
-    def metadata(self) -> dict[str, str]:
-        """What `of_weights` reads besides the tensors."""
-        calibrations = {"local": self.local.calibration, "prior": self.prior.calibration}
-        values = {name: dataclasses.asdict(value) for name, value in calibrations.items()}
-        return {"network": "anomaly", "calibrations": json.dumps(values)}
 
-
-def load_anomaly_network(name_or_path: str | Path = "anomaly") -> AnomalyNetwork:
-    """Loads an `AnomalyNetwork`; arguments and errors as `load_network`.
-
-    Raises:
-        ValueError: if the weights are those of another network.
-    """
-    network: object = load_network(name_or_path)
-    if not isinstance(network, AnomalyNetwork):
-        raise ValueError(f"{name_or_path}: weights of a {type(network).__name__}, not of an AnomalyNetwork")
-    return network
+def _digest(network: nn.Module) -> str:
+    """Digest of the names and values of all tensors."""
+    return digest({name: digest(value) for name, value in network.state_dict().items()})

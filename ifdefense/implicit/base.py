@@ -23,7 +23,6 @@ inside.
 """
 
 NETWORKS = {
-    "anomaly": "ifdefense.implicit.anomaly:AnomalyNetwork",
     "convolutional": "ifdefense.implicit.convolutional:ConvolutionalNetwork",
     "generative": "ifdefense.implicit.latent:GenerativeOccupancyNetwork",
     "image": "ifdefense.implicit.conditions:ImageNetwork",
@@ -31,8 +30,7 @@ NETWORKS = {
     "occupancy": "ifdefense.implicit.occupancy:OccupancyNetwork",
     "voxel": "ifdefense.implicit.conditions:VoxelNetwork",
 }
-"""Classes of networks by the name in the metadata of their weights; all but ``anomaly`` are implicit."""
-
+"""Classes of networks by the name in the metadata of their weights."""
 
 SIGNS = {
     "encoder.unet.": "convolutional",
@@ -155,6 +153,20 @@ def evaluated(
     return torch.cat(parts) if parts else points.new_zeros(0)
 
 
+def weights_path(name_or_path: str | Path) -> Path:
+    """File of weights: the name of shipped ones, or their path.
+
+    Raises:
+        ValueError: if no weights of that name are shipped.
+    """
+    from ifdefense.checkpoints import shipped
+
+    path = Path(name_or_path)
+    if path.suffix or path.is_file():
+        return path
+    return shipped("ifdefense", str(name_or_path))
+
+
 def load_network(name_or_path: str | Path) -> ImplicitNetwork:
     """Loads an implicit network and its calibration.
 
@@ -167,11 +179,9 @@ def load_network(name_or_path: str | Path) -> ImplicitNetwork:
         CheckpointError: if the file cannot be read or does not fit.
         ValueError: if the name or the type of network is unknown.
     """
-    from ifdefense.checkpoints import load_into, load_metadata, load_state, shipped
+    from ifdefense.checkpoints import load_into, load_metadata, load_state
 
-    path = Path(name_or_path)
-    if not path.suffix and not path.is_file():
-        path = shipped("ifdefense", str(name_or_path))
+    path = weights_path(name_or_path)
     metadata = load_metadata(path)
     state = load_state(path)
     signs = (kind for sign, kind in SIGNS.items() if any(name.startswith(sign) for name in state))

@@ -34,10 +34,10 @@ def local_mesh(weights: str | Path = "local") -> Compose:
 
 def local_repaired(weights: str | Path = "local") -> Compose:
     """As `local_mesh`, with anomalous parts of the mesh cut out; see `ifdefense.stages.anomaly`."""
-    from ifdefense.implicit.anomaly import load_anomaly_network
+    from ifdefense.implicit.anomaly import AnomalyNetwork
     from ifdefense.stages.anomaly import AnomalyRepair
 
-    restorer = dataclasses.replace(LOCAL_MESH, repair=AnomalyRepair(load_anomaly_network()))
+    restorer = dataclasses.replace(LOCAL_MESH, repair=AnomalyRepair(AnomalyNetwork.load()))
     surface = SurfacePurifier(load_network(weights), restorer)
     return Compose([StatisticalOutlierRemoval(), surface], "local-repaired")
 

@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ifdefense.purifiers.base import Purifier
 
-DEFAULT = "onet-fill"
-"""Name of the default method."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Method:

@@ -57,12 +57,10 @@ def rebuild(spec: Mapping[str, Any]) -> Any:
     cls = _imported(spec["class"])
     if "weights" in spec:
         from ifdefense.implicit.base import load_network
-        from ifdefense.point_networks.base import PointNetwork
 
         if spec["source"] is None:
             raise ValueError(f"the weights of {cls.__name__} were not loaded from a file")
-        load = cls.load if issubclass(cls, PointNetwork) else load_network
-        network: Any = load(spec["source"])
+        network: Any = getattr(cls, "load", load_network)(spec["source"])
         if digest_of_weights(network) != spec["weights"]:
             raise ValueError(f"the weights in {spec['source']} are not those that are described")
         for name, value in spec["settings"].items():

@@ -23,7 +23,7 @@ class AnomalyRepair:
     """Repair stage: anomalous points mark the surface near them, which is cut out and closed.
 
     Args:
-        network: judges the points, see `load_anomaly_network`.
+        network: judges the points, see `AnomalyNetwork.load`.
         core: mean probability that a marked part reaches.
         grown: lower probability to which it extends.
         smoothing: nearest points whose probabilities are averaged at each point.

@@ -17,14 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ifdefense.checkpoints import save_safetensors
 from ifdefense.corruptions.combined import CombinedOptions, draw_corrupted
 from ifdefense.corruptions.planted import KINDS, plant
 from ifdefense.geometry.frame import Frame
 from ifdefense.implicit.anomaly import AnomalyNetwork
-from ifdefense.implicit.base import load_network
-from ifdefense.implicit.local import LocalOccupancyNetwork
-from ifdefense.implicit.occupancy import OccupancyNetwork
 from ifdefense.stages.outliers import statistical_outlier_removal
 from ifdefense.training.commands import check_output, check_writable, reported
 from ifdefense.training.dense import DenseSurfaces
@@ -203,24 +199,20 @@ def train_command(
 ) -> None:
     """Trains the head of the anomaly network on planted anomalies; both its networks stay as they are.
 
-    The weights hold the head and copies of both networks.
+    The weights are those of the head; they name those of the networks.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     check_output(out, force)
     check_writable(cache)
-    local: object = load_network(local_weights)
-    prior: object = load_network(prior_weights)
-    if not isinstance(local, LocalOccupancyNetwork) or not isinstance(prior, OccupancyNetwork):
-        raise ValueError("--local and --prior need a local occupancy network and an Occupancy Network")
     torch.manual_seed(seed)
-    network = AnomalyNetwork(local, prior).eval()
+    network = AnomalyNetwork.untrained(local_weights, prior_weights)
     started = time.process_time()
     sources = {name: collect(name, root, cache, per_class, None, 0, torch.device("cpu")) for name in MIX}
     fit_head(network, *examples(network, sources, clouds, seed, held=False), steps, seed)
     found = recall(network, *examples(network, sources, max(20, int(VALIDATED * clouds)), seed, held=True))
     used = time.process_time() - started
     settings = {"clouds": clouds, "steps": steps, "seed": seed, "recall": round(found, 3)}
-    save_safetensors(network, out, {**network.metadata(), "training": json.dumps(settings)})
+    network.save(out, training=json.dumps(settings))
     click.echo(
         f"anomalous points found where 1% of the others is marked: {found:.1%}; {used:.0f} s of a core"
     )

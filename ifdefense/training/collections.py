@@ -105,7 +105,7 @@ def from_modelnet40(root: str | Path | None, split: Split, labels: Labels = "loc
     """ModelNet40 clouds of a split, with the solids behind them, see `from_clouds`."""
     from ifdefense.data.modelnet import load_modelnet40
 
-    return from_clouds(load_modelnet40(root, split).points, f"modelnet40-{split}", labels)
+    return from_clouds(list(load_modelnet40(root, split).points), f"modelnet40-{split}", labels)
 
 
 def read_folder(folder: Path) -> list[NDArray[np.floating]]:

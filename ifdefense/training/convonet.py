@@ -54,7 +54,8 @@ def train_command(
 ) -> None:
     """Trains a Convolutional Occupancy Network, on the shapes and queries of train onet.
 
-    Validation shapes are as for train onet. A run is resumed only with the options it was started with, but for more steps.
+    Validation shapes are as for train onet. A run is resumed only with the options it was started with, but
+    for more steps.
     """
     encoder, features, filters, decoder = widths
     config = ConvolutionalConfig(encoder, features, filters, depth, decoder, resolution)

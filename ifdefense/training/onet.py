@@ -130,8 +130,8 @@ def shape_options(sampling: SamplingOptions) -> Callable[[Command], Command]:
             "--mix",
             multiple=True,
             callback=mix_of(SOURCES, {}),
-            help="NAME=WEIGHT of a source: modelnet40, meshes, procedural or points.  [default: points=1 with "
-            "--from-points, else procedural=1]",
+            help="NAME=WEIGHT of a source: modelnet40, meshes, procedural or points.  [default: points with "
+            "--from-points, else procedural]",
         ),
         click.option(
             "--from-points",
@@ -279,7 +279,8 @@ def train_command(
     """Trains an Occupancy Network.
 
     Validation shapes are every tenth cloud of --from-points, or ModelNet40 clouds held out of its train
-    shards, or procedural shapes where the mix has neither. A run is resumed only with the options it was started with, but for more steps.
+    shards, or procedural shapes where the mix has neither. A run is resumed only with the options it was
+    started with, but for more steps.
     """
     config = OccupancyConfig(*widths, frequencies)
     for name, width in dataclasses.asdict(config).items():
