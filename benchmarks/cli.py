@@ -16,6 +16,7 @@ COMMANDS = {
     "corruptions": ("benchmarks.corruption:corruptions", "Accuracy on corrupted clouds (ModelNet40-C)."),
     "demo": ("benchmarks.demo:demo", "Attack a classifier, purify, classify again."),
     "labels": ("benchmarks.labels:labels", "Guessed solids behind clouds against the true ones."),
+    "optimisation": ("benchmarks.optimisation:optimisation", "Solvers of onet-opt: time and accuracy."),
     "point-operations": ("benchmarks.point_operations:point_operations", "Time of neighbour searches."),
     "purified-set": ("benchmarks.purified_set:purified_set", "Purified copies of clouds, for training."),
     "purify-speed": ("benchmarks.purify_speed:purify_speed", "Time and memory of purify."),

@@ -143,7 +143,7 @@ def add(out: Path, row: Row, described: dict[str, Any]) -> None:
 
 
 def markdown_rows(result: Row, victim: str, kind: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of a victim: one line per attack.
+    """Header and rows of the table of a victim: a line per attack, a column per defence with a figure.
 
     Args:
         result: the JSON.
@@ -153,13 +153,14 @@ def markdown_rows(result: Row, victim: str, kind: str) -> tuple[list[str], list[
     """
     order = {name: place for place, name in enumerate(("none", *SUITE))}
     rows = [row for row in result["rows"] if (row["victim"], row["kind"]) == (victim, kind)]
+    measured = [name for name in DEFENCES if any(name in row["figures"] for row in rows)]
     lines = []
     for row in sorted(rows, key=lambda row: order[row["attack"]]):
         clean = row["attack"] == "none"
         success = "" if clean else f"{row['figures']['none']['success']:.1f}"
         title = "clean" if clean else SUITE[row["attack"]].title
-        lines.append([title, str(row["clouds"]), success, *(_cell(row, defence) for defence in DEFENCES)])
-    return ["attack", "clouds", "success", *DEFENCES], lines
+        lines.append([title, str(row["clouds"]), success, *(_cell(row, defence) for defence in measured)])
+    return ["attack", "clouds", "success", *measured], lines
 
 
 def _cell(row: Row, defence: str) -> str:

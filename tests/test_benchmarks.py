@@ -13,11 +13,14 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from benchmarks import attack_speed, tables
+from benchmarks import attack_speed, labels, optimisation, tables
 from benchmarks.clock import make_clouds, median_seconds
 from benchmarks.layout import text_table
 from benchmarks.purify_speed import peak_memory, stage_seconds
+from ifdefense.implicit.base import Calibration
 from ifdefense.purifiers.base import Purifier
+from ifdefense.restorers.optimised import OptimisedRestorer
+from ifdefense.training.occupancies import interpolate
 
 
 def bench(*arguments: object) -> str:
@@ -133,3 +136,29 @@ def test_bare_passes_are_as_many_as_an_attack_makes() -> None:
         targeted = attack.threat.goal != "untargeted"
         attack(model, points, torch.tensor([0]), torch.tensor([1]) if targeted else None)
         assert passes <= sum(seen) <= passes + 3, name
+
+
+@pytest.mark.parametrize("name", list(optimisation.SOLVERS))
+def test_evaluations_are_counted_as_they_are_made(name: str) -> None:
+    solver = optimisation.SOLVERS[name]
+    calls: list[int] = []
+
+    def sphere(points: Tensor, cloud: Tensor) -> Tensor:
+        calls.append(len(points))
+        return 10 * (0.4 - points.norm(dim=1))
+
+    cloud = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    cloud = 0.4 * cloud / cloud.norm(dim=1, keepdim=True)
+    OptimisedRestorer(solver)(sphere, [cloud], [40], Calibration(threshold=0.5), 0)
+    assert len(calls) == optimisation.evaluations(solver)
+
+
+def test_known_solids_are_told_from_guesses() -> None:
+    pairs = list(labels.procedural(3, seed=1))
+    for cloud, grid in pairs:
+        points = torch.from_numpy(cloud)[None].float()
+        inside = interpolate(torch.from_numpy(grid)[None], torch.zeros(1, dtype=torch.long), points)
+        assert (inside > 0).float().mean() > 0.98  # samples lie in the thickened solid
+        assert labels.overlap(grid, grid) == 1
+    assert labels.overlap(pairs[0][1], pairs[1][1]) < 0.9
+    assert labels.overlap(pairs[0][1], np.full_like(pairs[0][1], -1)) == 0

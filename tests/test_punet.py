@@ -14,7 +14,7 @@ from conftest import sample_box
 from torch import Tensor, nn
 
 from ifdefense import Purifier, purify
-from ifdefense.checkpoints import CheckpointError, save_safetensors, shipped
+from ifdefense.checkpoints import CheckpointError, save_safetensors
 from ifdefense.geometry.points import (
     ball_query,
     chamfer_distance,
@@ -178,13 +178,9 @@ def test_public_weights_upsample_a_sphere_and_a_box() -> None:
 
 
 def test_shipped_weights_stay_on_a_sphere_and_a_box_and_are_even() -> None:
-    try:
-        shipped("ifdefense", "punet")
-    except ValueError:
-        pytest.skip("there are no weights of PU-Net")
     for points, off in ((sphere(1024), off_sphere), (box(1024), off_box)):
         found = upsampled("punet", points)
-        assert off(found).max() < 0.02
+        assert off(found).mean() < 0.01 and off(found).max() < 0.03
         assert spacing(found) > 1.4 * spacing(jittered(points))
 
 

@@ -1,0 +1,125 @@
+"""Points optimised onto a surface: Adam as published, with the field at every few steps, and Newton steps."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks import record
+from benchmarks.clock import make_clouds, median_seconds
+from benchmarks.layout import markdown, text_table
+from benchmarks.protocol import Bench, Protocol, Victim, protocol_options, rate, several
+from benchmarks.suite import SUITE
+from ifdefense.geometry.frame import to_unit_sphere
+from ifdefense.implicit.base import ImplicitNetwork, load_network
+from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
+from ifdefense.purifiers.compose import Compose
+from ifdefense.purifiers.filters import StatisticalOutlierRemoval
+from ifdefense.purifiers.surface import SurfacePurifier
+from ifdefense.restorers.optimised import Adam, Newton, OptimisedRestorer, Solver
+
+VICTIM = "pointnet-modelnet40"
+ATTACKS = ("pgd-linf", "drop-200")
+SOLVERS: dict[str, Adam | Newton] = {
+    "Adam": Adam(),
+    "Adam, field at every 2nd step": Adam(every=2),
+    "Adam, field at every 4th step": Adam(every=4),
+    "Newton": Newton(),
+}
+TOGETHER = 6
+"""Clouds that are timed together."""
+PEER = 13.6
+"""Seconds per cloud of IF-Defense's own ONet-Opt: 201 steps, `TOGETHER` clouds, 2 cores of this kind."""
+
+
+def purifier(network: ImplicitNetwork, solver: Solver) -> Compose:
+    """SOR, then the optimisation."""
+    return Compose([StatisticalOutlierRemoval(), SurfacePurifier(network, OptimisedRestorer(solver))])
+
+
+def evaluations(solver: Adam | Newton) -> int:
+    """Evaluations of the field per point, with the last one that sets the points off."""
+    return 1 + -(-solver.steps // (solver.every if isinstance(solver, Adam) else 1))
+
+
+def accuracies(bench: Bench, victim: Victim, given: dict[str, Tensor], method: Compose) -> dict[str, Any]:
+    """Accuracy by what was done to the clouds."""
+    figures = {}
+    for name, points in given.items():
+        parts = tqdm(points.split(bench.batch), name, mininterval=5)
+        found = torch.cat([method(part, points.shape[1], bench.seed) for part in parts])
+        figures[name] = rate(bench.predictions(victim, to_unit_sphere(found)) == bench.labels)
+    return figures
+
+
+@click.command()
+@protocol_options("optimisation.json", victims=None, split="validation", clouds="100")
+@several("solver", type=click.Choice(list(SOLVERS)), help="Repeatable; all by default.")
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Runs per median.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of torch; its own choice by default.")
+def optimisation(
+    protocol: Protocol, solvers: tuple[str, ...], repeats: int, threads: int | None, out: Path
+) -> None:
+    """Time and accuracy of onet-opt by its solver (needs IFDEFENSE_DATA).
+
+    Times are those of the shipped network and of one with the published widths, whose weights are random.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    victim, bench = Victim.load(VICTIM), protocol.bench(100)
+    given = {"clean": bench.points}
+    for name in ATTACKS:
+        entry = SUITE[name]
+        given[entry.title] = bench.attacked(victim, name, entry.attack(), entry.targeted)
+    shipped = load_network("onet")
+    torch.manual_seed(bench.seed)
+    wide = OccupancyNetwork(OccupancyConfig()).eval()
+    clouds = make_clouds(TOGETHER)
+    rows: dict[str, dict[str, Any]] = {}
+    for name in solvers or SOLVERS:
+        times = {
+            key: median_seconds(partial(purifier(network, SOLVERS[name]), clouds), repeats)
+            for key, network in (("shipped", shipped), ("published", wide))
+        }
+        rows[name] = {
+            "evaluations": evaluations(SOLVERS[name]),
+            "seconds": {key: taken / TOGETHER for key, taken in times.items()},
+            "figures": accuracies(bench, victim, given, purifier(shipped, SOLVERS[name])),
+        }
+        record.write(out, "optimisation", **bench.about(), weights=victim.weights, peer=PEER, rows=rows)
+    click.echo(text_table(*_cells(rows)))
+
+
+def _cells(rows: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    titles = list(next(iter(rows.values()))["figures"])
+    lines = [
+        [
+            name,
+            str(row["evaluations"]),
+            f"{1000 * row['seconds']['shipped']:.0f}",
+            f"{1000 * row['seconds']['published']:.0f}",
+            f"{PEER / row['seconds']['published']:.1f}",
+            *(f"{row['figures'][title]['accuracy']:.1f}" for title in titles),
+        ]
+        for name, row in rows.items()
+    ]
+    widths = ["ms, shipped width", "ms, published width", "times as fast as IF-Defense's code"]
+    return ["solver", "evaluations", *widths, *titles], lines
+
+
+def table(result: dict[str, Any]) -> str:
+    """Solvers by time and accuracy."""
+    errors = [one["standard_error"] for row in result["rows"].values() for one in row["figures"].values()]
+    machine = result["machine"]
+    return (
+        f"{markdown(*_cells(result['rows']))}\n\nTime per cloud, {TOGETHER} clouds of 1,024 points together, "
+        f"{machine['threads']} threads of {machine['processor']}. IF-Defense's code takes {result['peer']} s "
+        f"with the published widths. Accuracy in % of `{VICTIM}`, {result['clouds']} {result['split']} "
+        f"clouds, standard error at most {max(errors):.1f}, {result['date']}."
+    )
