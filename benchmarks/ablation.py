@@ -1,12 +1,14 @@
 """What each part of the purifier contributes, on validation clouds.
 
-Every variant differs from ``onet-fill`` in a stage or two. Inputs are clean clouds, clouds attacked on the
-classifier, and clouds with random clusters of outliers. Figures are the Chamfer distance of the result to the
-clean cloud (sum of both mean distances, classifier's frame) and the accuracy of the hybrid-trained PointNet.
+Every variant differs from ``local-mesh`` or ``onet-fill`` in a stage or two. Inputs are clean clouds, clouds
+attacked on the classifier, and clouds with random clusters of outliers. Figures are the Chamfer distance of
+the result to the clean cloud (sum of both mean distances, classifier's frame) and the accuracy of the
+hybrid-trained PointNet.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,20 +18,24 @@ import torch
 from torch import Tensor
 
 from benchmarks import record
-from benchmarks.layout import text_table
+from benchmarks.layout import markdown, text_table
 from benchmarks.protocol import Bench, Protocol, Victim, protocol_options, rate, several
 from benchmarks.suite import SUITE
 from ifdefense.corruptions.simulated import SimulationOptions, simulate_attack
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.geometry.points import chamfer_distance
+from ifdefense.implicit.anomaly import AnomalyNetwork
 from ifdefense.implicit.base import load_network
 from ifdefense.implicit.occupancy import OccupancyNetwork
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.compose import Compose
-from ifdefense.purifiers.filters import StatisticalOutlierRemoval
+from ifdefense.purifiers.filters import LocalSmoothing, RandomisedInput, StatisticalOutlierRemoval
+from ifdefense.purifiers.pretrained import LOCAL_MESH
 from ifdefense.purifiers.surface import SurfacePurifier
 from ifdefense.restorers.mesh import MeshRestorer
-from ifdefense.stages.resampling import FillSampling
+from ifdefense.stages.anomaly import AnomalyRepair
+from ifdefense.stages.extraction import Extraction, Tracking
+from ifdefense.stages.resampling import FillSampling, SurfaceSampling
 
 VICTIM = "pointnet-modelnet40-hybrid"
 ATTACKS = ("pgd", "drop-200")
@@ -40,28 +46,48 @@ CLUSTERS = SimulationOptions(
 )
 
 
-def _variant(views: int = 3, **stages: Any) -> Callable[[], Purifier]:
-    """Builds the shipped purifier with other stages."""
+def _local(*filters: Purifier, **stages: Any) -> Callable[[], Purifier]:
+    """Builds ``local-mesh`` with other stages, and other filters before them."""
+
+    def build() -> Purifier:
+        given = {name: stage() if name == "repair" else stage for name, stage in stages.items()}
+        surface = SurfacePurifier(load_network("local"), dataclasses.replace(LOCAL_MESH, **given))
+        return Compose([*filters, surface])
+
+    return build
+
+
+def _onet(views: int = 3, **stages: Any) -> Callable[[], Purifier]:
+    """Builds ``onet-fill`` with other stages."""
 
     def build() -> Purifier:
         network = load_network("onet")
         assert isinstance(network, OccupancyNetwork)
         network.views = views
         restorer = MeshRestorer(**{"resample": FillSampling(), **stages})
-        return Compose([StatisticalOutlierRemoval(), SurfacePurifier(network, restorer)])
+        return Compose([FILTER, SurfacePurifier(network, restorer)])
 
     return build
 
 
+FILTER = StatisticalOutlierRemoval()
 SAMPLES = MeshRestorer().resample
 VARIANTS = {
-    "onet-fill": _variant(),
-    "no mesh repair": _variant(repair=None),
-    "samples of the mesh alone": _variant(resample=SAMPLES),
-    "samples of the mesh alone, no mesh repair": _variant(resample=SAMPLES, repair=None),
-    "input points not smoothed": _variant(resample=FillSampling(smoothing=1)),
-    "input points within 0.1": _variant(resample=FillSampling(tolerance=0.1)),
-    "one view of the cloud": _variant(views=1),
+    "local-mesh": _local(FILTER),
+    "local-mesh, no outlier removal": _local(),
+    "local-mesh, mean of 3 neighbours first": _local(FILTER, LocalSmoothing(3)),
+    "local-mesh, a random half of the points": _local(FILTER, RandomisedInput()),
+    "local-mesh, 64 cells": _local(FILTER, extract=Tracking(64, 8)),
+    "local-mesh, grid by subdivision": _local(FILTER, extract=Extraction(40, 10)),
+    "local-mesh, farthest-point samples": _local(FILTER, resample=SurfaceSampling("farthest")),
+    "local-mesh, mesh repair": _local(FILTER, repair=lambda: AnomalyRepair(AnomalyNetwork.load())),
+    "onet-fill": _onet(),
+    "onet-fill, no mesh repair": _onet(repair=None),
+    "onet-fill, samples of the mesh alone": _onet(resample=SAMPLES),
+    "onet-fill, samples of the mesh alone, no mesh repair": _onet(resample=SAMPLES, repair=None),
+    "onet-fill, input points not smoothed": _onet(resample=FillSampling(smoothing=1)),
+    "onet-fill, input points within 0.1": _onet(resample=FillSampling(tolerance=0.1)),
+    "onet-fill, one view of the cloud": _onet(views=1),
 }
 
 
@@ -97,8 +123,22 @@ def ablation(protocol: Protocol, variants: tuple[str, ...], out: Path) -> None:
         size = bench.points.shape[1]
         rows[variant] = {name: figures(purifier(points, size, bench.seed)) for name, points in given.items()}
         record.write(out, "ablation", **bench.about(), weights=victim.weights, rows=rows)
-    cells = [
-        [name, *(f"{one['accuracy']:.1f}, {one['chamfer']:.4f}" for one in row.values())]
+    click.echo(text_table(*_cells(rows)))
+
+
+def _cells(rows: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    lines = [
+        [name, *(f"{one['accuracy']:.1f}, {one['chamfer']:.3f}" for one in row.values())]
         for name, row in rows.items()
     ]
-    click.echo(text_table(["variant", *(f"{name}: accuracy, Chamfer" for name in given)], cells))
+    return ["variant", *next(iter(rows.values()))], lines
+
+
+def table(result: dict[str, Any]) -> str:
+    """Variants by what was done to the clouds."""
+    errors = [one["standard_error"] for row in result["rows"].values() for one in row.values()]
+    return (
+        f"{markdown(*_cells(result['rows']))}\n\nAccuracy of `{VICTIM}` in %, and Chamfer distance to "
+        f"the clean cloud in the unit sphere; {result['clouds']} {result['split']} clouds, standard error at most "
+        f"{max(errors):.1f}, {result['date']}."
+    )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    ablation,
     adaptive,
     catalogue,
     conditions,
@@ -81,6 +82,7 @@ def point_operations(result: Result) -> str:
 
 
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "ablation": ("ablation.json", ablation.table),
     "adaptive": ("adaptive.json", adaptive.table),
     "accuracy": ("robustness.json", robustness.summary),
     "attack-speed": ("attack_speed.json", attack_speed),
