@@ -139,6 +139,6 @@ def table(result: dict[str, Any]) -> str:
     errors = [one["standard_error"] for row in result["rows"].values() for one in row.values()]
     return (
         f"{markdown(*_cells(result['rows']))}\n\nAccuracy of `{VICTIM}` in %, and Chamfer distance to "
-        f"the clean cloud in the unit sphere; {result['clouds']} {result['split']} clouds, standard error at most "
-        f"{max(errors):.1f}, {result['date']}."
+        f"the clean cloud in the unit sphere; {result['clouds']} {result['split']} clouds, "
+        f"standard error at most {max(errors):.1f}, {result['date']}."
     )
