@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.geometry.points import chamfer_distance, gather
 from ifdefense.point_networks.autoencoder import AutoEncoder
 from ifdefense.training.clouds import load_training_clouds
-from ifdefense.training.commands import check_output, check_writable, reported
+from ifdefense.training.commands import output_options, prepare, reported
 from ifdefense.training.runs import ResumableRun, check_ranges, digest
 
 
@@ -136,17 +135,7 @@ class AutoencoderRun(ResumableRun):
 @click.option(
     "--data", type=click.Choice(["modelnet40", "procedural"]), default="modelnet40", show_default=True
 )
-@click.option(
-    "--run",
-    "folder",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Folder of the run; an interrupted one is resumed.",
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Where the weights go (.safetensors), with a model card."
-)
-@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@output_options(None)
 @click.option("--epochs", default=AutoencoderOptions.epochs, show_default=True)
 @click.option("--batch-size", default=AutoencoderOptions.batch_size, show_default=True)
 @click.option(
@@ -154,17 +143,13 @@ class AutoencoderRun(ResumableRun):
 )
 @click.option("--lr", default=AutoencoderOptions.lr, show_default=True, help="Largest learning rate.")
 @click.option("--seed", type=click.IntRange(min=0), default=AutoencoderOptions.seed, show_default=True)
-@click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal.")
 @reported()
 def train_command(
     data: str, folder: Path, out: Path | None, force: bool, progress: bool | None, **settings: Any
 ) -> None:
     """Trains the auto-encoder of sor-ae and AdvPC; keeps the weights that validate best."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options = AutoencoderOptions(**settings)
-    if out is not None:
-        check_output(out, force)
-    check_writable(folder)
+    prepare(out, force, folder)
     train, validation, _ = load_training_clouds(data)
     torch.manual_seed(options.seed)
     model = AutoEncoder()

@@ -75,6 +75,42 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
     return decorate
 
 
+def output_options(folder: Path | None) -> Callable[[Command], Command]:
+    """Options that all trainings share: ``folder`` of the run, ``out``, ``force``, ``progress``.
+
+    Args:
+        folder: default folder of the run; without one, it has to be given.
+    """
+    path = click.Path(path_type=Path)
+    options = (
+        click.option(
+            "--run",
+            "folder",
+            type=path,
+            default=folder,
+            required=folder is None,
+            show_default=folder is not None,
+            help="Folder of the run; an interrupted one is resumed.",
+        ),
+        click.option("--out", type=path, help="Where the weights go (.safetensors), with a model card."),
+        click.option("--force", is_flag=True, help="Replace OUT if it exists."),
+        click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal."),
+    )
+    return with_options(*options)
+
+
+def prepare(out: Path | None, force: bool, folder: Path) -> None:
+    """Starts the log of a training, and checks that its folder and its weights can be written.
+
+    Raises:
+        RunError: as `check_output` and `check_writable`.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if out is not None:
+        check_output(out, force)
+    check_writable(folder)
+
+
 def run_options(name: str, cache: str, defaults: TrainOptions, every: int) -> Callable[[Command], Command]:
     """Options that the trainings of implicit networks share: data, run, weights, schedule, device.
 
@@ -86,20 +122,10 @@ def run_options(name: str, cache: str, defaults: TrainOptions, every: int) -> Ca
     """
     path = click.Path(path_type=Path)
     positive = click.IntRange(min=1)
-    folder = Path("runs") / name
     options = (
         click.option("--data", "root", type=click.Path(), help="Data folder; IFDEFENSE_DATA by default."),
         click.option("--cache", type=path, default=Path(cache), show_default=True),
-        click.option(
-            "--run",
-            "folder",
-            type=path,
-            default=folder,
-            show_default=True,
-            help="Folder of the run; an interrupted one is resumed.",
-        ),
-        click.option("--out", type=path, help="Where the weights go (.safetensors)."),
-        click.option("--force", is_flag=True, help="Replace OUT if it exists."),
+        output_options(Path("runs") / name),
         click.option("--init", type=click.Path(exists=True, path_type=Path), help="Weights to start from."),
         click.option("--steps", default=defaults.steps, show_default=True),
         click.option("--muon-lr", default=defaults.muon_lr, show_default=True, help="Learning rate of Muon."),
@@ -115,7 +141,6 @@ def run_options(name: str, cache: str, defaults: TrainOptions, every: int) -> Ca
         ),
         click.option("--seed", type=click.IntRange(min=0), default=defaults.seed, show_default=True),
         click.option("--device", default="cpu", callback=device_of, show_default=True),
-        click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal."),
     )
     return with_options(*options)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import logging
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -37,8 +36,7 @@ from ifdefense.shapes.rendering import random_cameras, render
 from ifdefense.training.collections import cached, cached_set, from_procedural
 from ifdefense.training.commands import (
     Command,
-    check_output,
-    check_writable,
+    prepare,
     reported,
     run_options,
     with_options,
@@ -340,11 +338,8 @@ def train_conditioned(
         more: what else determines the result.
         settings: of `TrainOptions`.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options = TrainOptions(**settings)
-    if out is not None:
-        check_output(out, force)
-    check_writable(folder)
+    prepare(out, force, folder)
     torch.manual_seed(options.seed)
     calibration = Calibration(BOX, options.threshold, SECOND_THRESHOLD, offset, None)
     network = create(calibration).to(device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ifdefense.data.packed import data_folder
 from ifdefense.implicit.base import Calibration, load_network
 from ifdefense.implicit.local import LocalConfig, LocalOccupancyNetwork
 from ifdefense.training.collections import cached_set
-from ifdefense.training.commands import check_output, check_writable, mix_of, reported, run_options
+from ifdefense.training.commands import mix_of, prepare, reported, run_options
 from ifdefense.training.dense import SAMPLES, DenseSurfaces, from_clouds, from_meshes, from_procedural
 from ifdefense.training.fit import TrainOptions, fit
 from ifdefense.training.runs import file_digest
@@ -190,7 +189,6 @@ def train_command(
     surfaces: --teacher names an earlier network that finds them. A run is resumed only with the options it
     was started with, but for more steps.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     sampling = ThickenedOptions(batch_size=batch_size, queries=queries)
     # The loss is summed over the queries: this clips the gradient of their mean to norm 1.
     options = dataclasses.replace(
@@ -205,9 +203,7 @@ def train_command(
         raise ValueError("--mix modelnet40 and --teacher are given together or not at all")
     if set(mix) == {"modelnet40"}:
         raise ValueError("the mix needs a second source: of modelnet40 no surface is held out for validation")
-    if out is not None:
-        check_output(out, force)
-    check_writable(folder)
+    prepare(out, force, folder)
     calibration = Calibration(sampling.box, options.threshold, SECOND_THRESHOLD, sampling.offset, POINTS)
     torch.manual_seed(options.seed)
     network = LocalOccupancyNetwork(config, calibration).to(device)

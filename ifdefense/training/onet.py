@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -32,9 +31,8 @@ from ifdefense.training.collections import (
 )
 from ifdefense.training.commands import (
     Command,
-    check_output,
-    check_writable,
     mix_of,
+    prepare,
     reported,
     run_options,
     with_options,
@@ -209,11 +207,8 @@ def train_on_shapes(
         progress: whether to show a bar; by default on a terminal.
         settings: of `TrainOptions`.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options = TrainOptions(**settings)
-    if out is not None:
-        check_output(out, force)
-    check_writable(folder)
+    prepare(out, force, folder)
     mix = mix or {"procedural" if clouds is None else POINTS: 1.0}
     if (POINTS in mix) != (clouds is not None):
         raise ValueError("the source points and --from-points FOLDER belong together")

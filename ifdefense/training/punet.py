@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 import sys
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from ifdefense.geometry.points import Neighbours, gather, spread_sampling
 from ifdefense.point_networks.punet import PUNet
 from ifdefense.restorers.optimised import Repulsion
-from ifdefense.training.commands import check_output, check_writable, mix_of, reported
+from ifdefense.training.commands import mix_of, output_options, prepare, reported
 from ifdefense.training.dense import DenseSurfaces
 from ifdefense.training.local import collect
 from ifdefense.training.runs import ResumableRun, check_ranges
@@ -322,18 +321,7 @@ class PUNetRun(ResumableRun):
 )
 @click.option("--data", "root", type=click.Path(), help="Data folder; IFDEFENSE_DATA by default.")
 @click.option("--cache", type=click.Path(path_type=Path), default=Path("cache/surfaces"), show_default=True)
-@click.option(
-    "--run",
-    "folder",
-    type=click.Path(path_type=Path),
-    default=Path("runs/punet"),
-    show_default=True,
-    help="Folder of the run; an interrupted one is resumed.",
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Where the weights go (.safetensors), with a model card."
-)
-@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@output_options(Path("runs/punet"))
 @click.option("--steps", default=PUNetOptions.steps, show_default=True)
 @click.option("--batch-size", default=PUNetOptions.batch_size, show_default=True)
 @click.option("--lr", default=PUNetOptions.lr, show_default=True, help="Largest learning rate.")
@@ -352,7 +340,6 @@ class PUNetRun(ResumableRun):
     "--every", type=click.IntRange(min=1), default=100, show_default=True, help="Steps between validations."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=PUNetOptions.seed, show_default=True)
-@click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal.")
 @reported()
 def train_command(
     mix: dict[str, float],
@@ -370,11 +357,8 @@ def train_command(
 
     Examples are 1,024 noisy samples of a surface and 4,096 even ones.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options = PUNetOptions(**settings)
-    if out is not None:
-        check_output(out, force)
-    check_writable(folder)
+    prepare(out, force, folder)
     sources = {name: collect(name, root, cache, per_class, None, 0, None) for name in mix}
     torch.manual_seed(options.seed)
     model = PUNet()
