@@ -49,6 +49,12 @@ weights: $(READY)
 		--out $(SHIPPED)/dgcnn-modelnet40.safetensors
 	$(BIN)/ifdefense train punet --force --mix meshes=0.5 --mix procedural=0.5 --steps 800 --run runs/punet \
 		--out ifdefense/weights/punet.safetensors
+	$(BIN)/ifdefense train anomaly --force --out ifdefense/weights/anomaly.safetensors
+	$(BIN)/ifdefense train convonet --force --mix modelnet40=0.85 --mix procedural=0.15 --steps 4500 --every 300 \
+		--out ifdefense/weights/convonet.safetensors
+	$(BIN)/ifdefense train voxel --force --steps 1000 --cooldown 0.6 --every 125 \
+		--out ifdefense/weights/voxel.safetensors
+	$(BIN)/ifdefense train image --force --steps 1500 --cooldown 0.6 --out ifdefense/weights/image.safetensors
 	$(BIN)/ifdefense train autoencoder --force --epochs 20 --run runs/autoencoder \
 		--out ifdefense/weights/autoencoder-modelnet40.safetensors
 	$(BIN)/ifdefense-bench purified-set --method local-mesh --split train --corrupted 0.5 --out cache/hybrid-train.npz

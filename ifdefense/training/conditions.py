@@ -482,7 +482,7 @@ def voxel_command(
     "--widths",
     nargs=3,
     type=int,
-    default=(24, 128, 128),
+    default=(16, 128, 128),
     show_default=True,
     help="First convolution, code, decoder.",
 )
