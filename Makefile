@@ -21,15 +21,16 @@ lint: $(READY)
 # Trains every shipped network again: the commands of the model cards, some hours on two cores. Needs IFDEFENSE_DATA.
 # Stopped, it goes on where it was: each run keeps its checkpoints in runs/.
 ONET := $(BIN)/ifdefense train onet --force --mix modelnet40=0.85 --mix procedural=0.15
+GENERATIVE := $(BIN)/ifdefense train generative --force
 LOCAL := $(BIN)/ifdefense train local --force
 TRAIN := $(BIN)/python -m classifiers.train --force
 HYBRID := $(TRAIN) --test --hybrid cache/hybrid-train.npz --hybrid-validation cache/hybrid-validation.npz
 SHIPPED := classifiers/weights
 weights: $(READY)
-	$(ONET) --steps 1250 --cooldown 0 --muon-lr 0.02 --weight-decay 0.05 --run runs/onet_start \
+	$(ONET) --labels estimated --steps 1250 --cooldown 0 --muon-lr 0.02 --weight-decay 0.05 --run runs/onet_start \
 		--out runs/onet_start.safetensors
-	$(ONET) --init runs/onet_start.safetensors --steps 4300 --cooldown 0.9 --muon-lr 0.01 --weight-decay 0.02 \
-		--run runs/onet --out ifdefense/weights/onet.safetensors
+	$(ONET) --labels estimated --init runs/onet_start.safetensors --steps 4300 --cooldown 0.9 --muon-lr 0.01 \
+		--weight-decay 0.02 --run runs/onet_middle --out runs/onet_middle.safetensors
 	$(LOCAL) --mix meshes=0.5 --mix furniture=0.25 --mix procedural=0.25 --steps 9000 --cooldown 0 \
 		--run runs/local_start --out runs/local_start.safetensors
 	$(LOCAL) --mix meshes=0.35 --mix furniture=0.2 --mix procedural=0.1 --mix modelnet40=0.35 --steps 8000 \
@@ -49,11 +50,18 @@ weights: $(READY)
 		--out $(SHIPPED)/dgcnn-modelnet40.safetensors
 	$(BIN)/ifdefense train punet --force --mix meshes=0.5 --mix procedural=0.5 --steps 800 --run runs/punet \
 		--out ifdefense/weights/punet.safetensors
-	$(BIN)/ifdefense train anomaly --force --out ifdefense/weights/anomaly.safetensors
+	$(ONET) --init runs/onet_middle.safetensors --steps 1600 --cooldown 0.9 --muon-lr 0.008 --weight-decay 0.02 \
+		--every 200 --run runs/onet --out ifdefense/weights/onet.safetensors
+	$(BIN)/ifdefense train anomaly --force --clouds 8000 --out ifdefense/weights/anomaly.safetensors
 	$(BIN)/ifdefense train convonet --force --mix modelnet40=0.85 --mix procedural=0.15 --steps 4500 --every 300 \
 		--out ifdefense/weights/convonet.safetensors
 	$(BIN)/ifdefense train voxel --force --steps 1000 --cooldown 0.6 --every 125 \
 		--out ifdefense/weights/voxel.safetensors
+	$(GENERATIVE) --steps 2200 --cooldown 0.6 --every 275 --run runs/generative_1 --out runs/generative_1.safetensors
+	$(GENERATIVE) --init runs/generative_1.safetensors --kl 6 --steps 1200 --cooldown 0.8 --every 200 \
+		--run runs/generative_6 --out runs/generative_6.safetensors
+	$(GENERATIVE) --init runs/generative_6.safetensors --kl 15 --offset 0.04 --threshold 0.3 --steps 1000 \
+		--cooldown 0.8 --every 200 --run runs/generative --out ifdefense/weights/generative.safetensors
 	$(BIN)/ifdefense train image --force --steps 1500 --cooldown 0.6 --out ifdefense/weights/image.safetensors
 	$(BIN)/ifdefense train autoencoder --force --epochs 20 --run runs/autoencoder \
 		--out ifdefense/weights/autoencoder-modelnet40.safetensors

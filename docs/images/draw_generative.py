@@ -31,7 +31,7 @@ def draw(axes: Axes3D, mesh: Mesh, colour: str) -> None:
     if not mesh.is_empty:
         x, y, z = mesh.vertices.T
         axes.plot_trisurf(x, y, z, triangles=mesh.faces, color=colour, linewidth=0, antialiased=False)
-    axes.set(xlim=(-0.42, 0.42), ylim=(-0.42, 0.42), zlim=(-0.42, 0.42), box_aspect=(1, 1, 1))
+    axes.set(xlim=(-0.5, 0.5), ylim=(-0.5, 0.5), zlim=(-0.5, 0.5), box_aspect=(1, 1, 1))
     axes.view_init(22, -60)
     axes.set_axis_off()
 
