@@ -159,8 +159,9 @@ def markdown_rows(result: Row, victim: str, kind: str) -> tuple[list[str], list[
         clean = row["attack"] == "none"
         success = "" if clean else f"{row['figures']['none']['success']:.1f}"
         title = "clean" if clean else SUITE[row["attack"]].title
-        lines.append([title, str(row["clouds"]), success, *(_cell(row, defence) for defence in measured)])
-    return ["attack", "clouds", "success", *measured], lines
+        cells = [_cell(row, defence) for defence in measured]
+        lines.append([title, str(row["clouds"]), row["date"][5:], success, *cells])
+    return ["attack", "clouds", "measured", "success", *measured], lines
 
 
 def _cell(row: Row, defence: str) -> str:
