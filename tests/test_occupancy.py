@@ -142,6 +142,9 @@ def test_a_folder_of_clouds(tmp_path: Path) -> None:
     np.save(tmp_path / "few.npy", sphere(10))
     with pytest.raises(DataError, match=r"few\.npy: cloud 0 has 10 points; at least 64 are needed"):
         read_folder(tmp_path)
+    np.save(tmp_path / "few.npy", np.ones((70, 3)))
+    with pytest.raises(DataError, match=r"few\.npy: all points of cloud 0 are equal"):
+        read_folder(tmp_path)
     with pytest.raises(DataError, match="8 clouds in 1 files; at least 20 are needed"):
         read_folder(tmp_path / "more")
 

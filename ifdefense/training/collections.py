@@ -112,8 +112,8 @@ def read_folder(folder: Path) -> list[NDArray[np.floating]]:
     """All clouds in the files of a folder and of the folders in it, in the order of their names.
 
     Raises:
-        DataError: if there are fewer than `FEWEST_CLOUDS`, a file cannot be read, or a cloud has fewer than
-            `FEWEST_POINTS` points.
+        DataError: if there are fewer than `FEWEST_CLOUDS`, a file cannot be read, a cloud has fewer than
+            `FEWEST_POINTS` points, or they are all equal.
     """
     paths = sorted(
         path
@@ -128,6 +128,8 @@ def read_folder(folder: Path) -> list[NDArray[np.floating]]:
                 raise DataError(
                     f"{path}: cloud {index} has {len(cloud)} points; at least {FEWEST_POINTS} are needed"
                 )
+            if not np.ptp(cloud, axis=0).any():
+                raise DataError(f"{path}: all points of cloud {index} are equal")
         clouds += found
     if len(clouds) < FEWEST_CLOUDS:
         raise DataError(
