@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import record
@@ -48,39 +48,59 @@ def evaluations(solver: Adam | Newton) -> int:
     return 1 + -(-solver.steps // (solver.every if isinstance(solver, Adam) else 1))
 
 
-def accuracies(bench: Bench, victim: Victim, given: dict[str, Tensor], method: Compose) -> dict[str, Any]:
-    """Accuracy by what was done to the clouds."""
-    figures = {}
-    for name, points in given.items():
-        parts = tqdm(points.split(bench.batch), name, mininterval=5)
-        found = torch.cat([method(part, points.shape[1], bench.seed) for part in parts])
-        figures[name] = rate(bench.predictions(victim, to_unit_sphere(found)) == bench.labels)
-    return figures
+class Accuracies:
+    """Accuracy behind a purifier by what was done to the clouds.
+
+    Args:
+        bench: clean clouds, attacked here.
+    """
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.victim = bench, Victim.load(VICTIM)
+        self.given = {"clean": bench.points}
+        for name in ATTACKS:
+            entry = SUITE[name]
+            self.given[entry.title] = bench.attacked(self.victim, name, entry.attack(), entry.targeted)
+
+    def __call__(self, method: Compose) -> dict[str, Any]:
+        """Figures by title."""
+        bench, figures = self.bench, {}
+        for name, points in self.given.items():
+            parts = tqdm(points.split(bench.batch), name, mininterval=5)
+            found = torch.cat([method(part, points.shape[1], bench.seed) for part in parts])
+            figures[name] = rate(bench.predictions(self.victim, to_unit_sphere(found)) == bench.labels)
+        return figures
 
 
 @click.command()
 @protocol_options("optimisation.json", victims=None, split="validation", clouds="100")
 @several("solver", type=click.Choice(list(SOLVERS)), help="Repeatable; all by default.")
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Runs per median.")
+@click.option("--times-only", is_flag=True, help="Measure times again, keep the accuracies that OUT has.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of torch; its own choice by default.")
 def optimisation(
-    protocol: Protocol, solvers: tuple[str, ...], repeats: int, threads: int | None, out: Path
+    protocol: Protocol,
+    solvers: tuple[str, ...],
+    repeats: int,
+    times_only: bool,
+    threads: int | None,
+    out: Path,
 ) -> None:
     """Time and accuracy of onet-opt by its solver (needs IFDEFENSE_DATA).
 
     Times are those of the shipped network and of one with the published widths, whose weights are random.
     """
+    if times_only and not out.is_file():
+        raise click.UsageError(f"--times-only keeps the accuracies in --out, but there is no {out}")
     if threads is not None:
         torch.set_num_threads(threads)
-    victim, bench = Victim.load(VICTIM), protocol.bench(100)
-    given = {"clean": bench.points}
-    for name in ATTACKS:
-        entry = SUITE[name]
-        given[entry.title] = bench.attacked(victim, name, entry.attack(), entry.targeted)
+    old: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if times_only else {}
     shipped = load_network("onet")
-    torch.manual_seed(bench.seed)
+    torch.manual_seed(protocol.seed)
     wide = OccupancyNetwork(OccupancyConfig()).eval()
     clouds = make_clouds(TOGETHER)
+    measure = None if times_only else Accuracies(protocol.bench(100))
+    about = old if measure is None else {**measure.bench.about(), "weights": measure.victim.weights}
     rows: dict[str, dict[str, Any]] = {}
     for name in solvers or SOLVERS:
         times = {
@@ -90,9 +110,10 @@ def optimisation(
         rows[name] = {
             "evaluations": evaluations(SOLVERS[name]),
             "seconds": {key: taken / TOGETHER for key, taken in times.items()},
-            "figures": accuracies(bench, victim, given, purifier(shipped, SOLVERS[name])),
+            "figures": measure(purifier(shipped, SOLVERS[name])) if measure else old["rows"][name]["figures"],
         }
-        record.write(out, "optimisation", **bench.about(), weights=victim.weights, peer=PEER, rows=rows)
+        described = {key: about[key] for key in ("split", "clouds", "seed", "weights")}
+        record.write(out, "optimisation", **described, peer=PEER, rows=rows)
     click.echo(text_table(*_cells(rows)))
 
 
