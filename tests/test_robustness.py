@@ -13,7 +13,6 @@ from click.testing import CliRunner, Result
 
 import attacks
 from benchmarks import catalogue, published
-from benchmarks.protocol import DEFENCES
 from benchmarks.robustness import markdown_rows, robustness, summary
 from benchmarks.suite import SUITE, affordable_clouds, changed, names
 from classifiers import load
@@ -99,9 +98,10 @@ def test_rows_are_added_replaced_and_made_from_the_cache(
         assert row["attacked"] == result["rows"][row["attack"] == "fgm"]["attacked"]
         assert result["specs"][row["specs"]["sor"]] == Purifier.from_pretrained("sor").spec()
     header, lines = markdown_rows(result, "pointnet-victim", "plain")
-    assert header == ["attack", "clouds", "success", *DEFENCES]
-    assert [line[0] for line in lines] == ["clean", "FGM"] and lines[0][-1] == "–"
-    assert lines[0][3].endswith("(88.4)") and "(" not in lines[1][3]
+    assert header == ["attack", "clouds", "measured", "success", "none", "sor"]
+    assert [line[0] for line in lines] == ["clean", "FGM"]
+    assert lines[0][2] == result["rows"][0]["date"][5:]
+    assert lines[0][4].endswith("(88.4)") and "(" not in lines[1][4]
     _, lines = markdown_rows(result, "pointnet-victim", "adaptive")
     assert lines[0][5] == f"{aware['sor']['accuracy']:.1f} ({plain['sor']['accuracy']:.1f})"
 
@@ -141,7 +141,8 @@ def row(victim: str, attack: str, clouds: int = 200, **accuracy: float) -> dict[
         name.replace("_", "-"): {"accuracy": value, "standard_error": 1.7, "success": 3.0}
         for name, value in accuracy.items()
     }
-    return {"victim": victim, "attack": attack, "kind": "plain", "clouds": clouds, "figures": figures}
+    described = {"victim": victim, "attack": attack, "kind": "plain", "clouds": clouds, "weights": "abc"}
+    return {**described, "figures": figures}
 
 
 def test_summary_has_a_line_per_victim_and_defence_and_published_figures_of_the_same_method() -> None:
@@ -152,6 +153,7 @@ def test_summary_has_a_line_per_victim_and_defence_and_published_figures_of_the_
         row(hybrid, "drop-200", sor_smooth=50.0),
         row("dgcnn-modelnet40", "none", none=12.3),
         row("pointnet-modelnet40", "fgm", none=12.4),
+        {key: value for key, value in row(hybrid, "perturb", sor=1.0).items() if key != "weights"},
     ]
     text = summary({"rows": rows})
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
