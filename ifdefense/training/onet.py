@@ -6,6 +6,7 @@ What other networks share that learn from the same shapes: `shape_options` and `
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from ifdefense.data.modelnet import Split
@@ -108,11 +111,15 @@ class Shapes:
             {"folder": folder, "labels": self.labels},
         )
 
+    @functools.cached_property
+    def _read(self) -> list[NDArray[np.floating]]:
+        """The clouds of the folder."""
+        assert self.clouds is not None
+        return read_folder(self.clouds)
+
     def _clouds(self, held: bool) -> OccupancySet:
         """Every tenth cloud of the folder, or the others."""
-        assert self.clouds is not None
-        read = read_folder(self.clouds)
-        part = [cloud for index, cloud in enumerate(read) if (index % 10 == 0) == held]
+        part = [cloud for index, cloud in enumerate(self._read) if (index % 10 == 0) == held]
         name = "points-validation" if held else POINTS
         return cached(
             self.cache / name,
