@@ -32,10 +32,15 @@ from ifdefense.purifiers.compose import Compose
 from ifdefense.purifiers.filters import LocalSmoothing, RandomisedInput, StatisticalOutlierRemoval
 from ifdefense.purifiers.pretrained import LOCAL_MESH
 from ifdefense.purifiers.surface import SurfacePurifier
+from ifdefense.restorers.base import Restorer
 from ifdefense.restorers.mesh import MeshRestorer
+from ifdefense.restorers.ridge import RidgeRestorer
 from ifdefense.stages.anomaly import AnomalyRepair
 from ifdefense.stages.extraction import Extraction, Tracking
 from ifdefense.stages.resampling import FillSampling, SurfaceSampling
+
+Change = Callable[[RidgeRestorer], Restorer]
+"""The restorer of ``local-mesh`` → another one."""
 
 VICTIM = "pointnet-modelnet40-hybrid"
 ATTACKS = ("pgd", "drop-200")
@@ -46,13 +51,11 @@ CLUSTERS = SimulationOptions(
 )
 
 
-def _local(*filters: Purifier, **stages: Any) -> Callable[[], Purifier]:
-    """Builds ``local-mesh`` with other stages, and other filters before them."""
+def _local(*filters: Purifier, change: Change = lambda restorer: restorer) -> Callable[[], Purifier]:
+    """Builds ``local-mesh`` with a changed restorer, and other filters before it."""
 
     def build() -> Purifier:
-        given = {name: stage() if name == "repair" else stage for name, stage in stages.items()}
-        surface = SurfacePurifier(load_network("local"), dataclasses.replace(LOCAL_MESH, **given))
-        return Compose([*filters, surface])
+        return Compose([*filters, SurfacePurifier(load_network("local"), change(LOCAL_MESH))])
 
     return build
 
@@ -77,10 +80,17 @@ VARIANTS = {
     "local-mesh, no outlier removal": _local(),
     "local-mesh, mean of 3 neighbours first": _local(FILTER, LocalSmoothing(3)),
     "local-mesh, a random half of the points": _local(FILTER, RandomisedInput()),
-    "local-mesh, 64 cells": _local(FILTER, extract=Tracking(64, 8)),
-    "local-mesh, grid by subdivision": _local(FILTER, extract=Extraction(40, 10)),
-    "local-mesh, farthest-point samples": _local(FILTER, resample=SurfaceSampling("farthest")),
-    "local-mesh, mesh repair": _local(FILTER, repair=lambda: AnomalyRepair(AnomalyNetwork.load())),
+    "local-mesh, 64 cells": _local(FILTER, change=lambda r: r.with_stages(extract=Tracking(64, 8))),
+    "local-mesh, grid by subdivision": _local(
+        FILTER, change=lambda r: r.with_stages(extract=Extraction(40, 10))
+    ),
+    "local-mesh, no margin": _local(FILTER, change=lambda r: dataclasses.replace(r, margin=0.0)),
+    "local-mesh, both sides of the shell": _local(
+        FILTER, change=lambda r: dataclasses.replace(r.mesh, resample=SurfaceSampling("uniform"))
+    ),
+    "local-mesh, mesh repair": _local(
+        FILTER, change=lambda r: r.with_stages(repair=AnomalyRepair(AnomalyNetwork.load()))
+    ),
     "onet-fill": _onet(),
     "onet-fill, no mesh repair": _onet(repair=None),
     "onet-fill, samples of the mesh alone": _onet(resample=SAMPLES),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,7 @@ RULES: dict[str, Callable[[], RepairMesh]] = {
 
 def purifier_of(rule: str) -> Purifier:
     """``local-mesh`` with a repair."""
-    restorer = dataclasses.replace(LOCAL_MESH, repair=RULES[rule]())
+    restorer = LOCAL_MESH.with_stages(repair=RULES[rule]())
     return Compose([StatisticalOutlierRemoval(), SurfacePurifier(load_network("local"), restorer)], rule)
 
 

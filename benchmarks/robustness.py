@@ -27,7 +27,7 @@ from benchmarks.protocol import (
     specs,
 )
 from benchmarks.published import accuracy as published_accuracy
-from benchmarks.suite import SUITE, affordable_clouds, changed, names, slow
+from benchmarks.suite import SUITE, affordable_clouds, changed, names
 from ifdefense.provenance import digest, versions
 
 KIND = ("victim", "attack", "kind")
@@ -73,8 +73,8 @@ def measure(
         "versions": versions(),
     }
     if entry is not None:
-        row["settings"] = entry.settings(published, slow(victim.model))
-        attack = entry.attack(published, slow(victim.model))
+        row["settings"] = entry.settings(published)
+        attack = entry.attack(published)
         plain = bench.attacked(victim, name, attack, targeted)
     row["attacked"] = digest(plain)
     row["specs"] = {name: digest(spec) for name, spec in specs(defences).items()}

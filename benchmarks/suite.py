@@ -11,7 +11,6 @@ from typing import Any
 from torch import nn
 
 import attacks
-from attacks.optimised.carlini_wagner import CarliniWagner
 from classifiers.pointnet import PointNet
 
 WHOLE = 400
@@ -44,17 +43,13 @@ class Entry:
     always: dict[str, Any] = dataclasses.field(default_factory=dict)
     affordable: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def attack(self, published: bool = False, slow: bool = False) -> attacks.Attack:
-        """The attack; the affordable one makes no second search if the victim is `slow`."""
-        options = self.always if published else self.always | self.affordable
-        attack = self.attack_class(**options)
-        if slow and not published and isinstance(attack, CarliniWagner):
-            return dataclasses.replace(attack, searches=1)
-        return attack
+    def attack(self, published: bool = False) -> attacks.Attack:
+        """The attack, at the published settings or at the affordable ones."""
+        return self.attack_class(**(self.always if published else self.always | self.affordable))
 
-    def settings(self, published: bool = False, slow: bool = False) -> str:
+    def settings(self, published: bool = False) -> str:
         """The attack and its settings as text, functions by their names."""
-        return _named(str(self.attack(published, slow)))
+        return _named(str(self.attack(published)))
 
 
 def _named(settings: str) -> str:

@@ -22,6 +22,7 @@ import click
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from classifiers import NETWORKS, build
@@ -32,9 +33,15 @@ from ifdefense.checkpoints import load_into, load_state
 from ifdefense.console import use_huge_pages
 from ifdefense.training.clouds import TrainingClouds, load_training_clouds
 from ifdefense.training.commands import check_output, check_writable, reported
-from ifdefense.training.runs import ResumableRun, check_ranges, file_digest
+from ifdefense.training.runs import ResumableRun, Stateful, check_ranges, file_digest
 
 Schedule = tuple[tuple[int, float], ...]
+
+ATTACKED = 256
+"""Validation clouds that are attacked after an epoch of adversarial training."""
+
+ATTACK_STEPS = 6
+"""Gradients of that attack."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +65,11 @@ class ClassifierOptions:
         adversarial: share of each batch that is attacked, see `classifiers.adversarial`.
         delta: radius of that attack's L∞ ball.
         attack_steps: gradients of that attack.
+        coherent: of every second batch the attacked clouds' points move as the means of up to so many nearest
+            points among 256, proportionally more among more; see `classifiers.adversarial.attacked`. 1 for
+            none.
+        average: decay of the moving average of the weights, per step, which is validated and kept; 0 for the
+            weights themselves.
         half_search: search the largest points in bfloat16, see `classifiers.pointnet.max_pooled_linear`.
         seed: seed of the initial weights, the order and the augmentation.
 
@@ -80,6 +92,8 @@ class ClassifierOptions:
     adversarial: float = 0.0
     delta: float = 0.05
     attack_steps: int = 3
+    coherent: int = 1
+    average: float = 0.0
     half_search: bool = True
     seed: int = 0
 
@@ -100,6 +114,8 @@ class ClassifierOptions:
             adversarial=(0, 1),
             delta=(0, 10),
             attack_steps=(1, math.inf),
+            coherent=(1, 256),
+            average=(0, 1 - 1e-9),
         )
 
     @property
@@ -200,7 +216,7 @@ class ClassifierRun(ResumableRun):
         model: network to train, changed in place; any from ``(B, N, 3)`` points to logits.
         train: clouds to train on.
         validation: clouds that choose the epoch whose weights are kept, by name; the mean of their accuracies
-            counts.
+            counts, in adversarial training also of those under attack.
         options: settings.
         folder: folder of the run, see `ResumableRun`.
         settings: what else determines the result, such as the name of the network.
@@ -224,14 +240,34 @@ class ClassifierRun(ResumableRun):
             self.optimiser, options.lr, steps, pct_start=options.warmup
         )
         data = {"train": train.digest(), **{name: part.digest() for name, part in validation.items()}}
+        self.average = None
+        parts: dict[str, Stateful] = {"optimiser": self.optimiser, "schedule": self.schedule}
+        if options.average:
+            self.average = AveragedModel(
+                model, multi_avg_fn=get_ema_multi_avg_fn(options.average), use_buffers=True
+            )
+            parts["average"] = self.average
         super().__init__(
             model,
-            {"optimiser": self.optimiser, "schedule": self.schedule},
+            parts,
             {**dataclasses.asdict(options), "data": data, **(settings or {})},
             options.epochs,
             options.seed,
             folder,
         )
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network, or the moving average of its weights."""
+        return self.model if self.average is None else self.average.module
+
+    def _neighbours(self, count: int) -> int:
+        """Over how many of ``count`` points the attack of a batch is averaged; 1 in every second batch."""
+        if self.options.coherent == 1 or float(torch.rand((), generator=self.generator)) < 0.5:
+            return 1
+        most = self.options.coherent * count / 256
+        exponent = float(torch.rand((), generator=self.generator))
+        return max(1, round(math.pow(most, exponent)))
 
     def _loss(self, points: Tensor, labels: Tensor) -> Tensor:
         """Loss of augmented clouds, for PointNet with the penalty on its feature alignment."""
@@ -245,6 +281,7 @@ class ClassifierRun(ResumableRun):
                 self.options.delta,
                 self.options.attack_steps,
                 self.generator,
+                self._neighbours(points.shape[1]),
             )
             points = torch.cat([spoilt, points[some:]])
         if self.options.mix and float(torch.rand((), generator=self.generator)) < self.options.mix:
@@ -261,6 +298,15 @@ class ClassifierRun(ResumableRun):
         if alignment is not None:
             loss = loss + self.options.alignment_penalty * orthogonality_penalty(alignment)
         return loss
+
+    def _withstood(self, clouds: TrainingClouds) -> float:
+        """Accuracy on the first clouds under the attack of the training with more steps."""
+        some = clouds.first(ATTACKED)
+        options, generator = self.options, torch.Generator().manual_seed(self.options.seed)
+        parts = []
+        for points, labels in zip(some.points.split(64), some.labels.split(64), strict=True):
+            parts.append(attacked(self.evaluated, points, labels, options.delta, ATTACK_STEPS, generator))
+        return accuracy(self.evaluated, TrainingClouds(torch.cat(parts), some.labels))
 
     def _train(self, stop: int, progress: bool) -> float:
         """One epoch."""
@@ -282,6 +328,8 @@ class ClassifierRun(ResumableRun):
             loss.backward()
             self.optimiser.step()
             self.schedule.step()
+            if self.average is not None:
+                self.average.update_parameters(self.model)
             total += float(loss.detach())
         if isinstance(self.model, PointNet):
             self.model.search_in(None)
@@ -295,7 +343,9 @@ class ClassifierRun(ResumableRun):
         points = self.options.points_at(self.position - 1)
         if 2 * points < max(points for points, _ in self.options.schedule):
             return {}
-        scores = {name: accuracy(self.model, clouds) for name, clouds in self.validation.items()}
+        scores = {name: accuracy(self.evaluated, clouds) for name, clouds in self.validation.items()}
+        if self.options.adversarial:
+            scores |= {f"{name}, attacked": self._withstood(part) for name, part in self.validation.items()}
         return scores | {"mean": sum(scores.values()) / len(scores)}
 
 
@@ -403,6 +453,24 @@ def _parse_schedule(text: str) -> Schedule:
     show_default=True,
     help="Gradients of that attack.",
 )
+@click.option(
+    "--coherent",
+    default=ClassifierOptions.coherent,
+    show_default=True,
+    help="In every second batch it moves up to so many of 256 points together.",
+)
+@click.option(
+    "--average",
+    default=ClassifierOptions.average,
+    show_default=True,
+    help="Decay of a moving average of the weights.",
+)
+@click.option(
+    "--half-search/--no-half-search",
+    default=ClassifierOptions.half_search,
+    show_default=True,
+    help="Search PointNet's largest points in bfloat16.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=ClassifierOptions.seed, show_default=True)
 @click.option(
     "--feature-transform/--no-feature-transform", default=True, show_default=True, help="PointNet's."
@@ -457,6 +525,11 @@ def main(
     run.load_best()
     lines = [f"data: {data}, {len(train)} training clouds"]
     lines += [f"{name} accuracy: {best[name]:.2%} of {len(clouds)}" for name, clouds in validation.items()]
+    lines += [
+        f"{name} accuracy in L∞ {options.delta}, {ATTACK_STEPS} steps: {best[score]:.2%} of {ATTACKED}"
+        for name in validation
+        if (score := f"{name}, attacked") in best
+    ]
     if test:
         from ifdefense.data.modelnet import load_modelnet40
 

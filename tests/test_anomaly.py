@@ -22,7 +22,6 @@ from ifdefense.purifiers.filters import StatisticalOutlierRemoval
 from ifdefense.purifiers.pretrained import LOCAL_MESH
 from ifdefense.purifiers.specs import describe, rebuild
 from ifdefense.purifiers.surface import SurfacePurifier
-from ifdefense.restorers.mesh import MeshRestorer
 from ifdefense.shapes.procedural import make_shape
 from ifdefense.stages.anomaly import AnomalyRepair
 from ifdefense.stages.extraction import ExtractionOptions, extract_meshes
@@ -179,7 +178,7 @@ def test_the_shipped_network_finds_a_blob_beside_a_chair_and_nothing_on_the_chai
             StatisticalOutlierRemoval(),
             SurfacePurifier(
                 load_network("local"),
-                MeshRestorer(LOCAL_MESH.extract, AnomalyRepair(shipped()), LOCAL_MESH.resample),
+                LOCAL_MESH.with_stages(repair=AnomalyRepair(shipped())),
             ),
         ]
     )

@@ -155,15 +155,79 @@ def test_the_attack_of_adversarial_training_ends_in_the_corner_that_is_worst_for
     assert model.training
 
 
-def test_adversarial_training_attacks_that_share_of_every_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
+class Pairs(torch.nn.Module):
+    """The first logit rises with every even point and falls half as fast with every odd one."""
 
-    def spy(model: torch.nn.Module, points: torch.Tensor, *rest: object) -> torch.Tensor:
-        seen.append(len(points))
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        height = points[:, ::2].sum((1, 2)) - points[:, 1::2].sum((1, 2)) / 2
+        return torch.stack([height, -height], 1)
+
+
+def test_shifts_that_are_averaged_move_neighbours_together() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.randn(1, 6, 3, generator=generator).repeat_interleave(2, 1)
+    pairs[:, ::2] += 0.01
+    labels = torch.tensor([0])
+    alone = attacked(Pairs(), pairs, labels, 0.1, 3, generator) - pairs
+    torch.testing.assert_close(alone[0, :2], torch.tensor([[-0.1], [0.1]]).expand(2, 3))
+    together = attacked(Pairs(), pairs, labels, 0.1, 3, generator, neighbours=2) - pairs
+    torch.testing.assert_close(together, torch.full_like(together, -0.1))
+
+
+class Spy:
+    """Stands in for `attacked`: notes how many clouds are attacked in how many steps and with which means."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int, int]] = []
+
+    def __call__(
+        self,
+        model: torch.nn.Module,
+        points: torch.Tensor,
+        labels: torch.Tensor,
+        delta: float,
+        steps: int,
+        generator: torch.Generator,
+        neighbours: int = 1,
+    ) -> torch.Tensor:
+        self.seen.append((len(points), steps, neighbours))
         return points
 
+
+def test_adversarial_training_attacks_that_share_of_every_batch_and_all_validation_clouds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spy = Spy()
     monkeypatch.setattr(train, "attacked", spy)
-    run(tmp_path, "pointnet", dataclasses.replace(TINY, adversarial=0.75))()
-    assert seen == [6] * 6
+    best = run(tmp_path, "pointnet", dataclasses.replace(TINY, adversarial=0.75))()
+    assert spy.seen == [(6, 3, 1), (6, 3, 1), (8, train.ATTACK_STEPS, 1)] * 3
+    assert best["validation, attacked"] == best["validation"] == best["mean"]
+
+
+def test_every_second_batch_is_attacked_by_averaged_shifts(tmp_path: Path) -> None:
+    trained = run(tmp_path, "pointnet", dataclasses.replace(TINY, adversarial=1.0, coherent=64))
+    means = [trained._neighbours(32) for _ in range(200)]
+    assert 90 < means.count(1) < 150 and set(means) == set(range(1, 9))  # 64 of 256 points are 8 of 32
+    alone = run(tmp_path, "pointnet", dataclasses.replace(TINY, adversarial=1.0))
+    assert {alone._neighbours(32) for _ in range(20)} == {1}
+
+
+def test_the_moving_average_is_validated_kept_and_resumed(tmp_path: Path) -> None:
+    options = dataclasses.replace(TINY, average=0.5)
+    whole = run(tmp_path / "whole", "pointnet", options)
+    whole()
+    averaged, last = whole.evaluated.state_dict(), whole.model.state_dict()
+    assert any(not torch.equal(averaged[name], last[name]) for name in last)
+    parts = run(tmp_path / "parts", "pointnet", options)
+    parts(stop_after=1)
+    resumed = run(tmp_path / "parts", "pointnet", options)
+    assert resumed.resume()
+    resumed()
+    for name, value in averaged.items():
+        assert torch.equal(value, resumed.evaluated.state_dict()[name]), name
+    kept = load("pointnet", tmp_path / "parts" / "best.safetensors").state_dict()
+    if resumed.best["epoch"] == 3:
+        for name, value in averaged.items():
+            torch.testing.assert_close(
+                kept[name].float(), value.float(), rtol=2e-3, atol=1e-3
+            )  # kept as fp16

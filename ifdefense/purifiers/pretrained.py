@@ -13,21 +13,22 @@ from ifdefense.purifiers.filters import LocalSmoothing, RandomisedInput, Statist
 from ifdefense.purifiers.mapped import MappedPurifier
 from ifdefense.purifiers.surface import SurfacePurifier
 from ifdefense.restorers.mesh import MeshRestorer
-from ifdefense.restorers.newton import NewtonRestorer
 from ifdefense.restorers.optimised import Adam, OptimisedRestorer, Solver
+from ifdefense.restorers.ridge import RidgeRestorer
 from ifdefense.stages.extraction import Tracking
-from ifdefense.stages.resampling import FillSampling, SurfaceSampling
+from ifdefense.stages.resampling import FillSampling
 
-LOCAL_MESH = MeshRestorer(Tracking(40, 5), None, SurfaceSampling("uniform"))
+LOCAL_MESH = RidgeRestorer(MeshRestorer(Tracking(40, 5), None))
 """A grid of 40, as finer ones are no more accurate, and no repair (docs/experiments.md)."""
 
+LOCAL_TWIN = dataclasses.replace(LOCAL_MESH, differentiable=True)
 
 ADAM = Adam(every=4)
 """As published, but with the field evaluated at every fourth step (docs/experiments.md)."""
 
 
 def local_mesh(weights: str | Path = "local") -> Compose:
-    """SOR, local occupancy network, mesh, samples of the mesh and nothing else."""
+    """SOR, local occupancy network, mesh, and samples of it moved to where the network is surest."""
     surface = SurfacePurifier(load_network(weights), LOCAL_MESH)
     return Compose([StatisticalOutlierRemoval(), surface], "local-mesh")
 
@@ -37,14 +38,14 @@ def local_repaired(weights: str | Path = "local") -> Compose:
     from ifdefense.implicit.anomaly import AnomalyNetwork
     from ifdefense.stages.anomaly import AnomalyRepair
 
-    restorer = dataclasses.replace(LOCAL_MESH, repair=AnomalyRepair(AnomalyNetwork.load()))
+    restorer = LOCAL_MESH.with_stages(repair=AnomalyRepair(AnomalyNetwork.load()))
     surface = SurfacePurifier(load_network(weights), restorer)
     return Compose([StatisticalOutlierRemoval(), surface], "local-repaired")
 
 
 def local_newton(weights: str | Path = "local") -> Compose:
-    """As `local_mesh`, with the samples on the level set itself and gradients that pass."""
-    surface = SurfacePurifier(load_network(weights), NewtonRestorer(LOCAL_MESH, steps=2))
+    """`local_mesh` with gradients that pass: the same points."""
+    surface = SurfacePurifier(load_network(weights), LOCAL_TWIN)
     return Compose([StatisticalOutlierRemoval(), surface], "local-newton")
 
 
@@ -55,8 +56,8 @@ def local_random(weights: str | Path = "local") -> Compose:
 
 
 def local_random_newton(weights: str | Path = "local") -> Compose:
-    """The differentiable twin of `local_random`, see `local_newton`."""
-    surface = SurfacePurifier(load_network(weights), NewtonRestorer(LOCAL_MESH, steps=2))
+    """`local_random` with gradients that pass: the same points."""
+    surface = SurfacePurifier(load_network(weights), LOCAL_TWIN)
     return Compose([StatisticalOutlierRemoval(), RandomisedInput(), surface], "local-random-newton")
 
 

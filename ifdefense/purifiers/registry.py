@@ -41,11 +41,11 @@ _WEIGHTS = Path(__file__).parents[1] / "weights"
 
 METHODS = {
     "local-mesh": Method(
-        "SOR, then samples of the mesh of a local occupancy network",
+        "SOR, then samples of the mesh of a local occupancy network, moved to where its field is largest",
         "ifdefense.purifiers.pretrained:local_mesh",
     ),
     "local-newton": Method(
-        "the differentiable twin of local-mesh: its samples moved onto the level set by Newton steps",
+        "local-mesh with exact gradients: the same points, through a Newton step along the normals",
         "ifdefense.purifiers.pretrained:local_newton",
         twin_of="local-mesh",
     ),
@@ -54,7 +54,7 @@ METHODS = {
         "ifdefense.purifiers.pretrained:local_random",
     ),
     "local-random-newton": Method(
-        "the differentiable twin of local-random",
+        "local-random with exact gradients: the same points",
         "ifdefense.purifiers.pretrained:local_random_newton",
         twin_of="local-random",
     ),

@@ -52,16 +52,7 @@ class MeshRestorer:
         seed: int,
     ) -> list[Restored]:
         """See `ifdefense.restorers.base.Restorer`."""
-        with stage("field to mesh"):
-            meshes = self.extract(field, clouds, calibration)
-        repairs: list[Repair | None] = [None] * len(clouds)
-        if self.repair is not None:
-            with stage("mesh repair"):
-                repairs = [
-                    None if mesh.is_empty else self.repair(mesh, cloud.cpu())
-                    for mesh, cloud in zip(meshes, clouds, strict=True)
-                ]
-        final = [a if b is None else b.mesh for a, b in zip(meshes, repairs, strict=True)]
+        meshes, repairs, final = self.surfaces(field, clouds, calibration)
         points: list[Tensor | None] = [None] * len(clouds)
         with stage("resampling"):
             for count in set(counts):
@@ -73,3 +64,19 @@ class MeshRestorer:
                     for i, cloud_points in zip(rows, torch.unbind(sampled), strict=True):
                         points[i] = cloud_points
         return [Restored(*each) for each in zip(points, meshes, repairs, strict=True)]
+
+    def surfaces(
+        self, field: Field, clouds: Sequence[Tensor], calibration: Calibration
+    ) -> tuple[list[Mesh], list[Repair | None], list[Mesh]]:
+        """The extracted meshes, their repairs, and the meshes that are sampled, one per cloud."""
+        with stage("field to mesh"):
+            meshes = self.extract(field, clouds, calibration)
+        repairs: list[Repair | None] = [None] * len(clouds)
+        if self.repair is not None:
+            with stage("mesh repair"):
+                repairs = [
+                    None if mesh.is_empty else self.repair(mesh, cloud.cpu())
+                    for mesh, cloud in zip(meshes, clouds, strict=True)
+                ]
+        final = [a if b is None else b.mesh for a, b in zip(meshes, repairs, strict=True)]
+        return meshes, repairs, final

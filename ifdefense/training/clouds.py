@@ -63,6 +63,10 @@ class TrainingClouds:
             )
         return TrainingClouds(torch.cat([self.points, other.points]), torch.cat([self.labels, other.labels]))
 
+    def first(self, count: int) -> TrainingClouds:
+        """The first clouds, or all if there are fewer."""
+        return TrainingClouds(self.points[:count], self.labels[:count])
+
     def digest(self) -> str:
         """Identifies the clouds in the settings of a run."""
         return digest(self.points.numpy(), self.labels.numpy())

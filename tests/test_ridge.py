@@ -1,0 +1,148 @@
+"""Samples moved to the middle of a shell: accuracy, what is left out, and gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from ifdefense.implicit.base import Calibration, Field
+from ifdefense.purifiers.surface import SurfacePurifier
+from ifdefense.restorers.mesh import MeshRestorer
+from ifdefense.restorers.ridge import RidgeRestorer, chosen
+from ifdefense.stages.extraction import Extraction
+
+CALIBRATION = Calibration(threshold=0.5, offset=0.015)
+MESH = MeshRestorer(Extraction(64, 16), None)
+RIDGE = RidgeRestorer(MESH)
+
+
+class Shell:
+    """A shell about a sphere around the mean of a cloud, whose radius is 0.6 times the points' mean distance.
+
+    The logit falls with the square of the distance from the sphere, from ``height`` to 0 at 0.015.
+    """
+
+    calibration = CALIBRATION
+    height = 3.0
+
+    def encode(self, clouds: Sequence[Tensor], seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+        means = [cloud.mean(0) for cloud in clouds]
+        return [(m, 0.6 * (c - m).norm(dim=1).mean()) for c, m in zip(clouds, means, strict=True)]
+
+    def field(self, code: list[tuple[Tensor, Tensor]]) -> Field:
+        centres, radii = torch.stack([m for m, _ in code]), torch.stack([r for _, r in code])
+
+        def logits(points: Tensor, cloud: Tensor) -> Tensor:
+            distance = (points - centres[cloud]).norm(dim=1) - radii[cloud]
+            height: Tensor = self.height * (1 - (distance / 0.015).square())
+            return height
+
+        return logits
+
+
+def clouds() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(size, 3, generator=generator) - 0.5 for size in (100, 60)]
+
+
+def test_points_land_on_the_sphere_in_the_middle() -> None:
+    given, network = clouds(), Shell()
+    code = network.encode(given)
+    restored = RIDGE(network.field(code), given, [200, 80], CALIBRATION, 0)
+    for (centre, radius), each, count in zip(code, restored, (200, 80), strict=True):
+        assert each.points is not None and each.points.shape == (count, 3)
+        assert ((each.points - centre).norm(dim=1) - radius).abs().max() < 1e-3
+        assert each.mesh is not None and not each.mesh.is_empty
+
+
+def test_a_cloud_does_not_depend_on_the_others_and_a_seed_draws_again() -> None:
+    given, network = clouds(), Shell()
+    both = RIDGE(network.field(network.encode(given)), given, [50, 50], CALIBRATION, 3)
+    alone = RIDGE(network.field(network.encode(given[1:])), given[1:], [50], CALIBRATION, 3)
+    other = RIDGE(network.field(network.encode(given[1:])), given[1:], [50], CALIBRATION, 4)
+    assert both[1].points is not None and alone[0].points is not None and other[0].points is not None
+    torch.testing.assert_close(both[1].points, alone[0].points, rtol=0, atol=1e-6)
+    assert (alone[0].points - other[0].points).abs().max() > 0.01
+
+
+def two_plates(points: Tensor, cloud: Tensor) -> Tensor:
+    """A sure plate at z = -0.2 and a hesitant one at z = 0.2, both 0.03 thick and ending within the box."""
+    heights = torch.stack([2 * (1 - ((points[:, 2] - z) / 0.015).square()) for z in (-0.2, 0.2)])
+    surest = torch.maximum(heights[0], 0.1 * heights[1])
+    return torch.where(points[:, :2].abs().amax(1) < 0.3, surest, -1)
+
+
+def test_the_network_must_be_sure() -> None:
+    cloud = [torch.zeros(10, 3)]
+    heights = {}
+    for margin in (0.0, 0.5):
+        restorer = RidgeRestorer(MESH, margin=margin, oversample=3)
+        (restored,) = restorer(two_plates, cloud, [300], CALIBRATION, 0)
+        assert restored.points is not None and len(restored.points) == 300
+        heights[margin] = restored.points[:, 2]
+    assert 0.3 < (heights[0.0] > 0).double().mean() < 0.7
+    assert (heights[0.5] < 0).all()
+    assert (heights[0.5] + 0.2).abs().max() < 0.01  # the edges of the plate are less accurate
+
+
+def test_the_surest_are_taken_where_too_few_are_sure() -> None:
+    peak = torch.tensor([0.1, 0.9, 0.2, 0.7, 0.3])
+    assert chosen(peak, 2, 0.5).tolist() == [1, 3]
+    assert chosen(peak, 1, 0.5).tolist() == [1]
+    assert chosen(peak, 4, 0.5).tolist() == [1, 2, 3, 4]
+
+
+def test_the_differentiable_twin_gives_the_same_points() -> None:
+    given, network = clouds(), Shell()
+    twin = dataclasses.replace(RIDGE, differentiable=True)
+    results = []
+    for restorer in (RIDGE, twin):
+        leaves = [cloud.clone().requires_grad_() for cloud in given]
+        restored = restorer(network.field(network.encode(leaves)), leaves, [90, 90], CALIBRATION, 1)
+        points = [each.points for each in restored if each.points is not None]
+        assert len(points) == 2
+        assert all(part.requires_grad == restorer.differentiable for part in points)
+        results.append(torch.cat(points).detach())
+    torch.testing.assert_close(*results, rtol=0, atol=1e-6)
+
+
+def test_gradients_are_those_of_the_surface() -> None:
+    purifier = SurfacePurifier(Shell(), dataclasses.replace(RIDGE, differentiable=True))
+    (cloud, _) = clouds()
+    points = cloud.double().requires_grad_()
+    inside = (points.detach().abs() < 0.45).all(1)  # moving these leaves the frame in place
+
+    def spread(points: Tensor) -> Tensor:
+        """Mean distance of the result from its mean: a function of the radius alone."""
+        out = purifier([points], 400)[0]
+        mean: Tensor = (out - out.mean(0)).norm(dim=1).mean()
+        return mean
+
+    (slope,) = torch.autograd.grad(spread(points), points)
+    direction = torch.where(inside[:, None], points.detach() - points.detach().mean(0), 0)
+    with torch.no_grad():
+        numeric = (spread(points + 1e-2 * direction) - spread(points - 1e-2 * direction)) / 2e-2
+    assert float((slope * direction).sum()) == pytest.approx(float(numeric), rel=0.05)
+
+
+def test_no_surface_is_said() -> None:
+    restored = RIDGE(lambda p, c: -1 - p.norm(dim=1), clouds(), [10, 10], CALIBRATION, 0)
+    assert [each.points for each in restored] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 1}, "steps must be at least 2"),
+        ({"depth": 0.0}, "depth positive"),
+        ({"oversample": 0.9}, "oversample at least 1"),
+        ({"margin": float("nan")}, "margin must be finite"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RidgeRestorer(**options)  # type: ignore[arg-type]
