@@ -44,8 +44,8 @@ class RidgeRestorer:
     """
 
     mesh: MeshRestorer = MeshRestorer()
-    depth: float = 0.032
-    steps: int = 4
+    depth: float = 0.03
+    steps: int = 3
     margin: float = 0.75
     oversample: float = 1.5
     differentiable: bool = False
