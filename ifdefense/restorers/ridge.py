@@ -139,7 +139,8 @@ class RidgeRestorer:
         gradients = torch.is_grad_enabled() and self.differentiable
         with contextlib.nullcontext() if gradients else torch.no_grad():
             if gradients:  # evaluated again with a graph to the field
-                three = torch.where(around == 0, 0, heights(around.to(starts)))
+                three = heights(around.to(starts))
+                three = torch.where(around == 0, three - three.detach(), three)  # 0, but it has a gradient
             before, best, after = three.unbind(1)
             bend = (before - 2 * best + after).clamp_max(-1e-6)
             depth = step * (middle + ((before - after) / (2 * bend)).clamp(-1, 1))
