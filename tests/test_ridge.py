@@ -137,7 +137,7 @@ def test_no_surface_is_said() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 1}, "steps must be at least 2"),
+        ({"steps": 2}, "steps must be at least 3"),
         ({"depth": 0.0}, "depth positive"),
         ({"oversample": 0.9}, "oversample at least 1"),
         ({"margin": float("nan")}, "margin must be finite"),

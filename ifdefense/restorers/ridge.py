@@ -31,7 +31,7 @@ class RidgeRestorer:
     Attributes:
         mesh: extraction and repair of the mesh; its sampling is not used.
         depth: how far into the shell the maximum is sought, unit cube.
-        steps: evaluations per sample, at least 2.
+        steps: evaluations per sample, at least 3.
         margin: logit above the level that a sample must reach.
         oversample: samples per point of the result, at least 1; where fewer than the points asked for reach
             the margin, the surest are taken.
@@ -44,16 +44,16 @@ class RidgeRestorer:
     """
 
     mesh: MeshRestorer = MeshRestorer()
-    depth: float = 0.03
-    steps: int = 3
+    depth: float = 0.032
+    steps: int = 4
     margin: float = 0.75
     oversample: float = 1.5
     differentiable: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps < 2 or not 0 < self.depth < math.inf or not 1 <= self.oversample < math.inf:
+        if self.steps < 3 or not 0 < self.depth < math.inf or not 1 <= self.oversample < math.inf:
             raise ValueError(
-                "steps must be at least 2, depth positive and oversample at least 1, "
+                "steps must be at least 3, depth positive and oversample at least 1, "
                 f"got {self.steps}, {self.depth} and {self.oversample}"
             )
         if not math.isfinite(self.margin):
@@ -131,19 +131,17 @@ class RidgeRestorer:
 
         with torch.no_grad():
             along = torch.arange(1, self.steps + 1, device=starts.device, dtype=starts.dtype)
-            inside = heights(along.expand(len(starts), -1))
-            values = torch.cat([torch.zeros_like(inside[:, :1]), inside], 1)  # a sample is at the level
-            middle = values.argmax(1).clamp(1, self.steps - 1)
+            values = heights(along.expand(len(starts), -1))
+            middle = values.argmax(1).clamp(1, self.steps - 2)
             around = middle.unsqueeze(1) + torch.tensor([-1, 0, 1], device=starts.device)
             three = values.gather(1, around)
         gradients = torch.is_grad_enabled() and self.differentiable
         with contextlib.nullcontext() if gradients else torch.no_grad():
             if gradients:  # evaluated again with a graph to the field
-                three = heights(around.to(starts))
-                three = torch.where(around == 0, three - three.detach(), three)  # 0, but it has a gradient
+                three = heights(along[around])
             before, best, after = three.unbind(1)
             bend = (before - 2 * best + after).clamp_max(-1e-6)
-            depth = step * (middle + ((before - after) / (2 * bend)).clamp(-1, 1))
+            depth = step * (along[middle] + ((before - after) / (2 * bend)).clamp(-1, 1))
         return depth, values.amax(1)
 
 
