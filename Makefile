@@ -71,8 +71,11 @@ weights: $(READY)
 	$(HYBRID) --init $(SHIPPED)/pointnet-modelnet40.safetensors --schedule 256x2,512x1,1024x0.6 --lr 1e-3 \
 		--run runs/pointnet_hybrid --out $(SHIPPED)/pointnet-modelnet40-hybrid.safetensors
 	$(HYBRID) --init $(SHIPPED)/pointnet-modelnet40-hybrid.safetensors --schedule 256x2.5,512x0.4,1024x0.12 \
-		--lr 1e-3 --adversarial 0.8 --attack-steps 3 --run runs/pointnet_adversarial \
-		--out $(SHIPPED)/pointnet-modelnet40-adversarial.safetensors
+		--lr 1e-3 --adversarial 0.8 --attack-steps 3 --run runs/pointnet_adversarial_1 \
+		--out runs/pointnet_adversarial_1.safetensors
+	$(HYBRID) --init runs/pointnet_adversarial_1.safetensors --schedule 256x4.5,512x1.2,1024x0.8 --lr 1e-3 \
+		--adversarial 0.8 --attack-steps 2 --coherent 8 --average 0.998 --no-half-search \
+		--run runs/pointnet_adversarial --out $(SHIPPED)/pointnet-modelnet40-adversarial.safetensors
 	$(HYBRID) --model dgcnn --init $(SHIPPED)/dgcnn-modelnet40.safetensors --schedule 512x0.5,1024x0.25 \
 		--lr 8e-4 --weight-decay 0.02 --run runs/dgcnn_hybrid \
 		--out $(SHIPPED)/dgcnn-modelnet40-hybrid.safetensors

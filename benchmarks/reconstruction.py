@@ -82,7 +82,7 @@ def figures(
     "methods",
     multiple=True,
     type=click.Choice([name for name, method in METHODS.items() if method.network]),
-    default=("local-mesh", "local-newton", "onet-mesh"),
+    default=("local-mesh", "local-random", "convonet-mesh", "onet-mesh"),
     show_default=True,
     help="Repeatable.",
 )

@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.labels import overlap
 from ifdefense.data.errors import DataError
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.base import load_network
@@ -87,10 +88,6 @@ def test_space_between_legs_is_outside() -> None:
     field = grid_from_cloud(cloud).ravel()
     x, y, z = cell_centres().T
     assert not (field[(np.abs(x) < 0.3) & (np.abs(y) < 0.3) & (z < 0.3)] > 0).any()
-
-
-def overlap(one: NDArray[np.int8], other: NDArray[np.int8]) -> float:
-    return float(((one > 0) & (other > 0)).sum() / ((one > 0) | (other > 0)).sum())
 
 
 def test_a_network_sees_solids_better_than_planes_and_rays_do() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +20,7 @@ from ifdefense.corruptions.planted import KINDS, plant
 from ifdefense.geometry.frame import Frame
 from ifdefense.implicit.anomaly import AnomalyNetwork
 from ifdefense.stages.outliers import statistical_outlier_removal
-from ifdefense.training.commands import check_output, check_writable, reported
+from ifdefense.training.commands import prepare, reported
 from ifdefense.training.dense import DenseSurfaces
 from ifdefense.training.local import collect
 
@@ -201,9 +199,7 @@ def train_command(
 
     The weights are those of the head; they name those of the networks.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    check_output(out, force)
-    check_writable(cache)
+    prepare(out, force, cache)
     torch.manual_seed(seed)
     network = AnomalyNetwork.untrained(local_weights, prior_weights)
     started = time.process_time()

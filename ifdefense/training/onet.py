@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import numpy as np
@@ -146,7 +146,7 @@ def shape_options(sampling: SamplingOptions) -> Callable[[Command], Command]:
         ),
         click.option(
             "--labels",
-            type=click.Choice(["local", "estimated"]),
+            type=click.Choice(get_args(Labels)),
             default="local",
             show_default=True,
             help="Who says which solid is behind a cloud: the local network, or planes and rays.",
