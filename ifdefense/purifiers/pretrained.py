@@ -21,8 +21,7 @@ from ifdefense.stages.resampling import FillSampling
 LOCAL_MESH = RidgeRestorer(MeshRestorer(Tracking(40, 5), None))
 """A grid of 40, as finer ones are no more accurate, and no repair (docs/experiments.md)."""
 
-LOCAL_RANDOM = dataclasses.replace(LOCAL_MESH, margin=0.25)
-"""With half of the points, the network is less sure."""
+LOCAL_TWIN = dataclasses.replace(LOCAL_MESH, differentiable=True)
 
 ADAM = Adam(every=4)
 """As published, but with the field evaluated at every fourth step (docs/experiments.md)."""
@@ -46,19 +45,19 @@ def local_repaired(weights: str | Path = "local") -> Compose:
 
 def local_newton(weights: str | Path = "local") -> Compose:
     """`local_mesh` with gradients that pass: the same points."""
-    surface = SurfacePurifier(load_network(weights), dataclasses.replace(LOCAL_MESH, differentiable=True))
+    surface = SurfacePurifier(load_network(weights), LOCAL_TWIN)
     return Compose([StatisticalOutlierRemoval(), surface], "local-newton")
 
 
 def local_random(weights: str | Path = "local") -> Compose:
     """As `local_mesh`, of a random part of the points with noise: what an attacker cannot foresee."""
-    surface = SurfacePurifier(load_network(weights), LOCAL_RANDOM)
+    surface = SurfacePurifier(load_network(weights), LOCAL_MESH)
     return Compose([StatisticalOutlierRemoval(), RandomisedInput(), surface], "local-random")
 
 
 def local_random_newton(weights: str | Path = "local") -> Compose:
     """`local_random` with gradients that pass: the same points."""
-    surface = SurfacePurifier(load_network(weights), dataclasses.replace(LOCAL_RANDOM, differentiable=True))
+    surface = SurfacePurifier(load_network(weights), LOCAL_TWIN)
     return Compose([StatisticalOutlierRemoval(), RandomisedInput(), surface], "local-random-newton")
 
 

@@ -46,7 +46,7 @@ class RidgeRestorer:
     mesh: MeshRestorer = MeshRestorer()
     depth: float = 0.032
     steps: int = 4
-    margin: float = 0.75
+    margin: float = 0.25
     oversample: float = 1.5
     differentiable: bool = False
 
