@@ -526,8 +526,9 @@ def main(
     lines = [f"data: {data}, {len(train)} training clouds"]
     lines += [f"{name} accuracy: {best[name]:.2%} of {len(clouds)}" for name, clouds in validation.items()]
     lines += [
-        f"{name} accuracy in L∞ {options.delta}, {ATTACK_STEPS} steps: {best[score]:.2%} of {ATTACKED}"
-        for name in validation
+        f"{name} accuracy in L∞ {options.delta}, {ATTACK_STEPS} steps: {best[score]:.2%} of "
+        f"{min(ATTACKED, len(clouds))}"
+        for name, clouds in validation.items()
         if (score := f"{name}, attacked") in best
     ]
     if test:
