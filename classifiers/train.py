@@ -22,7 +22,6 @@ import click
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from classifiers import NETWORKS, build
@@ -240,13 +239,7 @@ class ClassifierRun(ResumableRun):
             self.optimiser, options.lr, steps, pct_start=options.warmup
         )
         data = {"train": train.digest(), **{name: part.digest() for name, part in validation.items()}}
-        self.average = None
         parts: dict[str, Stateful] = {"optimiser": self.optimiser, "schedule": self.schedule}
-        if options.average:
-            self.average = AveragedModel(
-                model, multi_avg_fn=get_ema_multi_avg_fn(options.average), use_buffers=True
-            )
-            parts["average"] = self.average
         super().__init__(
             model,
             parts,
@@ -254,12 +247,8 @@ class ClassifierRun(ResumableRun):
             options.epochs,
             options.seed,
             folder,
+            decay=options.average,
         )
-
-    @property
-    def evaluated(self) -> nn.Module:
-        """The network, or the moving average of its weights."""
-        return self.model if self.average is None else self.average.module
 
     def _neighbours(self, count: int) -> int:
         """Over how many of ``count`` points the attack of a batch is averaged; 1 in every second batch."""
@@ -329,7 +318,7 @@ class ClassifierRun(ResumableRun):
             self.optimiser.step()
             self.schedule.step()
             if self.average is not None:
-                self.average.update_parameters(self.model)
+                self.average.update(self.model)
             total += float(loss.detach())
         if isinstance(self.model, PointNet):
             self.model.search_in(None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -159,9 +158,6 @@ class ImplicitRun(ResumableRun):
             adam = torch.optim.AdamW(others, options.adam_lr, betas, weight_decay=options.adam_decay)
             self.optimisers["adam"] = adam, options.adam_lr
         parts: dict[str, Stateful] = {name: part for name, (part, _) in self.optimisers.items()}
-        self.average = copy.deepcopy(network).requires_grad_(False) if options.ema else None
-        if self.average is not None:
-            parts["average"] = self.average
         super().__init__(
             network,
             parts,
@@ -171,12 +167,8 @@ class ImplicitRun(ResumableRun):
             folder,
             may_change={"steps"},
             metadata=metadata,
+            decay=options.ema,
         )
-
-    @property
-    def evaluated(self) -> nn.Module:
-        """The moving average where there is one."""
-        return self.model if self.average is None else self.average
 
     def _train(self, stop: int, progress: bool) -> float:
         stop = min(stop, (self.position // self.every + 1) * self.every)
@@ -196,19 +188,9 @@ class ImplicitRun(ResumableRun):
                 optimiser.step()
             self.position += 1
             if self.average is not None:
-                self._update_average(self.average)
+                self.average.update(self.model)
             total += loss.item() / labels.shape[1]
         return total / (stop - start)
-
-    @torch.no_grad()
-    def _update_average(self, average: nn.Module) -> None:
-        # A short memory at first: the initial weights are no part of a good average.
-        share = 1 - min(self.options.ema, (1 + self.position) / (10 + self.position))
-        for mean, value in zip(average.state_dict().values(), self.model.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, share)
-            else:
-                mean.copy_(value)
 
     def _validate(self) -> dict[str, float]:
         network = self.evaluated.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -25,7 +26,7 @@ from ifdefense.checkpoints import CheckpointError, load_into, load_pickle, load_
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Of ``last.pt``; a run that an incompatible version started is refused."""
 
 
@@ -45,6 +46,43 @@ class Stateful(Protocol):
         ...
 
 
+class MovingAverage:
+    """Exponential moving average of a network's weights and buffers.
+
+    Its memory is short at first, as the initial weights are no part of a good average.
+
+    Args:
+        network: what is averaged; it is copied.
+        decay: share of the average that a step keeps, from 0 to below 1.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.decay = decay
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Takes in the weights after one more step; what is not a floating-point number is copied."""
+        self.steps += 1
+        share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
+        values = network.state_dict().values()
+        for mean, value in zip(self.network.state_dict().values(), values, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, share)
+            else:
+                mean.copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averaged weights and the number of steps."""
+        return {"network": self.network.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None:
+        """Restores what `state_dict` returned."""
+        self.network.load_state_dict(state_dict["network"])
+        self.steps = state_dict["steps"]
+
+
 class ResumableRun(ABC):
     """A training run that can be killed at any time and resumes bit for bit, on the same machine.
 
@@ -61,6 +99,8 @@ class ResumableRun(ABC):
         folder: folder of the run, created if missing.
         may_change: settings with which a run may be resumed though they differ.
         metadata: text entries of the exported weights.
+        decay: of a moving average of the weights, which is then validated and exported; 0 for none. `_train`
+            updates ``average`` after every step.
     """
 
     unit: ClassVar[str] = "epoch"
@@ -78,9 +118,13 @@ class ResumableRun(ABC):
         folder: Path,
         may_change: Collection[str] = (),
         metadata: Mapping[str, str] | None = None,
+        decay: float = 0.0,
     ) -> None:
         self.model = model
         self.parts: dict[str, Stateful] = {"model": model, **parts}
+        self.average = MovingAverage(model, decay) if decay else None
+        if self.average is not None:
+            self.parts["average"] = self.average
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.length = length
         self.generator = torch.Generator().manual_seed(seed)
@@ -93,8 +137,8 @@ class ResumableRun(ABC):
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network that is validated and exported."""
-        return self.model
+        """The network that is validated and exported: the moving average where there is one."""
+        return self.model if self.average is None else self.average.network
 
     @abstractmethod
     def _train(self, stop: int, progress: bool) -> float:
