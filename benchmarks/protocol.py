@@ -36,9 +36,8 @@ from ifdefense.data.modelnet import Split, load_modelnet40
 from ifdefense.data.selection import stratified
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.point_networks import autoencoder
-from ifdefense.provenance import code_digest, digest, modules_of, versions
+from ifdefense.provenance import code_digest, digest, digest_of_weights, modules_of, versions
 from ifdefense.purifiers.registry import METHODS
-from ifdefense.purifiers.specs import digest_of_weights
 
 NO_DEFENCE = "none"
 DEFENCES = (NO_DEFENCE, *(name for name in reversed(METHODS) if METHODS[name].twin_of is None))

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 REGISTRIES = frozenset({"ifdefense.purifiers.registry"})
 """Modules excluded from digests: they only select others by name."""
@@ -54,6 +54,14 @@ def digest(value: Any) -> str:
             :_DIGITS
         ]
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:_DIGITS]
+
+
+def digest_of_weights(module: nn.Module) -> str:
+    """SHA-256 of the names and values of a module's tensors, 16 hexadecimal digits."""
+    total = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        total.update(name.encode() + value.detach().cpu().numpy().tobytes())
+    return total.hexdigest()[:_DIGITS]
 
 
 def modules_of(spec: Any) -> set[str]:

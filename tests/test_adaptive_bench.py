@@ -17,8 +17,8 @@ from benchmarks.protocol import Bench, Victim
 from classifiers import fold
 from classifiers.pointnet import PointNet
 from ifdefense.data.cloudset import CloudSet
+from ifdefense.provenance import digest_of_weights
 from ifdefense.purifiers.base import Outcome, Purifier
-from ifdefense.purifiers.specs import digest_of_weights
 
 SEEDS: list[int] = []
 

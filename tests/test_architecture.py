@@ -80,6 +80,7 @@ ROOMS: dict[str, set[str]] = {
         "geometry",
         "implicit",
         "point_networks",
+        "provenance",
         "restorers",
         "stages",
         "threads",

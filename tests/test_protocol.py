@@ -19,10 +19,10 @@ from classifiers.pointnet import PointNet
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.selection import stratified
 from ifdefense.geometry.frame import to_unit_sphere
+from ifdefense.provenance import digest_of_weights
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.filters import LocalSmoothing, StatisticalOutlierRemoval
 from ifdefense.purifiers.registry import METHODS
-from ifdefense.purifiers.specs import digest_of_weights
 
 needs_modelnet40 = pytest.mark.skipif(
     "IFDEFENSE_DATA" not in os.environ, reason="IFDEFENSE_DATA is not set: no ModelNet40"

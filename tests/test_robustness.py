@@ -19,8 +19,8 @@ from classifiers import load
 from classifiers.dgcnn import DGCNN
 from classifiers.pointnet import PointNet
 from ifdefense.checkpoints import save_safetensors
+from ifdefense.provenance import digest_of_weights
 from ifdefense.purifiers.base import Purifier
-from ifdefense.purifiers.specs import digest_of_weights
 
 needs_modelnet40 = pytest.mark.skipif(
     "IFDEFENSE_DATA" not in os.environ, reason="IFDEFENSE_DATA is not set: no ModelNet40"

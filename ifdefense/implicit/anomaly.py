@@ -20,7 +20,7 @@ from ifdefense.geometry.points import knn
 from ifdefense.implicit.base import load_network, weights_path
 from ifdefense.implicit.local import LocalOccupancyNetwork
 from ifdefense.implicit.occupancy import OccupancyNetwork
-from ifdefense.provenance import digest
+from ifdefense.provenance import digest_of_weights
 
 NEIGHBOURS = (2, 8, 16)
 """Neighbours whose distances are the support of a point."""
@@ -126,8 +126,8 @@ class AnomalyNetwork(nn.Module):
     def networks(self) -> dict[str, dict[str, str]]:
         """Names and digests of the weights of both networks."""
         return {
-            "local": {"source": str(self.local.source), "weights": _digest(self.local)},
-            "prior": {"source": str(self.prior.source), "weights": _digest(self.prior)},
+            "local": {"source": str(self.local.source), "weights": digest_of_weights(self.local)},
+            "prior": {"source": str(self.prior.source), "weights": digest_of_weights(self.prior)},
         }
 
     def features(self, cloud: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,8 +161,3 @@ class AnomalyNetwork(nn.Module):
         """Encoded points ``(M, 3)`` of a cloud ``(N, 3)`` and the logits ``(M,)`` of being anomalous."""
         points, inputs = self.features(cloud)
         return points, self.head(inputs)
-
-
-def _digest(network: nn.Module) -> str:
-    """Digest of the names and values of all tensors."""
-    return digest({name: digest(value) for name, value in network.state_dict().items()})

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from ifdefense.provenance import digest_of_weights
+
 
 def describe(value: Any) -> Any:
     """Spec of a value: numbers, strings, lists and dictionaries only.
@@ -72,14 +74,6 @@ def rebuild(spec: Mapping[str, Any]) -> Any:
 def hashed(spec: Mapping[str, Any]) -> str:
     """Digest of a spec, 12 hexadecimal digits."""
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def digest_of_weights(module: nn.Module) -> str:
-    """SHA-256 of the names and values of a module's tensors, 16 hexadecimal digits."""
-    total = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        total.update(name.encode() + value.detach().cpu().numpy().tobytes())
-    return total.hexdigest()[:16]
 
 
 def _undescribed(value: Any) -> Any:
