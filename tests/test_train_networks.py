@@ -229,3 +229,13 @@ def test_the_moving_average_is_validated_kept_and_resumed(tmp_path: Path) -> Non
     assert resumed.best["epoch"] == 3
     for name, value in averaged.items():  # kept as fp16
         torch.testing.assert_close(kept[name].float(), value.float(), rtol=2e-3, atol=1e-3)
+
+
+def test_training_clouds_are_copies_also_of_read_only_arrays() -> None:
+    points, labels = np.eye(3, dtype=np.float32)[None], np.array([1])
+    for array in (points, labels):
+        array.flags.writeable = False
+    clouds = TrainingClouds.of_arrays(points, labels)
+    clouds.points.zero_()
+    clouds.labels.zero_()
+    assert points.sum() == 3 and labels[0] == 1

@@ -31,9 +31,9 @@ class TrainingClouds:
 
     @classmethod
     def of_arrays(cls, points: NDArray[Any], labels: NDArray[Any]) -> TrainingClouds:
-        """Normalises clouds of any frame."""
-        cloud = to_unit_sphere(torch.from_numpy(np.asarray(points, np.float32)))
-        return cls(cloud, torch.from_numpy(np.asarray(labels, np.int64)))
+        """Copies of clouds of any frame, normalised; the arrays may be read-only."""
+        cloud = to_unit_sphere(torch.from_numpy(np.array(points, np.float32)))
+        return cls(cloud, torch.from_numpy(np.array(labels, np.int64)))
 
     @classmethod
     def of_file(cls, path: Path) -> TrainingClouds:
