@@ -68,13 +68,21 @@ weights: $(READY)
 	$(BIN)/ifdefense-bench purified-set --method local-mesh --split train --corrupted 0.5 --out cache/hybrid-train.npz
 	$(BIN)/ifdefense-bench purified-set --method local-mesh --split validation --corrupted 0.5 \
 		--limit 400 --out cache/hybrid-validation.npz
-	$(HYBRID) --init $(SHIPPED)/pointnet-modelnet40.safetensors --schedule 256x2,512x1,1024x0.6 --lr 1e-3 \
-		--run runs/pointnet_hybrid --out $(SHIPPED)/pointnet-modelnet40-hybrid.safetensors
+	$(BIN)/ifdefense-bench purified-set --method local-random --split train --corrupted 0.3 --limit 5000 \
+		--out cache/random-train.npz
+	$(BIN)/ifdefense-bench purified-set --method local-random --split validation --corrupted 0.3 \
+		--limit 400 --out cache/random-validation.npz
+	$(HYBRID) --init $(SHIPPED)/pointnet-modelnet40.safetensors --schedule 256x3,512x1,1024x0.6 --lr 1e-3 \
+		--average 0.998 --no-half-search --run runs/pointnet_hybrid --out $(SHIPPED)/pointnet-modelnet40-hybrid.safetensors
 	$(HYBRID) --init $(SHIPPED)/pointnet-modelnet40-hybrid.safetensors --schedule 256x2.5,512x0.4,1024x0.12 \
 		--lr 1e-3 --adversarial 0.8 --attack-steps 3 --run runs/pointnet_adversarial_1 \
 		--out runs/pointnet_adversarial_1.safetensors
 	$(HYBRID) --init runs/pointnet_adversarial_1.safetensors --schedule 256x4.5,512x1.2,1024x0.8 --lr 1e-3 \
 		--adversarial 0.8 --attack-steps 2 --coherent 8 --average 0.998 --no-half-search \
+		--run runs/pointnet_adversarial_2 --out runs/pointnet_adversarial_2.safetensors
+	$(TRAIN) --test --hybrid cache/random-train.npz --hybrid-validation cache/random-validation.npz \
+		--init runs/pointnet_adversarial_2.safetensors --schedule 256x3.5,512x0.8,1024x0.5 --lr 1e-3 \
+		--adversarial 0.8 --delta 0.06 --attack-steps 2 --coherent 8 --average 0.998 --no-half-search \
 		--run runs/pointnet_adversarial --out $(SHIPPED)/pointnet-modelnet40-adversarial.safetensors
 	$(HYBRID) --model dgcnn --init $(SHIPPED)/dgcnn-modelnet40.safetensors --schedule 512x0.5,1024x0.25 \
 		--lr 8e-4 --weight-decay 0.02 --run runs/dgcnn_hybrid \

@@ -22,12 +22,17 @@ class Nearest:
         self.size = points.new_full((len(points),), torch.inf)
         """``(B,)`` distance of the kept cloud."""
 
-    def see(self, points: Tensor, size: Tensor, rank: Tensor, rows: Rows = slice(None)) -> None:
-        """Takes clouds ``(b, N, 3)`` of the examples ``rows`` with distances and ranks, 0 for failures."""
+    def see(self, points: Tensor, size: Tensor, rank: Tensor, rows: Rows = slice(None)) -> Tensor:
+        """Takes clouds ``(b, N, 3)`` of the examples ``rows`` with distances and ranks, 0 for failures.
+
+        Returns:
+            The indices of the examples whose cloud is kept from now on.
+        """
         had = self.rank[rows]
         better = (rank > had) | ((rank == had) & (rank > 0) & (size < self.size[rows]))
         which = torch.arange(len(self.size), device=better.device)[rows][better]
         self.points[which], self.size[which], self.rank[which] = points[better], size[better], rank[better]
+        return which
 
     def result(self, last: Tensor) -> Tensor:
         """``(B, N, 3)`` kept clouds, or ``last`` where there is none."""

@@ -37,7 +37,8 @@ def naive_perturb(attack: Perturb, model: nn.Module, cloud: Tensor, label: int, 
     best, best_distance = None, math.inf
     for _ in range(attack.searches):
         noise = torch.randn(cloud.shape, generator=generator, dtype=cloud.dtype)
-        points = (cloud + attack.noise * noise).requires_grad_()
+        again = attack.refine and best is not None
+        points = (best.clone() if again else cloud + attack.noise * noise).requires_grad_()
         adam = torch.optim.Adam([points], lr=attack.rate)
         found, found_distance, first = None, math.inf, None
         for step in range(attack.iterations):
@@ -56,8 +57,17 @@ def naive_perturb(attack: Perturb, model: nn.Module, cloud: Tensor, label: int, 
             gap = logits[own] - other if target is None else other - logits[own]
             adam.zero_grad()
             (torch.clamp(gap + attack.kappa, min=0) + weight * distance).backward()
+            before = points.detach().clone()
             adam.step()
-        if found is not None and found_distance <= best_distance:
+            if attack.refine:
+                left = attack.iterations - step
+                if attack.polish is not None:
+                    left = left if first is None else min(left, first + attack.polish + 1 - step)
+                share = min(1.0, left / (attack.iterations if attack.polish is None else attack.polish + 1))
+                with torch.no_grad():
+                    points.copy_(before + share * (points - before))
+        nearer = found_distance < best_distance if attack.refine else found_distance <= best_distance
+        if found is not None and nearer:
             best, best_distance, lower = found, found_distance, weight
         else:
             upper = weight
@@ -67,10 +77,11 @@ def naive_perturb(attack: Perturb, model: nn.Module, cloud: Tensor, label: int, 
 
 @pytest.mark.parametrize("targeted", [True, False])
 @pytest.mark.parametrize("polish", [None, 0, 4])
-def test_perturb_is_a_loop_over_the_examples(targeted: bool, polish: int | None) -> None:
+@pytest.mark.parametrize("refine", [False, True])
+def test_perturb_is_a_loop_over_the_examples(targeted: bool, polish: int | None, refine: bool) -> None:
     model, points, labels = case()
     targets = (labels + 1) % 4 if targeted else None
-    attack = Perturb(kappa=0.5, searches=3, iterations=20, rate=0.05, polish=polish)
+    attack = Perturb(kappa=0.5, searches=3, iterations=20, rate=0.05, polish=polish, refine=refine)
     result = attack(model, points, labels, targets)
     assert result.success.any()
     for example in range(len(points)):
@@ -89,6 +100,16 @@ def test_who_has_succeeded_leaves_the_batch() -> None:
     assert torch.equal(quick.queries, quick.iterations + 1)
     # The steps that are left out would have come nearer.
     assert (quick.distances["l2"] >= whole.distances["l2"]).all()
+
+
+def test_refining_comes_nearer_in_fewer_steps() -> None:
+    model, points, labels = case()
+    attack = Perturb(first_weight=0.01, largest_weight=1, searches=4, iterations=100, rate=0.1, polish=5)
+    plain = attack(model, points, labels)
+    refined = dataclasses.replace(attack, refine=True)(model, points, labels)
+    assert plain.success.all() and refined.success.all()
+    assert (refined.iterations < plain.iterations).all()
+    assert (refined.distances["l2"] < 0.95 * plain.distances["l2"]).all()
 
 
 def test_a_start_without_noise_is_no_error() -> None:
@@ -121,13 +142,13 @@ def test_weights_are_bisected_and_doubled_while_they_have_no_upper_end(
         oracle: Oracle,
         problem: Problem,
         weight: Tensor,
-        generator: torch.Generator,
+        start: list[Tensor],
         taken: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         distance = torch.tensor(outcomes[len(asked)], dtype=weight.dtype)
         asked.append(weight.tolist())
         clouds = torch.full((3, 4, 3), float(len(asked)), dtype=weight.dtype)
-        return clouds, distance, -clouds
+        return clouds, distance, -clouds, start
 
     monkeypatch.setattr(CarliniWagner, "_search", search)
     monkeypatch.setattr(Perturb, "nearer_only", nearer_only)

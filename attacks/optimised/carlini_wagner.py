@@ -53,6 +53,9 @@ class CarliniWagner(Attack):
         noise: standard deviation of the noise at the start of a search.
         polish: steps of an example after its first success in a search, before it leaves the batch; ``None``
             for all steps, as published.
+        refine: start a search from the nearest success of the earlier ones, where there is one, not from
+            noise, and let steps shrink linearly to zero, over ``polish`` from the first success on, or over
+            ``iterations``. Not published; comes nearer in fewer steps.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -69,6 +72,7 @@ class CarliniWagner(Attack):
     rate: PositiveFloat = 1e-2
     noise: NonNegativeFloat = 1e-7
     polish: NonNegativeInt | None = field(default=None, kw_only=True)
+    refine: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,11 +100,21 @@ class CarliniWagner(Attack):
         nearest = torch.full_like(lower, torch.inf)
         best = last = points
         taken = torch.zeros_like(oracle.queries)
+        kept: list[Tensor] = []
         for search in range(self.searches):
-            found, distance, last = self._search(oracle, problem, weight, generator, taken)
+            start = problem.start(generator)
+            if self.refine and search > 0:
+                succeeded = nearest.isfinite()
+                for variable, success in zip(start, kept, strict=True):
+                    variable[succeeded] = success[succeeded]
+            found, distance, last, variables = self._search(oracle, problem, weight, start, taken)
             succeeded = distance.isfinite()
-            nearer = succeeded & (distance <= nearest)
+            # A refining search begins with the earlier success, so it has to come nearer than that.
+            nearer = succeeded & ((distance < nearest) if self.refine else (distance <= nearest))
             best = found if search == 0 else torch.where(nearer[:, None, None], found, best)
+            kept = kept or variables
+            for success, variable in zip(kept, variables, strict=True):
+                success[nearer] = variable[nearer]
             nearest = torch.where(nearer, distance, nearest)
             raised = nearer if self.nearer_only else succeeded
             lower, upper = torch.where(raised, weight, lower), torch.where(raised, upper, weight)
@@ -112,15 +126,21 @@ class CarliniWagner(Attack):
         oracle: Oracle,
         problem: Problem,
         weight: Tensor,
-        generator: torch.Generator,
+        start: list[Tensor],
         taken: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One run of Adam: nearest success, its distance (infinite without one) and last iterate."""
-        variables = [variable.requires_grad_() for variable in problem.start(generator)]
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """One run of Adam.
+
+        Returns:
+            Nearest success, its distance (infinite without one), last iterate, variables of the success.
+        """
+        kept = [variable.clone() for variable in start]
+        variables = [variable.requires_grad_() for variable in start]
         adam = torch.optim.Adam(variables, lr=self.rate)
         everyone = slice(None)
         nearest = Nearest(problem.clouds(variables, everyone).detach())
         left = torch.full_like(taken, self.iterations)  # steps until an example leaves
+        cooling = self.iterations if self.polish is None else self.polish + 1
         rows: Rows = everyone
         for _ in range(self.iterations):
             with torch.enable_grad():
@@ -130,15 +150,24 @@ class CarliniWagner(Attack):
             logits, gradient = oracle.gradient(clouds, self.loss, rows)
             taken[rows] += 1
             reached = oracle.reached(logits, rows)
-            nearest.see(clouds.detach(), distance.detach(), reached.long(), rows)
+            which = nearest.see(clouds.detach(), distance.detach(), reached.long(), rows)
+            for success, variable in zip(kept, variables, strict=True):
+                success[which] = variable.detach()[which]
+            if self.polish is not None:
+                left[rows] = torch.where(reached, left[rows].clamp_max(self.polish + 1), left[rows])
             # Adam also updates the variables of examples that have left; they are not read again.
             gradients = torch.autograd.grad([clouds, distance], variables, [gradient, weight[rows]])
             for variable, slope in zip(variables, gradients, strict=True):
                 variable.grad = slope
+            before = [variable.detach().clone() for variable in variables] if self.refine else []
             adam.step()
+            if self.refine:
+                share = (left / cooling).clamp_max(1).to(weight)
+                for variable, old in zip(variables, before, strict=True):
+                    variable.copy_(old.lerp(variable, share.view(-1, *[1] * (old.ndim - 1))))
+            left[rows] -= 1
             if self.polish is not None:
-                left[rows] = torch.where(reached, left[rows].clamp_max(self.polish + 1), left[rows]) - 1
                 rows = left.nonzero().squeeze(1)
                 if len(rows) == 0:
                     break
-        return nearest.points, nearest.size, problem.clouds(variables, everyone).detach()
+        return nearest.points, nearest.size, problem.clouds(variables, everyone).detach(), kept
