@@ -129,9 +129,9 @@ def test_a_cloud_that_is_misclassified_already_stays() -> None:
     assert (result.distances["linf"] < 1e-6).all()
 
 
-@pytest.mark.parametrize("nearer_only", [True, False])
+@pytest.mark.parametrize(("nearer_only", "refine"), [(True, False), (False, False), (False, True)])
 def test_weights_are_bisected_and_doubled_while_they_have_no_upper_end(
-    nearer_only: bool, monkeypatch: pytest.MonkeyPatch
+    nearer_only: bool, refine: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inf = math.inf
     outcomes = [[3.0, inf, 3.0], [2.0, 1.0, 4.0], [inf, inf, 1.0], [1.0, inf, inf]]
@@ -152,12 +152,12 @@ def test_weights_are_bisected_and_doubled_while_they_have_no_upper_end(
 
     monkeypatch.setattr(CarliniWagner, "_search", search)
     monkeypatch.setattr(Perturb, "nearer_only", nearer_only)
-    attack = Perturb(first_weight=8, largest_weight=inf, searches=4, iterations=1)
+    attack = Perturb(first_weight=8, largest_weight=inf, searches=4, iterations=1, refine=refine)
     result = attack(
         lambda points: points[:, :2, 0] * 0, torch.zeros(3, 4, 3), torch.zeros(3, dtype=torch.long)
     )
     # The third succeeds in the second search, but farther away than before.
-    third = [8, 16, 12, 14] if nearer_only else [8, 16, 32, 64]
+    third = [8, 16, 12, 14] if nearer_only or refine else [8, 16, 32, 64]
     assert asked == [list(row) for row in zip([8, 16, 32, 24], [8, 4, 6, 5], third, strict=True)]
     assert result.points[:, 0, 0].tolist() == [4, 2, 3]
 

@@ -62,7 +62,8 @@ class CarliniWagner(Attack):
     """
 
     nearer_only: ClassVar[bool] = True
-    """Whether a search that comes no nearer than an earlier one counts as failed, as in IF-Defense."""
+    """Whether a search that comes no nearer than an earlier one counts as failed, as in IF-Defense; those that
+    refine always do."""
 
     kappa: NonNegativeFloat = 0.0
     first_weight: PositiveFloat = 10.0
@@ -116,7 +117,7 @@ class CarliniWagner(Attack):
             for success, variable in zip(kept, variables, strict=True):
                 success[nearer] = variable[nearer]
             nearest = torch.where(nearer, distance, nearest)
-            raised = nearer if self.nearer_only else succeeded
+            raised = nearer if self.nearer_only or self.refine else succeeded
             lower, upper = torch.where(raised, weight, lower), torch.where(raised, upper, weight)
             weight = torch.where(upper.isinf(), 2 * lower, (lower + upper) / 2)
         return torch.where(nearest.isfinite()[:, None, None], best, last), taken
