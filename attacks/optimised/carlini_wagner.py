@@ -62,8 +62,8 @@ class CarliniWagner(Attack):
     """
 
     nearer_only: ClassVar[bool] = True
-    """Whether a search that comes no nearer than an earlier one counts as failed, as in IF-Defense; those that
-    refine always do."""
+    """Whether a search that comes no nearer than an earlier one counts as failed, as in IF-Defense. With
+    ``refine`` it always does."""
 
     kappa: NonNegativeFloat = 0.0
     first_weight: PositiveFloat = 10.0
