@@ -133,7 +133,7 @@ SUITE: dict[str, Entry] = {
     "apgd-ce": _gradient("APGD-CE untargeted", False, attacks.APGD, 100),
     "apgd-dlr": _gradient("APGD-DLR untargeted", False, attacks.APGD, 100, loss="dlr"),
     "perturb": _search(
-        "Perturb", "optimised", attacks.Perturb, 200, 200, **_long(0.01, 40, 5, largest_weight=20)
+        "Perturb", "optimised", attacks.Perturb, 220, 200, **_long(0.01, 40, 5, largest_weight=20)
     ),
     "knn": _search("kNN", "optimised", attacks.KNN, 300, 50, **_KNN),
     "geoa3": _search(
@@ -145,8 +145,8 @@ SUITE: dict[str, Entry] = {
     "aof": _optimised("AOF", attacks.AOF, 100, restarts=1, iterations=100),
     "advpc": _optimised("AdvPC", attacks.AdvPC, 200, restarts=1, iterations=100),
     "hit-adv": _optimised("HiT-ADV", attacks.HiTADV, 200, searches=2),
-    "add-cd": _search("Add-CD", "adding", attacks.AddCD, 100, 100, **_long(0.5, 30, 5, largest_weight=1000)),
-    "add-hd": _search("Add-HD", "adding", attacks.AddHD, 100, 100, **_long(0.02, 30, 5, largest_weight=40)),
+    "add-cd": _search("Add-CD", "adding", attacks.AddCD, 180, 100, **_long(0.5, 30, 5, largest_weight=1000)),
+    "add-hd": _search("Add-HD", "adding", attacks.AddHD, 180, 100, **_long(0.02, 30, 5, largest_weight=40)),
     "add-cluster": _search("Add-Cluster", "adding", attacks.AddCluster, 100, 100, **_long(1, 50)),
     "add-object": _search("Add-Object", "adding", attacks.AddObject, 100, 100, **_long(1, 50)),
     "drop-100": _drop("Drop-100", attacks.SaliencyDrop, 20, num=100),
