@@ -105,10 +105,10 @@ def _search(title: str, group: str, attack: Make, passes: int, clouds: int, **af
     return Entry(title, group, True, attack, passes, clouds, affordable=affordable)
 
 
-def _long(first_weight: float, polish: int, searches: int = 1, **more: Any) -> dict[str, Any]:
+def _long(first_weight: float, polish: int, searches: int = 1, **weights: Any) -> dict[str, Any]:
     """A long search from next to no weight, and further ones from there."""
-    long = {"iterations": 600, "rate": 3e-2, "searches": searches, "polish": polish}
-    return {"first_weight": first_weight, **long, **more, **({"refine": True} if searches > 1 else {})}
+    long = {"iterations": 600, "rate": 3e-2, "searches": searches, "polish": polish, "refine": searches > 1}
+    return {"first_weight": first_weight, **weights, **long}
 
 
 def _drop(title: str, attack: Make, passes: int = 1, **always: Any) -> Entry:

@@ -32,7 +32,7 @@ from ifdefense.checkpoints import load_into, load_state
 from ifdefense.console import use_huge_pages
 from ifdefense.training.clouds import TrainingClouds, load_training_clouds
 from ifdefense.training.commands import check_output, check_writable, reported
-from ifdefense.training.runs import ResumableRun, Stateful, check_ranges, file_digest
+from ifdefense.training.runs import ResumableRun, check_ranges, file_digest
 
 Schedule = tuple[tuple[int, float], ...]
 
@@ -239,10 +239,9 @@ class ClassifierRun(ResumableRun):
             self.optimiser, options.lr, steps, pct_start=options.warmup
         )
         data = {"train": train.digest(), **{name: part.digest() for name, part in validation.items()}}
-        parts: dict[str, Stateful] = {"optimiser": self.optimiser, "schedule": self.schedule}
         super().__init__(
             model,
-            parts,
+            {"optimiser": self.optimiser, "schedule": self.schedule},
             {**dataclasses.asdict(options), "data": data, **(settings or {})},
             options.epochs,
             options.seed,

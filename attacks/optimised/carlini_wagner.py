@@ -160,15 +160,21 @@ class CarliniWagner(Attack):
             gradients = torch.autograd.grad([clouds, distance], variables, [gradient, weight[rows]])
             for variable, slope in zip(variables, gradients, strict=True):
                 variable.grad = slope
-            before = [variable.detach().clone() for variable in variables] if self.refine else []
-            adam.step()
             if self.refine:
-                share = (left / cooling).clamp_max(1).to(weight)
-                for variable, old in zip(variables, before, strict=True):
-                    variable.copy_(old.lerp(variable, share.view(-1, *[1] * (old.ndim - 1))))
+                _partial_step(adam, variables, (left / cooling).clamp_max(1).to(weight))
+            else:
+                adam.step()
             left[rows] -= 1
             if self.polish is not None:
                 rows = left.nonzero().squeeze(1)
                 if len(rows) == 0:
                     break
         return nearest.points, nearest.size, problem.clouds(variables, everyone).detach(), kept
+
+
+def _partial_step(adam: torch.optim.Adam, variables: list[Tensor], share: Tensor) -> None:
+    """A step of which each example takes its share ``(B,)``."""
+    before = [variable.detach().clone() for variable in variables]
+    adam.step()
+    for variable, old in zip(variables, before, strict=True):
+        variable.copy_(old.lerp(variable, share.view(-1, *[1] * (old.ndim - 1))))

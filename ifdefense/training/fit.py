@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ifdefense.checkpoints import load_into, load_state
 from ifdefense.implicit.occupancy import occupancy_loss
 from ifdefense.training.muon import Muon, split_parameters
-from ifdefense.training.runs import ResumableRun, Stateful, check_ranges, file_digest
+from ifdefense.training.runs import ResumableRun, check_ranges, file_digest
 
 Batch = tuple[Tensor, ...]
 """Arguments of the network, such as clouds ``(B, N, 3)`` and queries ``(B, Q, 3)``, then labels ``(B, Q)``.
@@ -157,10 +157,9 @@ class ImplicitRun(ResumableRun):
             betas = 0.9, options.adam_beta2
             adam = torch.optim.AdamW(others, options.adam_lr, betas, weight_decay=options.adam_decay)
             self.optimisers["adam"] = adam, options.adam_lr
-        parts: dict[str, Stateful] = {name: part for name, (part, _) in self.optimisers.items()}
         super().__init__(
             network,
-            parts,
+            {name: optimiser for name, (optimiser, _) in self.optimisers.items()},
             dataclasses.asdict(options) | examples.describe() | dict(settings),
             options.steps,
             options.seed,
