@@ -64,9 +64,10 @@ class ClassifierOptions:
         adversarial: share of each batch that is attacked, see `classifiers.adversarial`.
         delta: radius of that attack's L∞ ball.
         attack_steps: gradients of that attack.
-        coherent: of every second batch the attacked clouds' points move as the means of up to so many nearest
-            points among 256, proportionally more among more; see `classifiers.adversarial.attacked`. 1 for
-            none.
+        coherent: in a share of the batches the attacked clouds' points move as the means of up to so many
+            nearest points among 256, proportionally more among more; see `classifiers.adversarial.attacked`.
+            1 for none.
+        coherent_share: probability that a batch is one of these.
         average: decay of the moving average of the weights, per step, which is validated and kept; 0 for the
             weights themselves.
         half_search: search the largest points in bfloat16, see `classifiers.pointnet.max_pooled_linear`.
@@ -92,6 +93,7 @@ class ClassifierOptions:
     delta: float = 0.05
     attack_steps: int = 3
     coherent: int = 1
+    coherent_share: float = 0.5
     average: float = 0.0
     half_search: bool = True
     seed: int = 0
@@ -114,6 +116,7 @@ class ClassifierOptions:
             delta=(0, 10),
             attack_steps=(1, math.inf),
             coherent=(1, 256),
+            coherent_share=(0, 1),
             average=(0, 1 - 1e-9),
         )
 
@@ -250,12 +253,17 @@ class ClassifierRun(ResumableRun):
         )
 
     def _neighbours(self, count: int) -> int:
-        """Over how many of ``count`` points the attack of a batch is averaged; 1 in every second batch."""
-        if self.options.coherent == 1 or float(torch.rand((), generator=self.generator)) < 0.5:
+        """Over how many of ``count`` points the attack of a batch is averaged."""
+        if self.options.coherent == 1:
             return 1
-        most = self.options.coherent * count / 256
+        if float(torch.rand((), generator=self.generator)) >= self.options.coherent_share:
+            return 1
         exponent = float(torch.rand((), generator=self.generator))
-        return max(1, round(math.pow(most, exponent)))
+        return max(1, round(math.pow(self._most_neighbours(count), exponent)))
+
+    def _most_neighbours(self, count: int) -> int:
+        """The most of ``count`` points that an attack moves together."""
+        return 1 if self.options.coherent == 1 else max(1, round(self.options.coherent * count / 256))
 
     def _loss(self, points: Tensor, labels: Tensor) -> Tensor:
         """Loss of augmented clouds, for PointNet with the penalty on its feature alignment."""
@@ -288,12 +296,18 @@ class ClassifierRun(ResumableRun):
         return loss
 
     def _withstood(self, clouds: TrainingClouds) -> float:
-        """Accuracy on the first clouds under the attack of the training with more steps."""
+        """Accuracy on the first clouds under the attack of the training with more steps.
+
+        As many neighbours move together as ever in the training.
+        """
         some = clouds.first(ATTACKED)
         options, generator = self.options, torch.Generator().manual_seed(self.options.seed)
         parts = []
         for points, labels in zip(some.points.split(64), some.labels.split(64), strict=True):
-            parts.append(attacked(self.evaluated, points, labels, options.delta, ATTACK_STEPS, generator))
+            together = self._most_neighbours(points.shape[1])
+            parts.append(
+                attacked(self.evaluated, points, labels, options.delta, ATTACK_STEPS, generator, together)
+            )
         return accuracy(self.evaluated, TrainingClouds(torch.cat(parts), some.labels))
 
     def _train(self, stop: int, progress: bool) -> float:
@@ -445,7 +459,13 @@ def _parse_schedule(text: str) -> Schedule:
     "--coherent",
     default=ClassifierOptions.coherent,
     show_default=True,
-    help="In every second batch it moves up to so many of 256 points together.",
+    help="It moves up to so many of 256 points together, proportionally more of more.",
+)
+@click.option(
+    "--coherent-share",
+    default=ClassifierOptions.coherent_share,
+    show_default=True,
+    help="Share of the batches in which it does; in the others every point by itself.",
 )
 @click.option(
     "--average",
@@ -513,8 +533,9 @@ def main(
     run.load_best()
     lines = [f"data: {data}, {len(train)} training clouds"]
     lines += [f"{name} accuracy: {best[name]:.2%} of {len(clouds)}" for name, clouds in validation.items()]
+    together = f", {options.coherent} of 256 points together" if options.coherent > 1 else ""
     lines += [
-        f"{name} accuracy in L∞ {options.delta}, {ATTACK_STEPS} steps: {best[score]:.2%} of "
+        f"{name} accuracy in L∞ {options.delta}, {ATTACK_STEPS} steps{together}: {best[score]:.2%} of "
         f"{min(ATTACKED, len(clouds))}"
         for name, clouds in validation.items()
         if (score := f"{name}, attacked") in best

@@ -204,10 +204,27 @@ def test_adversarial_training_attacks_that_share_of_every_batch_and_all_validati
     assert best["validation, attacked"] == best["validation"] == best["mean"]
 
 
-def test_every_second_batch_is_attacked_by_averaged_shifts(tmp_path: Path) -> None:
-    trained = run(tmp_path, "pointnet", dataclasses.replace(TINY, adversarial=1.0, coherent=64))
-    means = [trained._neighbours(32) for _ in range(200)]
-    assert 90 < means.count(1) < 150 and set(means) == set(range(1, 9))  # 64 of 256 points are 8 of 32
+def test_validation_clouds_are_attacked_by_the_most_averaged_shifts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spy = Spy()
+    monkeypatch.setattr(train, "attacked", spy)
+    trained = run(tmp_path, "pointnet", dataclasses.replace(TINY, adversarial=0.75, coherent=64))
+    trained()
+    together = 64 * trained.validation["validation"].points.shape[1] // 256
+    assert together > 1
+    seen = [one for one in spy.seen if one[1] == train.ATTACK_STEPS]
+    assert seen == [(8, train.ATTACK_STEPS, together)] * 3
+
+
+def test_a_share_of_the_batches_is_attacked_by_averaged_shifts(tmp_path: Path) -> None:
+    options = dataclasses.replace(TINY, adversarial=1.0, coherent=64)
+    trained = run(tmp_path, "pointnet", options)
+    means = [trained._neighbours(32) for _ in range(400)]
+    assert 190 < means.count(1) < 280 and set(means) == set(range(1, 9))  # 64 of 256 points are 8 of 32
+    always = run(tmp_path, "pointnet", dataclasses.replace(options, coherent_share=1.0))
+    means = [always._neighbours(32) for _ in range(400)]
+    assert 50 < means.count(1) < 110 and set(means) == set(range(1, 9))  # of 1 to 8, even in the logarithm
     alone = run(tmp_path, "pointnet", dataclasses.replace(TINY, adversarial=1.0))
     assert {alone._neighbours(32) for _ in range(20)} == {1}
 
