@@ -183,8 +183,8 @@ class ImageEncoder(nn.Module):
         """
         if images.ndim != 4 or images.shape[3] != 3:
             raise ValueError(f"images must be (B, H, W, 3), got {tuple(images.shape)}")
-        # Contiguous: with 4 channels that come last, the gradient of a strided convolution of width 1 corrupts
-        # the heap (torch 2.13 on AVX2).
+        # Contiguous: with 4 channels that come last, the gradient of a strided 1 x 1 convolution corrupts the
+        # heap (torch 2.13 on AVX2).
         x = self.features(((images - self.mean) / self.std).permute(0, 3, 1, 2).contiguous())
         code: Tensor = x if self.fc is None else self.fc(x)
         return code
