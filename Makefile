@@ -24,7 +24,7 @@ ONET := $(BIN)/ifdefense train onet --force --mix modelnet40=0.85 --mix procedur
 GENERATIVE := $(BIN)/ifdefense train generative --force
 LOCAL := $(BIN)/ifdefense train local --force
 TRAIN := $(BIN)/python -m classifiers.train --force
-HYBRID := $(TRAIN) --test --hybrid cache/hybrid-train.npz --hybrid-validation cache/hybrid-validation.npz
+HYBRID := $(TRAIN) --hybrid cache/hybrid-train.npz --hybrid-validation cache/hybrid-validation.npz
 ADVERSARIAL := $(TRAIN) --hybrid cache/random-train.npz --hybrid-validation cache/random-validation.npz --lr 1e-3 \
 	--adversarial 0.8 --delta 0.06 --attack-steps 2 --average 0.998 --no-half-search
 SHIPPED := classifiers/weights
@@ -75,22 +75,22 @@ weights: $(READY)
 	$(BIN)/ifdefense-bench purified-set --method local-random --split validation --corrupted 0.3 \
 		--limit 400 --out cache/random-validation.npz
 	$(HYBRID) --init $(SHIPPED)/pointnet-modelnet40.safetensors --schedule 256x3,512x1,1024x0.6 --lr 1e-3 \
-		--average 0.998 --no-half-search --run runs/pointnet_hybrid --out $(SHIPPED)/pointnet-modelnet40-hybrid.safetensors
+		--average 0.998 --no-half-search --test --run runs/pointnet_hybrid --out $(SHIPPED)/pointnet-modelnet40-hybrid.safetensors
 	$(HYBRID) --init $(SHIPPED)/pointnet-modelnet40-hybrid.safetensors --schedule 256x2.5,512x0.4,1024x0.12 \
-		--lr 1e-3 --adversarial 0.8 --attack-steps 3 --no-test --run runs/pointnet_adversarial_1 \
+		--lr 1e-3 --adversarial 0.8 --attack-steps 3 --run runs/pointnet_adversarial_1 \
 		--out runs/pointnet_adversarial_1.safetensors
 	$(HYBRID) --init runs/pointnet_adversarial_1.safetensors --schedule 256x4.5,512x1.2,1024x0.8 --lr 1e-3 \
 		--adversarial 0.8 --attack-steps 2 --coherent 8 --average 0.998 --no-half-search \
-		--no-test --run runs/pointnet_adversarial_2 --out runs/pointnet_adversarial_2.safetensors
+		--run runs/pointnet_adversarial_2 --out runs/pointnet_adversarial_2.safetensors
 	$(ADVERSARIAL) --init runs/pointnet_adversarial_2.safetensors --schedule 256x3.5,512x0.8,1024x0.5 \
 		--coherent 8 --run runs/pointnet_adversarial_3 --out runs/pointnet_adversarial_3.safetensors
 	$(ADVERSARIAL) --init runs/pointnet_adversarial_3.safetensors --schedule 256x4,512x1,1024x0.5 \
 		--coherent 12 --coherent-share 1 --test --run runs/pointnet_adversarial \
 		--out $(SHIPPED)/pointnet-modelnet40-adversarial.safetensors
 	$(HYBRID) --model dgcnn --init $(SHIPPED)/dgcnn-modelnet40.safetensors --schedule 512x0.5,1024x0.25 \
-		--lr 8e-4 --weight-decay 0.02 --no-test --run runs/dgcnn_hybrid_1 --out runs/dgcnn_hybrid_1.safetensors
+		--lr 8e-4 --weight-decay 0.02 --run runs/dgcnn_hybrid_1 --out runs/dgcnn_hybrid_1.safetensors
 	$(HYBRID) --model dgcnn --init runs/dgcnn_hybrid_1.safetensors --schedule 256x1,512x1.25,1024x0.4 \
-		--lr 8e-4 --weight-decay 0.02 --average 0.998 --run runs/dgcnn_hybrid \
+		--lr 8e-4 --weight-decay 0.02 --average 0.998 --test --run runs/dgcnn_hybrid \
 		--out $(SHIPPED)/dgcnn-modelnet40-hybrid.safetensors
 
 $(READY): setup.cfg pyproject.toml constraints.txt

@@ -254,12 +254,10 @@ class ClassifierRun(ResumableRun):
 
     def _neighbours(self, count: int) -> int:
         """Over how many of ``count`` points the attack of a batch is averaged."""
-        if self.options.coherent == 1:
+        most = self._most_neighbours(count)
+        if most == 1 or float(torch.rand((), generator=self.generator)) >= self.options.coherent_share:
             return 1
-        if float(torch.rand((), generator=self.generator)) >= self.options.coherent_share:
-            return 1
-        exponent = float(torch.rand((), generator=self.generator))
-        return max(1, round(math.pow(self._most_neighbours(count), exponent)))
+        return round(math.pow(most, float(torch.rand((), generator=self.generator))))
 
     def _most_neighbours(self, count: int) -> int:
         """The most of ``count`` points that an attack moves together."""
@@ -301,13 +299,11 @@ class ClassifierRun(ResumableRun):
         As many neighbours move together as ever in the training.
         """
         some = clouds.first(ATTACKED)
-        options, generator = self.options, torch.Generator().manual_seed(self.options.seed)
+        delta, generator = self.options.delta, torch.Generator().manual_seed(self.options.seed)
+        together = self._most_neighbours(some.points.shape[1])
         parts = []
         for points, labels in zip(some.points.split(64), some.labels.split(64), strict=True):
-            together = self._most_neighbours(points.shape[1])
-            parts.append(
-                attacked(self.evaluated, points, labels, options.delta, ATTACK_STEPS, generator, together)
-            )
+            parts.append(attacked(self.evaluated, points, labels, delta, ATTACK_STEPS, generator, together))
         return accuracy(self.evaluated, TrainingClouds(torch.cat(parts), some.labels))
 
     def _train(self, stop: int, progress: bool) -> float:
