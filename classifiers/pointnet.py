@@ -51,7 +51,8 @@ class _MaxPooledLinear(torch.autograd.Function):
         index = torch.empty(pooled.shape, dtype=torch.long, device=x.device)
         searched, by = (x, weight) if search is None else (x.to(search), weight.to(search))
         for cloud in range(len(x)):  # one cloud at a time: its (K, N) scores stay in the processor's cache
-            best, index[cloud] = max_with_index(by @ searched[cloud].T)
+            # Maxima of bfloat16 are several times slower than those of float32, also counting the conversion.
+            best, index[cloud] = max_with_index((by @ searched[cloud].T).to(x.dtype))
             pooled[cloud] = best if search is None else (x[cloud, index[cloud]] * weight).sum(1)
         ctx.save_for_backward(x, weight, index)
         return pooled

@@ -9,14 +9,15 @@ neighbourhoods use proportionally fewer neighbours and centres, so that a neighb
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import click
 import torch
@@ -35,6 +36,7 @@ from ifdefense.training.commands import check_output, check_writable, reported
 from ifdefense.training.runs import ResumableRun, check_ranges, file_digest
 
 Schedule = tuple[tuple[int, float], ...]
+MatmulPrecision = Literal["highest", "high", "medium"]
 
 ATTACKED = 256
 """Validation clouds that are attacked after an epoch of adversarial training."""
@@ -71,6 +73,8 @@ class ClassifierOptions:
         average: decay of the moving average of the weights, per step, which is validated and kept; 0 for the
             weights themselves.
         half_search: search the largest points in bfloat16, see `classifiers.pointnet.max_pooled_linear`.
+        matmul_precision: of the products of training, see `torch.set_float32_matmul_precision`. ``"medium"``
+            is two to four times as fast on some processors.
         seed: seed of the initial weights, the order and the augmentation.
 
     Raises:
@@ -96,6 +100,7 @@ class ClassifierOptions:
     coherent_share: float = 0.5
     average: float = 0.0
     half_search: bool = True
+    matmul_precision: MatmulPrecision = "highest"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -119,6 +124,11 @@ class ClassifierOptions:
             coherent_share=(0, 1),
             average=(0, 1 - 1e-9),
         )
+        if self.matmul_precision not in get_args(MatmulPrecision):
+            raise ValueError(
+                f"matmul_precision must be one of {', '.join(get_args(MatmulPrecision))}, "
+                f"got {self.matmul_precision!r}"
+            )
 
     @property
     def epochs(self) -> int:
@@ -201,6 +211,17 @@ def cut_mix(points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor,
     own = points.gather(1, stay.unsqueeze(2).expand(-1, -1, 3))
     new = points[other].gather(1, come.unsqueeze(2).expand(-1, -1, 3))
     return torch.cat([own, new], 1), other, kept / size
+
+
+@contextlib.contextmanager
+def float32_products(precision: MatmulPrecision) -> Iterator[None]:
+    """Sets `torch.set_float32_matmul_precision` inside the block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @torch.no_grad()
@@ -321,9 +342,10 @@ class ClassifierRun(ResumableRun):
         total = 0.0
         for chosen in tqdm(batches, f"epoch {epoch + 1}", disable=not progress, mininterval=10):
             points = augment(self.train.points[chosen], count, self.options, self.generator)
-            loss = self._loss(points, self.train.labels[chosen])
-            self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            with float32_products(self.options.matmul_precision):
+                loss = self._loss(points, self.train.labels[chosen])
+                self.optimiser.zero_grad(set_to_none=True)
+                loss.backward()
             self.optimiser.step()
             self.schedule.step()
             if self.average is not None:
@@ -474,6 +496,13 @@ def _parse_schedule(text: str) -> Schedule:
     default=ClassifierOptions.half_search,
     show_default=True,
     help="Search PointNet's largest points in bfloat16.",
+)
+@click.option(
+    "--matmul-precision",
+    type=click.Choice(get_args(MatmulPrecision)),
+    default=ClassifierOptions.matmul_precision,
+    show_default=True,
+    help="Of the products in training, as in PyTorch.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=ClassifierOptions.seed, show_default=True)
 @click.option(
