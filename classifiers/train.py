@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -32,7 +31,7 @@ from classifiers.pointnet import PointNet, orthogonality_penalty
 from ifdefense.checkpoints import load_into, load_state
 from ifdefense.console import use_huge_pages
 from ifdefense.training.clouds import TrainingClouds, load_training_clouds
-from ifdefense.training.commands import check_output, check_writable, reported
+from ifdefense.training.commands import options_of, output_options, prepare, reported
 from ifdefense.training.runs import ResumableRun, check_ranges, file_digest
 
 Schedule = tuple[tuple[int, float], ...]
@@ -407,95 +406,29 @@ def _parse_schedule(text: str) -> Schedule:
     "--data", type=click.Choice(["modelnet40", "procedural"]), default="modelnet40", show_default=True
 )
 @click.option("--model", "network", type=click.Choice(list(NETWORKS)), default="pointnet", show_default=True)
-@click.option(
-    "--run",
-    "folder",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Folder of the run; an interrupted one is resumed.",
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Where the weights go (.safetensors), with a model card."
-)
-@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@output_options(None)
 @click.option(
     "--schedule", default="256x18,512x4,1024x1", show_default=True, help="Points x epochs, comma-separated."
 )
-@click.option("--batch-size", default=ClassifierOptions.batch_size, show_default=True)
-@click.option("--lr", default=ClassifierOptions.lr, show_default=True, help="Largest learning rate.")
-@click.option("--weight-decay", default=ClassifierOptions.weight_decay, show_default=True)
-@click.option("--label-smoothing", default=ClassifierOptions.label_smoothing, show_default=True)
-@click.option(
-    "--max-rotation",
-    default=ClassifierOptions.max_rotation,
-    show_default=True,
-    help="Largest rotation about the up axis, degrees.",
-)
-@click.option(
-    "--max-scale",
-    default=ClassifierOptions.max_scale,
-    show_default=True,
-    help="Largest factor along each axis.",
-)
-@click.option(
-    "--max-shift",
-    default=ClassifierOptions.max_shift,
-    show_default=True,
-    help="Largest shift along each axis.",
-)
-@click.option(
-    "--jitter", default=ClassifierOptions.jitter, show_default=True, help="Standard deviation of the noise."
-)
-@click.option(
-    "--mix",
-    default=ClassifierOptions.mix,
-    show_default=True,
-    help="Probability that a batch is mixed (PointCutMix).",
-)
-@click.option(
-    "--warmup",
-    default=ClassifierOptions.warmup,
-    show_default=True,
-    help="Share of the steps before the cosine.",
-)
-@click.option(
-    "--adversarial",
-    default=ClassifierOptions.adversarial,
-    show_default=True,
-    help="Share of each batch that is attacked in L∞ (adversarial training).",
-)
-@click.option(
-    "--delta", default=ClassifierOptions.delta, show_default=True, help="Radius of that attack, unit sphere."
-)
-@click.option(
-    "--attack-steps",
-    default=ClassifierOptions.attack_steps,
-    show_default=True,
-    help="Gradients of that attack.",
-)
-@click.option(
-    "--coherent",
-    default=ClassifierOptions.coherent,
-    show_default=True,
-    help="It moves up to so many of 256 points together, proportionally more of more.",
-)
-@click.option(
-    "--coherent-share",
-    default=ClassifierOptions.coherent_share,
-    show_default=True,
-    help="Share of the batches in which it does; in the others every point by itself.",
-)
-@click.option(
-    "--average",
-    default=ClassifierOptions.average,
-    show_default=True,
-    help="Decay of a moving average of the weights.",
-)
-@click.option(
-    "--half-search/--no-half-search",
-    default=ClassifierOptions.half_search,
-    show_default=True,
-    help="Search PointNet's largest points in bfloat16.",
+@options_of(
+    ClassifierOptions,
+    batch_size="Clouds per step.",
+    lr="Largest learning rate.",
+    weight_decay="Of AdamW.",
+    label_smoothing="Share of the label that all classes divide.",
+    max_rotation="Largest rotation about the up axis, degrees.",
+    max_scale="Largest factor along each axis.",
+    max_shift="Largest shift along each axis.",
+    jitter="Standard deviation of the noise.",
+    mix="Probability that a batch is mixed (PointCutMix).",
+    warmup="Share of the steps before the cosine.",
+    adversarial="Share of each batch that is attacked in L∞ (adversarial training).",
+    delta="Radius of that attack, unit sphere.",
+    attack_steps="Gradients of that attack.",
+    coherent="It moves up to so many of 256 points together, proportionally more of more.",
+    coherent_share="Share of the batches in which it does; in the others every point by itself.",
+    average="Decay of a moving average of the weights.",
+    half_search="Search PointNet's largest points in bfloat16.",
 )
 @click.option(
     "--matmul-precision",
@@ -518,7 +451,6 @@ def _parse_schedule(text: str) -> Schedule:
 @click.option(
     "--test/--no-test", default=False, help="Measure the test accuracy of the kept weights (ModelNet40)."
 )
-@click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal.")
 @reported()
 def main(
     data: str,
@@ -537,13 +469,10 @@ def main(
 ) -> None:
     """Trains a classifier and keeps the weights that validate best."""
     use_huge_pages()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if test and data != "modelnet40":
         raise click.UsageError(f"--test measures on ModelNet40, not on {data}")
     options = ClassifierOptions(_parse_schedule(schedule), **settings)
-    if out is not None:
-        check_output(out, force)
-    check_writable(folder)
+    prepare(out, force, folder)
     train, validation, num_classes = load_data(data, hybrid, hybrid_validation)
     torch.manual_seed(options.seed)
     extra = {"feature_transform": feature_transform} if network == "pointnet" else {}

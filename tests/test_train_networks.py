@@ -229,6 +229,24 @@ def test_a_share_of_the_batches_is_attacked_by_averaged_shifts(tmp_path: Path) -
     assert {alone._neighbours(32) for _ in range(20)} == {1}
 
 
+def test_the_precision_of_products_holds_in_training_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_float32_matmul_precision()
+    seen = []
+
+    def recorded(model: torch.nn.Module, points: torch.Tensor, *rest: object) -> torch.Tensor:
+        seen.append((points.shape[1], torch.get_float32_matmul_precision()))
+        return points
+
+    monkeypatch.setattr(train, "attacked", recorded)
+    run(tmp_path, "pointnet", dataclasses.replace(TINY, adversarial=1.0, matmul_precision="medium"))()
+    assert set(seen) == {(16, "medium"), (32, before)}  # batches of 16 points, validation clouds of 32
+    assert torch.get_float32_matmul_precision() == before
+    with pytest.raises(ValueError, match="matmul_precision must be one of highest, high, medium, got 'low'"):
+        dataclasses.replace(TINY, matmul_precision="low")
+
+
 def test_the_moving_average_is_validated_kept_and_resumed(tmp_path: Path) -> None:
     options = dataclasses.replace(TINY, average=0.5)
     whole = run(tmp_path / "whole", "pointnet", options)

@@ -18,7 +18,7 @@ from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.geometry.points import chamfer_distance, gather
 from ifdefense.point_networks.autoencoder import AutoEncoder
 from ifdefense.training.clouds import load_training_clouds
-from ifdefense.training.commands import output_options, prepare, reported
+from ifdefense.training.commands import options_of, output_options, prepare, reported
 from ifdefense.training.runs import ResumableRun, check_ranges, digest
 
 
@@ -136,12 +136,13 @@ class AutoencoderRun(ResumableRun):
     "--data", type=click.Choice(["modelnet40", "procedural"]), default="modelnet40", show_default=True
 )
 @output_options(None)
-@click.option("--epochs", default=AutoencoderOptions.epochs, show_default=True)
-@click.option("--batch-size", default=AutoencoderOptions.batch_size, show_default=True)
-@click.option(
-    "--points", default=AutoencoderOptions.points, show_default=True, help="Random points per cloud."
+@options_of(
+    AutoencoderOptions,
+    epochs="Rounds of the clouds.",
+    batch_size="Clouds per step.",
+    points="Random points per cloud.",
+    lr="Largest learning rate.",
 )
-@click.option("--lr", default=AutoencoderOptions.lr, show_default=True, help="Largest learning rate.")
 @click.option("--seed", type=click.IntRange(min=0), default=AutoencoderOptions.seed, show_default=True)
 @reported()
 def train_command(

@@ -75,6 +75,21 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
     return decorate
 
 
+def options_of(settings: object, **helps: str) -> Callable[[Command], Command]:
+    """Options for fields of a dataclass: names, types and defaults are those of the fields.
+
+    Args:
+        settings: the dataclass, or an instance with other defaults. A bool becomes ``--name/--no-name``.
+        helps: what each option is for, by the name of its field.
+    """
+    options = []
+    for field, text in helps.items():
+        default, name = getattr(settings, field), field.replace("_", "-")
+        flag = f"--{name}/--no-{name}" if isinstance(default, bool) else f"--{name}"
+        options.append(click.option(flag, field, default=default, show_default=True, help=text))
+    return with_options(*options)
+
+
 def output_options(folder: Path | None) -> Callable[[Command], Command]:
     """Options that all trainings share: ``folder`` of the run, ``out``, ``force``, ``progress``.
 
@@ -127,14 +142,12 @@ def run_options(name: str, cache: str, defaults: TrainOptions, every: int) -> Ca
         click.option("--cache", type=path, default=Path(cache), show_default=True),
         output_options(Path("runs") / name),
         click.option("--init", type=click.Path(exists=True, path_type=Path), help="Weights to start from."),
-        click.option("--steps", default=defaults.steps, show_default=True),
-        click.option("--muon-lr", default=defaults.muon_lr, show_default=True, help="Learning rate of Muon."),
-        click.option("--adam-lr", default=defaults.adam_lr, show_default=True, help="Learning rate of Adam."),
-        click.option(
-            "--cooldown",
-            default=defaults.cooldown,
-            show_default=True,
-            help="Share of the steps with a falling rate.",
+        options_of(
+            defaults,
+            steps="Optimiser steps.",
+            muon_lr="Learning rate of Muon.",
+            adam_lr="Learning rate of Adam.",
+            cooldown="Share of the steps with a falling rate.",
         ),
         click.option(
             "--every", type=positive, default=every, show_default=True, help="Steps between validations."

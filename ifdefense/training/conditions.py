@@ -36,6 +36,7 @@ from ifdefense.shapes.rendering import random_cameras, render
 from ifdefense.training.collections import cached, cached_set, from_procedural
 from ifdefense.training.commands import (
     Command,
+    options_of,
     prepare,
     reported,
     run_options,
@@ -257,8 +258,7 @@ def condition_options(defaults: QueryOptions, frequencies: int) -> Callable[[Com
     """Options of these networks, beside `run_options`."""
     positive = click.IntRange(min=1)
     options = (
-        click.option("--batch-size", default=defaults.batch_size, show_default=True),
-        click.option("--queries", default=defaults.queries, show_default=True, help="Queries per solid."),
+        options_of(defaults, batch_size="Solids per step.", queries="Queries per solid."),
         click.option(
             "--per-class",
             type=positive,
@@ -266,21 +266,9 @@ def condition_options(defaults: QueryOptions, frequencies: int) -> Callable[[Com
             show_default=True,
             help="Training solids of each class.",
         ),
-        click.option(
-            "--weight-decay", default=TrainOptions.weight_decay, show_default=True, help="Of Muon's matrices."
-        ),
-        click.option(
-            "--offset",
-            default=defaults.offset,
-            show_default=True,
-            help="Thickening of the solid that is learned, unit cube.",
-        ),
-        click.option(
-            "--threshold",
-            default=TrainOptions.threshold,
-            show_default=True,
-            help="Probability at the surface.",
-        ),
+        options_of(TrainOptions, weight_decay="Of Muon's matrices."),
+        options_of(defaults, offset="Thickening of the solid that is learned, unit cube."),
+        options_of(TrainOptions, threshold="Probability at the surface."),
         click.option(
             "--frequencies",
             default=frequencies,

@@ -17,7 +17,7 @@ from ifdefense.data.packed import data_folder
 from ifdefense.implicit.base import Calibration, load_network
 from ifdefense.implicit.local import LocalConfig, LocalOccupancyNetwork
 from ifdefense.training.collections import cached_set
-from ifdefense.training.commands import mix_of, prepare, reported, run_options
+from ifdefense.training.commands import mix_of, options_of, prepare, reported, run_options
 from ifdefense.training.dense import SAMPLES, DenseSurfaces, from_clouds, from_meshes, from_procedural
 from ifdefense.training.fit import TrainOptions, fit
 from ifdefense.training.runs import file_digest
@@ -117,11 +117,13 @@ def collect(
     show_default=True,
     help="Clouds that the teacher tries, rare classes first.",
 )
-@click.option("--batch-size", default=ThickenedOptions.batch_size, show_default=True)
-@click.option("--queries", default=ThickenedOptions.queries, show_default=True, help="Queries per cloud.")
-@click.option("--weight-decay", default=DEFAULTS.weight_decay, show_default=True, help="Of all parameters.")
-@click.option("--warmup", default=DEFAULTS.warmup, show_default=True, help="Steps of linear warm-up.")
-@click.option("--ema", default=DEFAULTS.ema, show_default=True, help="Decay of the average of the weights.")
+@options_of(ThickenedOptions, batch_size="Clouds per step.", queries="Queries per cloud.")
+@options_of(
+    DEFAULTS,
+    weight_decay="Of all parameters.",
+    warmup="Steps of linear warm-up.",
+    ema="Decay of the average of the weights.",
+)
 @click.option(
     "--bfloat16/--float32",
     default=DEFAULTS.bfloat16,

@@ -35,6 +35,7 @@ from ifdefense.training.collections import (
 from ifdefense.training.commands import (
     Command,
     mix_of,
+    options_of,
     prepare,
     reported,
     run_options,
@@ -151,11 +152,8 @@ def shape_options(sampling: SamplingOptions) -> Callable[[Command], Command]:
             show_default=True,
             help="Who says which solid is behind a cloud: the local network, or planes and rays.",
         ),
-        click.option("--batch-size", default=sampling.batch_size, show_default=True),
-        click.option("--queries", default=sampling.queries, show_default=True, help="Queries per cloud."),
-        click.option(
-            "--weight-decay", default=TrainOptions.weight_decay, show_default=True, help="Of Muon's matrices."
-        ),
+        options_of(sampling, batch_size="Clouds per step.", queries="Queries per cloud."),
+        options_of(TrainOptions, weight_decay="Of Muon's matrices."),
         click.option(
             "--per-class",
             type=click.IntRange(min=1),

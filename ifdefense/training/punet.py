@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ifdefense.geometry.points import Neighbours, gather, spread_sampling
 from ifdefense.point_networks.punet import PUNet
 from ifdefense.restorers.optimised import Repulsion
-from ifdefense.training.commands import mix_of, output_options, prepare, reported
+from ifdefense.training.commands import mix_of, options_of, output_options, prepare, reported
 from ifdefense.training.dense import DenseSurfaces
 from ifdefense.training.local import collect
 from ifdefense.training.runs import ResumableRun, check_ranges
@@ -322,13 +322,14 @@ class PUNetRun(ResumableRun):
 @click.option("--data", "root", type=click.Path(), help="Data folder; IFDEFENSE_DATA by default.")
 @click.option("--cache", type=click.Path(path_type=Path), default=Path("cache/surfaces"), show_default=True)
 @output_options(Path("runs/punet"))
-@click.option("--steps", default=PUNetOptions.steps, show_default=True)
-@click.option("--batch-size", default=PUNetOptions.batch_size, show_default=True)
-@click.option("--lr", default=PUNetOptions.lr, show_default=True, help="Largest learning rate.")
-@click.option(
-    "--repulsion", default=PUNetOptions.repulsion, show_default=True, help="Weight of the repulsion."
+@options_of(
+    PUNetOptions,
+    steps="Optimiser steps.",
+    batch_size="Clouds per step.",
+    lr="Largest learning rate.",
+    repulsion="Weight of the repulsion.",
+    jitter="Largest noise, unit sphere.",
 )
-@click.option("--jitter", default=PUNetOptions.jitter, show_default=True, help="Largest noise, unit sphere.")
 @click.option(
     "--per-class",
     type=click.IntRange(min=5),
