@@ -435,7 +435,7 @@ def _parse_schedule(text: str) -> Schedule:
     type=click.Choice(get_args(MatmulPrecision)),
     default=ClassifierOptions.matmul_precision,
     show_default=True,
-    help="Of the products in training, as in PyTorch.",
+    help="Of the products in training; medium is faster on some processors.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=ClassifierOptions.seed, show_default=True)
 @click.option(

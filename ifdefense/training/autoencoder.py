@@ -138,7 +138,7 @@ class AutoencoderRun(ResumableRun):
 @output_options(None)
 @options_of(
     AutoencoderOptions,
-    epochs="Rounds of the clouds.",
+    epochs="Passes over the clouds.",
     batch_size="Clouds per step.",
     points="Random points per cloud.",
     lr="Largest learning rate.",
