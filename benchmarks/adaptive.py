@@ -144,6 +144,8 @@ def row(bench: Bench, victim: Victim, defence: str, names: tuple[str, ...], step
         attacker = ATTACKERS[name]
         if attacker.exact and defence not in TWINS:
             continue
+        if attacker.samples > 1 and (defence == NO_DEFENCE or purifier_of(defence).deterministic):
+            continue  # all draws are equal
         points = attacked(bench, victim, attack, attacker, defence, bench.cache / "adaptive")
         found[name] = correct(bench, victim, points, defence)
         click.echo(f"{victim.title}, {defence}, {name}: {_shown(found[name])}")

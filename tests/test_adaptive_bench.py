@@ -76,6 +76,13 @@ def test_attackers_see_the_draws_that_they_know_and_defenders_others(
     assert not seeds & fresh
 
 
+def test_equal_draws_are_not_averaged(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("plain", "known", "eot-8")
+    assert set(row(bench, victim(), "none", names, 1)["figures"]) == {"clean", "plain", "known", "worst"}
+    monkeypatch.setattr(Shaken, "deterministic", True)
+    assert set(row(bench, victim(), "sor", names, 1)["figures"]) == {"clean", "plain", "known", "worst"}
+
+
 def test_the_worst_is_at_most_every_single_one_and_twins_are_needed_for_exact_gradients(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
