@@ -8,7 +8,7 @@ import click
 from torch import nn
 
 from ifdefense.implicit.convolutional import ConvolutionalConfig, ConvolutionalNetwork
-from ifdefense.training.commands import reported, run_options
+from ifdefense.training.commands import options_of, reported, run_options
 from ifdefense.training.fit import TrainOptions
 from ifdefense.training.onet import shape_options, train_on_shapes
 from ifdefense.training.sampling import SamplingOptions
@@ -26,9 +26,7 @@ def adam_layers(network: ConvolutionalNetwork) -> list[nn.Module]:
 @click.command("convonet")
 @run_options("convonet", "cache/occupancy", TrainOptions(), every=250)
 @shape_options(SAMPLING)
-@click.option(
-    "--points", default=SAMPLING.points, show_default=True, help="Points per cloud that the encoder sees."
-)
+@options_of(SAMPLING, points="Points per cloud that the encoder sees.")
 @click.option(
     "--widths",
     nargs=4,
