@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from classifiers.pointnet import affine, folded, max_pooled_linear, max_with_index
+from ifdefense.geometry.gathering import first_maximum, neighbour_max
 
 _CHUNK = 1 << 18  # floats per block of scores: a megabyte stays in the cache
 
@@ -101,17 +102,6 @@ def _flat(index: Tensor, size: int) -> Tensor:
     return index + start.view(-1, *[1] * (index.ndim - 1))
 
 
-def _first_maximum(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum over the middle axis of ``(M, k, K)`` scores, k at most 255, and its first position as uint8.
-
-    Both reductions are vectorised, which `Tensor.max` with an index is not.
-    """
-    best = scores.amax(1)
-    size = scores.shape[1]
-    weight = torch.arange(size, 0, -1, dtype=torch.uint8, device=scores.device).view(1, -1, 1)
-    return best, size - ((scores == best.unsqueeze(1)) * weight).amax(1)
-
-
 class _GroupMaxLinear(torch.autograd.Function):
     """``y[m, c] = max_j <x[m, j], w[c]>``, with the gradient at the row that reaches the maximum."""
 
@@ -125,7 +115,7 @@ class _GroupMaxLinear(torch.autograd.Function):
         for start in range(0, len(x), groups):
             part = x[start : start + groups]
             scores = (part.flatten(0, 1) @ transposed).unflatten(0, part.shape[:2])
-            best[start : start + groups], index[start : start + groups] = _first_maximum(scores)
+            best[start : start + groups], index[start : start + groups] = first_maximum(scores)
         ctx.save_for_backward(x, weight, index)
         return best
 
@@ -183,35 +173,10 @@ def group_pooled(x: Tensor, layer: nn.Module, norm: nn.Module) -> Tensor:
     return (group_max_linear(x, weight) + bias).relu_()
 
 
-class _NeighbourMax(torch.autograd.Function):
-    """``y[m, c] = max_j values[index[m, j], c]``, with the gradient at the first row that reaches it."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, index: Tensor) -> Tensor:
-        channels = values.shape[1]
-        best = values.new_empty(len(index), channels)
-        source = torch.empty(best.shape, dtype=torch.int64, device=values.device)
-        groups = max(1, _CHUNK // (index.shape[1] * channels))
-        for start in range(0, len(index), groups):
-            part = index[start : start + groups]
-            best[start : start + groups], first = _first_maximum(F.embedding(part, values))
-            torch.gather(part, 1, first.long(), out=source[start : start + groups])
-        ctx.save_for_backward(source)
-        ctx.shape = values.shape
-        return best
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (source,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.shape).scatter_add_(0, source, grad), None
-
-
-def neighbour_max(values: Tensor, index: Tensor) -> Tensor:
+def neighbours_max(values: Tensor, index: Tensor) -> Tensor:
     """Maximum of ``(B, N, K)`` values over the ``(B, S, k)`` neighbours, k at most 255: ``(B, S, K)``."""
     flat = _flat(index, values.shape[1]).flatten(0, 1)
-    best = _NeighbourMax.apply(values.flatten(0, 1), flat)  # type: ignore[no-untyped-call]
-    return cast(Tensor, best).view(*index.shape[:2], -1)
+    return neighbour_max(values.flatten(0, 1), flat).view(*index.shape[:2], -1)
 
 
 def _edge_statistics(of: Tensor, at: Tensor, index: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -261,7 +226,7 @@ def edge_max(of: Tensor, at: Tensor, index: Tensor, norm: nn.Module, slope: floa
     scale, shift = affine(norm, of.new_zeros(of.shape[2]), lambda: _edge_statistics(of, at, index))
     if scale is not None:
         of, at = of * scale, at * scale
-    return activated(neighbour_max(of, index) + (at + shift), slope)
+    return activated(neighbours_max(of, index) + (at + shift), slope)
 
 
 class _MaxAndMean(torch.autograd.Function):

@@ -167,7 +167,7 @@ def _nearest(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def farthest_point_sampling(points: Tensor, num: int, *, start: int = 0) -> Tensor:
+def farthest_point_sampling(points: Tensor, num: int, *, start: int | Tensor = 0) -> Tensor:
     """Farthest-point sampling: indices of ``num`` points, each the farthest from those chosen before.
 
     Greedy 2-approximation of the k-centre problem (Gonzalez, 1985; PointNet++, Qi et al., 2017,
@@ -176,7 +176,7 @@ def farthest_point_sampling(points: Tensor, num: int, *, start: int = 0) -> Tens
     Args:
         points: (B, N, D) points.
         num: points to sample, 1 <= num <= N.
-        start: index of the first point in every cloud.
+        start: index of the first point in every cloud, or (B,) int64 one per cloud.
 
     Returns:
         (B, num) int64 indices in sampling order, so every prefix is a farthest-point sample. Indices may
@@ -189,19 +189,20 @@ def farthest_point_sampling(points: Tensor, num: int, *, start: int = 0) -> Tens
     batch, size, _ = points.shape
     if not 1 <= num <= size:
         raise ValueError(f"farthest-point sampling takes 1..{size} of {size} points, asked for {num}")
-    if not 0 <= start < size:
+    first = torch.as_tensor(start, device=points.device).expand(batch)
+    if bool(((first < 0) | (first >= size)).any()):
         raise ValueError(f"start must lie in 0..{size - 1}, got {start}")
-    if start == 0 and (kernels := _kernels(points)) is not None:
+    if isinstance(start, int) and start == 0 and (kernels := _kernels(points)) is not None:
         index: Tensor = kernels.sample_farthest_points(points, K=num, random_start_point=False)[1]
         return index
     if batch == 1 and points.device.type == "cpu" and points.dtype in (torch.float32, torch.float64):
-        return _farthest(points[0], num, start)[None]
+        return _farthest(points[0], num, int(first))[None]
     # Contiguous coordinates and preallocated buffers, so that the loop allocates nothing.
     planes = [plane.contiguous() for plane in points.unbind(-1)]
     nearest = torch.full((batch, size), torch.inf, dtype=points.dtype, device=points.device)
     distance, difference = torch.empty_like(nearest), torch.empty_like(nearest)
     chosen = torch.empty((num, batch, 1), dtype=torch.int64, device=points.device)
-    chosen[0] = start
+    chosen[0] = first.unsqueeze(1)
     for previous, current in itertools.pairwise(chosen.unbind()):
         torch.sub(planes[0], planes[0].gather(1, previous), out=distance)
         distance.mul_(distance)

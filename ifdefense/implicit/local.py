@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ifdefense.geometry.gathering import affine_rows, neighbour_max
 from ifdefense.geometry.points import Neighbours, farthest_point_sampling
 from ifdefense.implicit.base import Calibration, random_subset
 from ifdefense.threads import parallel_map
@@ -156,10 +157,7 @@ def structure(clouds: Tensor, config: LocalConfig) -> Structure:
     coarse_size, token_size = max(1, size // 4), max(1, size // 16)
     centred = clouds - clouds.mean(1, keepdim=True)
     first = centred.square().sum(-1).argmax(1)
-    chosen = []
-    for cloud, start in zip(clouds, first.tolist(), strict=True):
-        chosen.append(farthest_point_sampling(cloud[None], coarse_size, start=start))
-    index = torch.cat(chosen)
+    index = farthest_point_sampling(clouds, coarse_size, start=first)
     coarse = clouds.gather(1, index[..., None].expand(-1, -1, 3))
     tokens = coarse[:, :token_size]
     k = config.neighbours
@@ -176,23 +174,10 @@ def structure(clouds: Tensor, config: LocalConfig) -> Structure:
     )
 
 
-def neighbour_max(rows: Tensor, index: Tensor) -> Tensor:
-    """Maximum over neighbours: ``(R, C)`` rows, ``(S, k)`` indices → ``(S, C)``."""
-    return rows.index_select(0, index.flatten()).view(*index.shape, -1).amax(1)
-
-
 def mix_rows(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums over neighbours: ``(R, C)`` rows, ``(S, k)`` indices and weights → ``(S, C)``."""
     picked = rows.index_select(0, index.flatten()).view(*index.shape, -1)
     return (picked * weights[..., None]).sum(1)
-
-
-def affine_rows(maps: Tensor, index: Tensor, relative: Tensor) -> Tensor:
-    """``relu(b + G x)`` by selected maps: ``(R, 4 C)``, ``(P,)`` indices, ``(P, 3)`` → ``(P, C)``."""
-    picked = maps.index_select(0, index).unflatten(1, (4, -1))
-    x, y, z = relative.split(1, 1)
-    value = torch.addcmul(picked[:, 0], picked[:, 1], x)
-    return torch.addcmul(torch.addcmul(value, picked[:, 2], y), picked[:, 3], z).relu()
 
 
 def _interpolation(targets: Tensor, sources: Tensor, index: Tensor) -> Tensor:

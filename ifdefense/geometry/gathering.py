@@ -1,0 +1,103 @@
+"""Functions of gathered rows whose gradients need few of them, or none: for training on a CPU.
+
+Automatic differentiation keeps every gathered row and adds up one gradient per row. Here a maximum keeps the
+row it came from, and the gradients of affine maps are sums over the places that a map was used at.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_CHUNK = 1 << 18  # floats per block of gathered rows: a megabyte stays in the cache
+
+
+def first_maximum(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum over the middle axis of ``(M, k, K)`` scores, k at most 255, and its first position as uint8.
+
+    Both reductions are vectorised, which `Tensor.max` with an index is not.
+    """
+    best = scores.amax(1)
+    size = scores.shape[1]
+    weight = torch.arange(size, 0, -1, dtype=torch.uint8, device=scores.device).view(1, -1, 1)
+    return best, size - ((scores == best.unsqueeze(1)) * weight).amax(1)
+
+
+class _NeighbourMax(torch.autograd.Function):
+    """``y[m, c] = max_j values[index[m, j], c]``, with the gradient at the first row that reaches it."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, index: Tensor) -> Tensor:
+        channels = values.shape[1]
+        best = values.new_empty(len(index), channels)
+        source = torch.empty(best.shape, dtype=torch.int64, device=values.device)
+        groups = max(1, _CHUNK // (index.shape[1] * channels))
+        for start in range(0, len(index), groups):
+            part = index[start : start + groups]
+            best[start : start + groups], first = first_maximum(F.embedding(part, values))
+            torch.gather(part, 1, first.long(), out=source[start : start + groups])
+        ctx.save_for_backward(source)
+        ctx.shape = values.shape
+        return best
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (source,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.shape).scatter_add_(0, source, grad), None
+
+
+def neighbour_max(values: Tensor, index: Tensor) -> Tensor:
+    """Maximum over neighbours: ``(R, K)`` values, ``(S, k)`` indices, k at most 255 → ``(S, K)``.
+
+    Differentiable once. Where neighbours tie, the first takes the gradient.
+    """
+    if not (torch.is_grad_enabled() and values.requires_grad):
+        return F.embedding(index, values).amax(1)
+    return cast(Tensor, _NeighbourMax.apply(values, index))  # type: ignore[no-untyped-call]
+
+
+class _AffineRows(torch.autograd.Function):
+    """``relu(b + G x)`` by selected maps, differentiable in the maps."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, index: Tensor, terms: Tensor) -> Tensor:
+        rows = 4 * index[:, None] + torch.arange(4, device=index.device)
+        table = maps.view(4 * len(maps), -1)
+        value = F.embedding_bag(rows, table, per_sample_weights=terms, mode="sum").relu_()
+        ctx.save_for_backward(index, terms, value)
+        ctx.shape = maps.shape
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        index, terms, value = ctx.saved_tensors
+        grad = grad * (value > 0)
+        order = index.argsort()
+        end = torch.bincount(index, minlength=ctx.shape[0]).cumsum(0)
+        start = torch.cat([end.new_zeros(1), end[:-1]])
+        columns = [
+            F.embedding_bag(order, grad, start, mode="sum", per_sample_weights=weight)
+            for weight in terms.index_select(0, order).t().contiguous()
+        ]
+        return torch.cat(columns, 1), None, None
+
+
+def affine_rows(maps: Tensor, index: Tensor, relative: Tensor) -> Tensor:
+    """``relu(b + G x)`` by selected maps: ``(R, 4 C)``, ``(P,)`` indices, ``(P, 3)`` → ``(P, C)``.
+
+    Differentiable once in the maps; if the positions have a gradient, in both and any number of times.
+    """
+    if relative.requires_grad:
+        picked = maps.index_select(0, index).unflatten(1, (4, -1))
+        x, y, z = relative.split(1, 1)
+        value = torch.addcmul(picked[:, 0], picked[:, 1], x)
+        return torch.addcmul(torch.addcmul(value, picked[:, 2], y), picked[:, 3], z).relu()
+    terms = torch.cat([torch.ones_like(relative[:, :1]), relative], 1)
+    rows = _AffineRows.apply(maps.to(terms), index, terms)  # type: ignore[no-untyped-call]
+    return cast(Tensor, rows)
