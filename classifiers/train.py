@@ -347,8 +347,7 @@ class ClassifierRun(ResumableRun):
                 loss.backward()
             self.optimiser.step()
             self.schedule.step()
-            if self.average is not None:
-                self.average.update(self.model)
+            self.update_average()
             total += float(loss.detach())
         if isinstance(self.model, PointNet):
             self.model.search_in(None)

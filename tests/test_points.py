@@ -93,6 +93,15 @@ def test_farthest_point_sampling_equals_the_naive_twin(start: int) -> None:
     assert result.tolist() == [naive_farthest(p, 12, start) for p in points]
 
 
+def test_every_cloud_can_have_a_first_point_of_its_own() -> None:
+    points = cloud(3, 40, 3, seed=5)
+    first = torch.tensor([7, 0, 39])
+    result = farthest_point_sampling(points, 12, start=first)
+    assert result.tolist() == [naive_farthest(p, 12, int(i)) for p, i in zip(points, first, strict=True)]
+    with pytest.raises(ValueError, match=r"start must lie in 0\.\.39"):
+        farthest_point_sampling(points, 12, start=first + 1)
+
+
 def test_farthest_points_of_a_cube_are_its_corners() -> None:
     corners = torch.tensor(list(itertools.product((0.0, 1.0), repeat=3)))
     filled = torch.cat([corners[:1], cloud(100, 3) * 0.6 + 0.2, corners[1:]])

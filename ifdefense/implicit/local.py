@@ -47,6 +47,10 @@ class LocalConfig:
         moments: neighbours whose mean and covariance are input features.
         nearest: nearest points per query.
         blocks: self-attention blocks on the tokens.
+
+    Raises:
+        ValueError: if a size is not positive, ``values`` no multiple of ``heads`` or ``coarse`` none of 4, the
+            heads of the self-attention.
     """
 
     width: int = 64
@@ -58,6 +62,15 @@ class LocalConfig:
     moments: int = 16
     nearest: int = 8
     blocks: int = 3
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.values % self.heads or self.coarse % 4:
+            raise ValueError(
+                f"values must be a multiple of {self.heads} and coarse of 4, got {self.values}, {self.coarse}"
+            )
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> LocalConfig:

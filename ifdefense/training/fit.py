@@ -186,8 +186,7 @@ class ImplicitRun(ResumableRun):
             for optimiser, _ in self.optimisers.values():
                 optimiser.step()
             self.position += 1
-            if self.average is not None:
-                self.average.update(self.model)
+            self.update_average()
             total += loss.item() / labels.shape[1]
         return total / (stop - start)
 

@@ -130,29 +130,12 @@ def collect(
     show_default=True,
     help="Precision of the products in training.",
 )
-@click.option(
-    "--width", type=click.IntRange(min=8), default=LocalConfig.width, show_default=True, help="Per point."
-)
-@click.option(
-    "--coarse",
-    type=click.IntRange(min=8),
-    default=LocalConfig.coarse,
-    show_default=True,
-    help="Per coarse point; a multiple of 4.",
-)
-@click.option(
-    "--values",
-    type=click.IntRange(min=6),
-    default=LocalConfig.values,
-    show_default=True,
-    help="Size of a point's affine map; a multiple of 6.",
-)
-@click.option(
-    "--hidden",
-    type=click.IntRange(min=8),
-    default=LocalConfig.hidden,
-    show_default=True,
-    help="Width of the decoder.",
+@options_of(
+    LocalConfig(),
+    width="Features per point.",
+    coarse="Features per coarse point; a multiple of 4.",
+    values="Size of a point's affine map; a multiple of 6.",
+    hidden="Width of the decoder.",
 )
 @click.option(
     "--per-class",
@@ -197,10 +180,6 @@ def train_command(
         DEFAULTS, weight_decay=weight_decay, adam_decay=weight_decay, max_norm=float(queries), **settings
     )
     config = LocalConfig(width=width, coarse=coarse, values=values, hidden=hidden)
-    if values % config.heads or coarse % 4:
-        raise ValueError(
-            f"values must be a multiple of {config.heads} and coarse of 4, got {values}, {coarse}"
-        )
     if ("modelnet40" in mix) != (teacher is not None):
         raise ValueError("--mix modelnet40 and --teacher are given together or not at all")
     if set(mix) == {"modelnet40"}:

@@ -100,7 +100,7 @@ class ResumableRun(ABC):
         may_change: settings with which a run may be resumed though they differ.
         metadata: text entries of the exported weights.
         decay: of a moving average of the weights, which is then validated and exported; 0 for none. `_train`
-            updates ``average`` after every step.
+            calls `update_average` after every step.
     """
 
     unit: ClassVar[str] = "epoch"
@@ -139,6 +139,11 @@ class ResumableRun(ABC):
     def evaluated(self) -> nn.Module:
         """The network that is validated and exported: the moving average where there is one."""
         return self.model if self.average is None else self.average.network
+
+    def update_average(self) -> None:
+        """Adds the weights of this step to their moving average, where there is one."""
+        if self.average is not None:
+            self.average.update(self.model)
 
     @abstractmethod
     def _train(self, stop: int, progress: bool) -> float:
