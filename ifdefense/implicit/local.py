@@ -49,8 +49,8 @@ class LocalConfig:
         blocks: self-attention blocks on the tokens.
 
     Raises:
-        ValueError: if a size is not positive, ``values`` no multiple of ``heads`` or ``coarse`` none of 4, the
-            heads of the self-attention.
+        ValueError: if a size is not positive, ``values`` is no multiple of ``heads``, or ``coarse`` none of
+            the 4 heads of the self-attention.
     """
 
     width: int = 64
