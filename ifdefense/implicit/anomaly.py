@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ifdefense.checkpoints import load_into, load_metadata, load_state, save_safetensors
-from ifdefense.geometry.points import knn
+from ifdefense.geometry.points import nearest_squared
 from ifdefense.implicit.base import load_network, weights_path
 from ifdefense.implicit.local import LocalOccupancyNetwork
 from ifdefense.implicit.occupancy import OccupancyNetwork
@@ -150,7 +150,7 @@ class AnomalyNetwork(nn.Module):
         centred = inside - inside.median()
         spread = 1.4826 * centred.abs().median() + 0.05
         k = min(NEIGHBOURS[-1] + 1, len(points))
-        near = knn(points[None].double(), points[None].double(), k)[0][0].sqrt().float()
+        near = nearest_squared(points[None].double(), k)[0].sqrt().float()
         columns = [min(number, k - 1) for number in NEIGHBOURS]
         typical = near[:, columns[1]].median().clamp(min=1e-6)
         support = (near[:, columns] / typical + 0.02).log()
