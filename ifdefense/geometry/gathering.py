@@ -1,4 +1,4 @@
-"""Functions of gathered rows whose gradients need few of them, or none: for training on a CPU.
+"""Functions of gathered rows whose gradients need few of the rows: for training on a CPU.
 
 Automatic differentiation keeps every gathered row and adds up one gradient per row. Here a maximum keeps the
 row it came from, and the gradients of affine maps are sums over the places that a map was used at.
@@ -67,7 +67,7 @@ class _AffineRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor, index: Tensor, terms: Tensor) -> Tensor:
         rows = 4 * index[:, None] + torch.arange(4, device=index.device)
-        table = maps.view(4 * len(maps), -1)
+        table = maps.reshape(4 * len(maps), -1)
         value = F.embedding_bag(rows, table, per_sample_weights=terms, mode="sum").relu_()
         ctx.save_for_backward(index, terms, value)
         ctx.shape = maps.shape
