@@ -25,8 +25,9 @@ GENERATIVE := $(BIN)/ifdefense train generative --force
 LOCAL := $(BIN)/ifdefense train local --force
 TRAIN := $(BIN)/python -m classifiers.train --force
 HYBRID := $(TRAIN) --hybrid cache/hybrid-train.npz --hybrid-validation cache/hybrid-validation.npz
-RANDOM := $(TRAIN) --hybrid cache/random-train.npz --hybrid-validation cache/random-validation.npz
-ADVERSARIAL := $(RANDOM) --lr 1e-3 --adversarial 0.8 --delta 0.06 --attack-steps 2 --average 0.998 --no-half-search
+ADVERSARIAL := $(TRAIN) --hybrid cache/random-train.npz --hybrid-validation cache/random-validation.npz \
+	--adversarial 0.8 --attack-steps 2 --average 0.998
+WIDER := $(ADVERSARIAL) --lr 1e-3 --delta 0.06 --no-half-search
 SHIPPED := classifiers/weights
 weights: $(READY)
 	$(ONET) --labels estimated --steps 1250 --cooldown 0 --muon-lr 0.02 --weight-decay 0.05 --run runs/onet_start \
@@ -82,13 +83,13 @@ weights: $(READY)
 	$(HYBRID) --init runs/pointnet_adversarial_1.safetensors --schedule 256x4.5,512x1.2,1024x0.8 --lr 1e-3 \
 		--adversarial 0.8 --attack-steps 2 --coherent 8 --average 0.998 --no-half-search \
 		--run runs/pointnet_adversarial_2 --out runs/pointnet_adversarial_2.safetensors
-	$(ADVERSARIAL) --init runs/pointnet_adversarial_2.safetensors --schedule 256x3.5,512x0.8,1024x0.5 \
+	$(WIDER) --init runs/pointnet_adversarial_2.safetensors --schedule 256x3.5,512x0.8,1024x0.5 \
 		--coherent 8 --run runs/pointnet_adversarial_3 --out runs/pointnet_adversarial_3.safetensors
-	$(ADVERSARIAL) --init runs/pointnet_adversarial_3.safetensors --schedule 256x4,512x1,1024x0.5 \
+	$(WIDER) --init runs/pointnet_adversarial_3.safetensors --schedule 256x4,512x1,1024x0.5 \
 		--coherent 12 --coherent-share 1 --run runs/pointnet_adversarial_4 --out runs/pointnet_adversarial_4.safetensors
-	$(RANDOM) --init runs/pointnet_adversarial_4.safetensors --schedule 256x11,512x3,1024x1.5 --lr 1.5e-3 \
-		--max-scale 1.1 --max-shift 0.05 --adversarial 0.8 --attack-steps 2 --coherent 12 --coherent-share 1 \
-		--average 0.998 --matmul-precision medium --test --run runs/pointnet_adversarial \
+	$(ADVERSARIAL) --init runs/pointnet_adversarial_4.safetensors --schedule 256x11,512x3,1024x1.5 --lr 1.5e-3 \
+		--max-scale 1.1 --max-shift 0.05 --coherent 12 --coherent-share 1 --matmul-precision medium --test \
+		--run runs/pointnet_adversarial \
 		--out $(SHIPPED)/pointnet-modelnet40-adversarial.safetensors
 	$(HYBRID) --model dgcnn --init $(SHIPPED)/dgcnn-modelnet40.safetensors --schedule 512x0.5,1024x0.25 \
 		--lr 8e-4 --weight-decay 0.02 --run runs/dgcnn_hybrid_1 --out runs/dgcnn_hybrid_1.safetensors

@@ -27,6 +27,11 @@ def first_maximum(scores: Tensor) -> tuple[Tensor, Tensor]:
     return best, size - ((scores == best.unsqueeze(1)) * weight).amax(1)
 
 
+def _per_block(index: Tensor, channels: int) -> int:
+    """Rows of ``(S, k)`` indices whose gathered rows fill a block."""
+    return max(1, _CHUNK // (index.shape[1] * channels))
+
+
 class _NeighbourMax(torch.autograd.Function):
     """``y[m, c] = max_j values[index[m, j], c]``, with the gradient at the first row that reaches it."""
 
@@ -35,7 +40,7 @@ class _NeighbourMax(torch.autograd.Function):
         channels = values.shape[1]
         best = values.new_empty(len(index), channels)
         source = torch.empty(best.shape, dtype=torch.int64, device=values.device)
-        groups = max(1, _CHUNK // (index.shape[1] * channels))
+        groups = _per_block(index, channels)
         for start in range(0, len(index), groups):
             part = index[start : start + groups]
             best[start : start + groups], first = first_maximum(F.embedding(part, values))
@@ -57,8 +62,19 @@ def neighbour_max(values: Tensor, index: Tensor) -> Tensor:
     Differentiable once. Where neighbours tie, the first takes the gradient.
     """
     if not (torch.is_grad_enabled() and values.requires_grad):
-        return F.embedding(index, values).amax(1)
+        parts = index.split(_per_block(index, values.shape[1]))
+        return torch.cat([F.embedding(part, values).amax(1) for part in parts])
     return cast(Tensor, _NeighbourMax.apply(values, index))  # type: ignore[no-untyped-call]
+
+
+def affine_bags(maps: Tensor, index: Tensor, terms: Tensor) -> Tensor:
+    """`affine_rows` without gradients, at ``(P, 4)`` terms: 1 and the three coordinates.
+
+    An affine map is a weighted bag of four rows, each of which is read once.
+    """
+    rows = 4 * index[:, None] + torch.arange(4, device=index.device)
+    table = maps.reshape(4 * len(maps), -1)
+    return F.embedding_bag(rows, table, per_sample_weights=terms, mode="sum").relu_()
 
 
 class _AffineRows(torch.autograd.Function):
@@ -66,9 +82,7 @@ class _AffineRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, index: Tensor, terms: Tensor) -> Tensor:
-        rows = 4 * index[:, None] + torch.arange(4, device=index.device)
-        table = maps.reshape(4 * len(maps), -1)
-        value = F.embedding_bag(rows, table, per_sample_weights=terms, mode="sum").relu_()
+        value = affine_bags(maps, index, terms)
         ctx.save_for_backward(index, terms, value)
         ctx.shape = maps.shape
         return value

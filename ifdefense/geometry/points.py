@@ -189,10 +189,11 @@ def farthest_point_sampling(points: Tensor, num: int, *, start: int | Tensor = 0
     batch, size, _ = points.shape
     if not 1 <= num <= size:
         raise ValueError(f"farthest-point sampling takes 1..{size} of {size} points, asked for {num}")
-    lowest, highest = (start, start) if isinstance(start, int) else (int(start.min()), int(start.max()))
+    first = torch.as_tensor(start)
+    lowest, highest = int(first.min()), int(first.max())
     if not 0 <= lowest <= highest < size:
         raise ValueError(f"start must lie in 0..{size - 1}, got {start}")
-    if isinstance(start, int) and start == 0 and (kernels := _kernels(points)) is not None:
+    if highest == 0 and (kernels := _kernels(points)) is not None:
         index: Tensor = kernels.sample_farthest_points(points, K=num, random_start_point=False)[1]
         return index
     if batch == 1 and points.device.type == "cpu" and points.dtype in (torch.float32, torch.float64):
@@ -202,7 +203,7 @@ def farthest_point_sampling(points: Tensor, num: int, *, start: int | Tensor = 0
     nearest = torch.full((batch, size), torch.inf, dtype=points.dtype, device=points.device)
     distance, difference = torch.empty_like(nearest), torch.empty_like(nearest)
     chosen = torch.empty((num, batch, 1), dtype=torch.int64, device=points.device)
-    chosen[0] = start if isinstance(start, int) else start.unsqueeze(1)
+    chosen[0] = first.expand(batch).unsqueeze(1)
     for previous, current in itertools.pairwise(chosen.unbind()):
         torch.sub(planes[0], planes[0].gather(1, previous), out=distance)
         distance.mul_(distance)

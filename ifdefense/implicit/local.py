@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ifdefense.geometry.gathering import affine_rows, neighbour_max
+from ifdefense.geometry.gathering import affine_bags, affine_rows, neighbour_max
 from ifdefense.geometry.points import Neighbours, farthest_point_sampling
 from ifdefense.implicit.base import Calibration, random_subset
 from ifdefense.threads import parallel_map
@@ -49,7 +49,7 @@ class LocalConfig:
         blocks: self-attention blocks on the tokens.
 
     Raises:
-        ValueError: if a size is not positive, ``values`` is no multiple of ``heads``, or ``coarse`` none of
+        ValueError: if a size is too small, ``values`` is no multiple of ``heads``, or ``coarse`` none of
             the 4 heads of the self-attention.
     """
 
@@ -64,9 +64,10 @@ class LocalConfig:
     blocks: int = 3
 
     def __post_init__(self) -> None:
+        least = {"width": 8, "coarse": 8, "values": 6, "hidden": 8}
         for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if value < least.get(name, 1):
+                raise ValueError(f"{name} must be at least {least.get(name, 1)}, got {value}")
         if self.values % self.heads or self.coarse % 4:
             raise ValueError(
                 f"values must be a multiple of {self.heads} and coarse of 4, got {self.values}, {self.coarse}"
@@ -437,9 +438,7 @@ class LocalField:
         square = offsets[0].square().addcmul_(offsets[1], offsets[1]).addcmul_(offsets[2], offsets[2])
         scale = _FINE * torch.rsqrt(1 + 36 * square)
         terms = torch.stack([torch.ones_like(scale), *(offset.mul_(scale) for offset in offsets)], -1)
-        rows = 4 * index[:, None] + torch.arange(4, device=index.device)
-        table = code.maps[0].reshape(-1, width)
-        value = F.embedding_bag(rows, table, per_sample_weights=terms.view(-1, 4), mode="sum").relu_()
+        value = affine_bags(code.maps[0], index, terms.view(-1, 4))
         distance = square.mul_(scale).mul_(scale)
         score = (self.decoder.attend.weight @ value.t()).view(heads, count, size)
         score = score.addcmul_(self._fall, distance, value=-1)
