@@ -24,18 +24,16 @@ from benchmarks.suite import SUITE
 from ifdefense.corruptions.simulated import SimulationOptions, simulate_attack
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.geometry.points import chamfer_distance
-from ifdefense.implicit.anomaly import AnomalyNetwork
 from ifdefense.implicit.base import load_network
 from ifdefense.implicit.occupancy import OccupancyNetwork
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.compose import Compose
 from ifdefense.purifiers.filters import LocalSmoothing, RandomisedInput, StatisticalOutlierRemoval
-from ifdefense.purifiers.pretrained import LOCAL_MESH
+from ifdefense.purifiers.pretrained import LOCAL_MESH, anomaly_repair
 from ifdefense.purifiers.surface import SurfacePurifier
 from ifdefense.restorers.base import Restorer
 from ifdefense.restorers.mesh import MeshRestorer
 from ifdefense.restorers.ridge import RidgeRestorer
-from ifdefense.stages.anomaly import AnomalyRepair
 from ifdefense.stages.extraction import Extraction, Tracking
 from ifdefense.stages.resampling import FillSampling, SurfaceSampling
 
@@ -55,7 +53,9 @@ def _local(*filters: Purifier, change: Change = lambda restorer: restorer) -> Ca
     """Builds ``local-mesh`` with a changed restorer, and other filters before it."""
 
     def build() -> Purifier:
-        return Compose([*filters, SurfacePurifier(load_network("local"), change(LOCAL_MESH))])
+        network = load_network("local")
+        restorer = change(LOCAL_MESH.with_stages(repair=anomaly_repair(network)))
+        return Compose([*filters, SurfacePurifier(network, restorer)])
 
     return build
 
@@ -88,9 +88,7 @@ VARIANTS = {
     "local-mesh, both sides of the shell": _local(
         FILTER, change=lambda r: dataclasses.replace(r.mesh, resample=SurfaceSampling("uniform"))
     ),
-    "local-mesh, mesh repair": _local(
-        FILTER, change=lambda r: r.with_stages(repair=AnomalyRepair(AnomalyNetwork.load()))
-    ),
+    "local-mesh, no mesh repair": _local(FILTER, change=lambda r: r.with_stages(repair=None)),
     "onet-fill": _onet(),
     "onet-fill, no mesh repair": _onet(repair=None),
     "onet-fill, samples of the mesh alone": _onet(resample=SAMPLES),

@@ -24,16 +24,14 @@ from ifdefense.corruptions.planted import KINDS, plant
 from ifdefense.data.packed import load_packed_meshes
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.geometry.sampling import sample_surface
-from ifdefense.implicit.anomaly import AnomalyNetwork
-from ifdefense.implicit.base import load_network
+from ifdefense.implicit.base import ImplicitNetwork, load_network
 from ifdefense.purifiers.base import Trace
 from ifdefense.purifiers.compose import Compose
 from ifdefense.purifiers.filters import StatisticalOutlierRemoval
-from ifdefense.purifiers.pretrained import LOCAL_MESH
+from ifdefense.purifiers.pretrained import LOCAL_MESH, anomaly_repair
 from ifdefense.purifiers.surface import SurfacePurifier
 from ifdefense.restorers.mesh import RepairMesh
 from ifdefense.shapes.procedural import CLASSES, make_shapes
-from ifdefense.stages.anomaly import AnomalyRepair
 from ifdefense.stages.repair import BulgeRepair
 from ifdefense.training.dense import SAMPLES, held_out
 
@@ -56,17 +54,18 @@ COMPARED = 4096
 
 Cloud = NDArray[np.float32]
 
-RULES: dict[str, Callable[[], RepairMesh]] = {
-    "bulge": BulgeRepair,
-    "anomaly": lambda: AnomalyRepair(AnomalyNetwork.load()),
+RULES: dict[str, Callable[[ImplicitNetwork], RepairMesh]] = {
+    "bulge": lambda _: BulgeRepair(),
+    "anomaly": anomaly_repair,
 }
-"""Repair rules by name."""
+"""Repair rules by name, for a local network."""
 
 
 def purifier_of(rule: str) -> Purifier:
-    """``local-mesh`` with a repair."""
-    restorer = LOCAL_MESH.with_stages(repair=RULES[rule]())
-    return Compose([StatisticalOutlierRemoval(), SurfacePurifier(load_network("local"), restorer)], rule)
+    """``local-mesh`` with a rule of repair."""
+    network = load_network("local")
+    restorer = LOCAL_MESH.with_stages(repair=RULES[rule](network))
+    return Compose([StatisticalOutlierRemoval(), SurfacePurifier(network, restorer)], rule)
 
 
 def shapes(source: str, count: int, seed: int) -> Iterator[Cloud]:

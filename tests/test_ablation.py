@@ -12,6 +12,7 @@ from attacks import PGD, Attack, SaliencyDrop
 from benchmarks.ablation import VARIANTS, inputs
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.compose import Compose
+from ifdefense.purifiers.specs import describe
 from ifdefense.purifiers.surface import SurfacePurifier
 from ifdefense.restorers.mesh import MeshRestorer
 
@@ -45,7 +46,7 @@ def surface(purifier: Purifier) -> SurfacePurifier:
 def test_variants_differ_from_a_shipped_method_in_their_stages() -> None:
     for name in ("local-mesh", "onet-fill"):
         shipped, first = surface(Purifier.from_pretrained(name)), surface(VARIANTS[name]())
-        assert first.restorer == shipped.restorer
+        assert describe(first.restorer) == describe(shipped.restorer)
     mesh = surface(VARIANTS["onet-fill, samples of the mesh alone"]())
     assert mesh.restorer == surface(Purifier.from_pretrained("onet-mesh")).restorer == MeshRestorer()
     one_view = surface(VARIANTS["onet-fill, one view of the cloud"]())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import cache
 from pathlib import Path
@@ -13,15 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ifdefense import Purifier
 from ifdefense.corruptions.planted import plant
 from ifdefense.geometry.mesh import Mesh
+from ifdefense.geometry.points import Neighbours
 from ifdefense.implicit.anomaly import AnomalyNetwork
-from ifdefense.implicit.base import load_network
-from ifdefense.purifiers.compose import Compose
-from ifdefense.purifiers.filters import StatisticalOutlierRemoval
-from ifdefense.purifiers.pretrained import LOCAL_MESH
+from ifdefense.implicit.base import Field, load_network
+from ifdefense.implicit.local import LocalCode, LocalOccupancyNetwork
 from ifdefense.purifiers.specs import describe, rebuild
-from ifdefense.purifiers.surface import SurfacePurifier
 from ifdefense.shapes.procedural import make_shape
 from ifdefense.stages.anomaly import AnomalyRepair
 from ifdefense.stages.extraction import ExtractionOptions, extract_meshes
@@ -62,8 +62,8 @@ class Judge(AnomalyNetwork):
         nn.Module.__init__(self)
         self.weight = nn.Parameter(torch.zeros(1))
 
-    def forward(self, cloud: Tensor) -> tuple[Tensor, Tensor]:
-        return cloud, 20 * ((cloud.norm(dim=1) - RADIUS) > 0.02).float() - 10
+    def forward(self, cloud: Tensor, field: Field | None = None, row: int = 0) -> tuple[Neighbours, Tensor]:
+        return Neighbours(cloud), 20 * ((cloud.norm(dim=1) - RADIUS) > 0.02).float() - 10
 
 
 @pytest.mark.parametrize("size", [0.05, 0.1, 0.2])
@@ -173,15 +173,7 @@ def test_the_shipped_network_finds_a_blob_beside_a_chair_and_nothing_on_the_chai
     dense = make_shape("chair", np.random.default_rng(5)).sample_surface(8192, np.random.default_rng(5))[0]
     blob = plant(dense, "blob", 0.15, 120, np.random.default_rng(2))
     assert blob is not None
-    purifier = Compose(
-        [
-            StatisticalOutlierRemoval(),
-            SurfacePurifier(
-                load_network("local"),
-                LOCAL_MESH.with_stages(repair=AnomalyRepair(shipped())),
-            ),
-        ]
-    )
+    purifier = Purifier.from_pretrained()
     clean, attacked = purifier.trace([dense[:POINTS], np.concatenate([dense[:POINTS], blob])], POINTS)
     assert clean.mask is not None and attacked.mask is not None and attacked.mesh is not None
     assert clean.mask.mean() < 0.01
@@ -195,11 +187,48 @@ def test_the_shipped_network_finds_a_blob_beside_a_chair_and_nothing_on_the_chai
 
 def test_equal_clouds_get_equal_scores_and_few_points_will_do() -> None:
     network = shipped()
-    points, logits = network(torch.from_numpy(sphere(500)))
+    neighbours, logits = network(torch.from_numpy(sphere(500)))
     again = network(torch.from_numpy(sphere(500)))[1]
     assert torch.equal(logits, again)
-    assert points.shape == (500, 3) and logits.shape == (500,)
+    assert neighbours.source.shape == (500, 3) and logits.shape == (500,)
     assert network(torch.from_numpy(sphere(5)))[1].isfinite().all()
+
+
+def test_a_field_of_its_local_network_spares_it_the_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    cloud = torch.from_numpy(sphere(400))
+    local = load_network("local")
+    assert isinstance(local, LocalOccupancyNetwork)
+    field = local.field(local.encode([cloud.flip(0), cloud]))
+    network = AnomalyNetwork.load()
+    expected = network(cloud, field, 1)[1]  # of another instance: encoded again
+    assert network.share(local).local is local
+    monkeypatch.setattr(local, "encode", None)
+    assert torch.equal(network(cloud, field, 1)[1], expected)
+    assert not torch.equal(network(cloud, field, 0)[1], expected)
+
+
+def test_networks_with_other_weights_are_not_shared() -> None:
+    network = AnomalyNetwork.load()
+    own, other = network.local, copy.deepcopy(network.local)
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    assert network.share(other).share(network.prior).local is own
+
+
+def test_the_default_encodes_every_cloud_once_also_as_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    clouds = [sphere(300), sphere(300, 1), sphere(300, 2)]
+    purifier = copy.deepcopy(Purifier.from_pretrained())
+    encoded: list[int] = []
+    encode = LocalOccupancyNetwork.codes
+
+    def counted(self: LocalOccupancyNetwork, given: Tensor) -> LocalCode:
+        encoded.append(len(given))
+        return encode(self, given)
+
+    monkeypatch.setattr(LocalOccupancyNetwork, "codes", counted)
+    traces = purifier.trace(clouds)
+    assert all(trace.score is not None for trace in traces)
+    assert sum(encoded) == len(clouds)
 
 
 def test_a_repair_is_described_and_rebuilt() -> None:

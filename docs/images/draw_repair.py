@@ -51,7 +51,7 @@ def attacked(name: str, kind: str, size: float) -> tuple[NDArray[np.float32], ND
 
 def main() -> None:
     """Draws one row per case."""
-    purifier = Purifier.from_pretrained("local-repaired")
+    purifier = Purifier.from_pretrained("local-mesh")
     figure = plt.figure(figsize=(9, 3 * len(CASES)), dpi=80)
     for row, (name, kind, size) in enumerate(CASES):
         dense, planted = attacked(name, kind, size)

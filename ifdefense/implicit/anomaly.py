@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ifdefense.checkpoints import load_into, load_metadata, load_state, save_safetensors
-from ifdefense.geometry.points import nearest_squared
-from ifdefense.implicit.base import load_network, weights_path
-from ifdefense.implicit.local import LocalOccupancyNetwork
+from ifdefense.geometry.points import Neighbours
+from ifdefense.implicit.base import Field, ImplicitNetwork, load_network, weights_path
+from ifdefense.implicit.local import LocalField, LocalOccupancyNetwork
 from ifdefense.implicit.occupancy import OccupancyNetwork
 from ifdefense.provenance import digest_of_weights
 
@@ -130,34 +130,51 @@ class AnomalyNetwork(nn.Module):
             "prior": {"source": str(self.prior.source), "weights": digest_of_weights(self.prior)},
         }
 
-    def features(self, cloud: Tensor) -> tuple[Tensor, Tensor]:
+    def share(self, network: ImplicitNetwork) -> Self:
+        """Uses ``network`` as its local one if the weights are equal, so that its fields' codes will do."""
+        weights = digest_of_weights(self.local)
+        if isinstance(network, LocalOccupancyNetwork) and digest_of_weights(network) == weights:
+            self.local = network
+        return self
+
+    def features(self, cloud: Tensor, field: Field | None = None, row: int = 0) -> tuple[Neighbours, Tensor]:
         """What the head reads.
 
         Args:
             cloud: ``(N, 3)``, unit-cube frame.
+            field: a field of the cloud. If it is one of the local network, the cloud is not encoded again.
+            row: index of the cloud in the field.
 
         Returns:
-            The encoded points ``(M, 3)``, a subset if there are more than the local network takes, and their
-            inputs ``(M, C)``: affine maps of the local network; logit of the prior above its level, also in
-            robust standard deviations of the cloud; logarithms of distances of neighbours over the cloud's
-            median.
+            A search for neighbours whose source are the encoded points ``(M, 3)``, a subset if there are more
+            than the local network takes, and their inputs ``(M, C)``: affine maps of the local network; logit
+            of the prior above its level, also in robust standard deviations of the cloud; logarithms of
+            distances of neighbours over the cloud's median.
         """
-        (code,) = self.local.encode([cloud])
-        points = code.points[0]
-        field = self.prior.field(self.prior.encode([cloud]))
-        inside = field(points, torch.zeros(len(points), dtype=torch.long, device=points.device))
+        if not isinstance(field, LocalField) or field.decoder is not self.local.decoder:
+            field, row = self.local.field(self.local.encode([cloud])), 0
+        neighbours, maps = field.neighbours[row], field.codes[row].maps[0].detach()
+        points = neighbours.source
+        if self.head.mean.device != points.device:  # a shared network was moved with its purifier
+            self.to(points.device)
+        prior = self.prior.field(self.prior.encode([cloud]))
+        inside = prior(points, torch.zeros(len(points), dtype=torch.long, device=points.device))
         inside = inside - self.prior.calibration.level
         centred = inside - inside.median()
         spread = 1.4826 * centred.abs().median() + 0.05
         k = min(NEIGHBOURS[-1] + 1, len(points))
-        near = nearest_squared(points[None].double(), k)[0].sqrt().float()
         columns = [min(number, k - 1) for number in NEIGHBOURS]
-        typical = near[:, columns[1]].median().clamp(min=1e-6)
-        support = (near[:, columns] / typical + 0.02).log()
-        return points, torch.cat([code.maps[0], inside[:, None], (centred / spread)[:, None], support], 1)
+        near = points[neighbours(points, k)[:, columns]].double() - points[:, None].double()
+        distance = near.square().sum(-1).sqrt().float()
+        typical = distance[:, 1].median().clamp(min=1e-6)
+        support = (distance / typical + 0.02).log()
+        return neighbours, torch.cat([maps, inside[:, None], (centred / spread)[:, None], support], 1)
 
     @torch.no_grad()
-    def forward(self, cloud: Tensor) -> tuple[Tensor, Tensor]:
-        """Encoded points ``(M, 3)`` of a cloud ``(N, 3)`` and the logits ``(M,)`` of being anomalous."""
-        points, inputs = self.features(cloud)
-        return points, self.head(inputs)
+    def forward(self, cloud: Tensor, field: Field | None = None, row: int = 0) -> tuple[Neighbours, Tensor]:
+        """A search in the encoded points ``(M, 3)``, and the logits ``(M,)`` of being anomalous.
+
+        Arguments as `features`.
+        """
+        neighbours, inputs = self.features(cloud, field, row)
+        return neighbours, self.head(inputs)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from ifdefense.implicit.base import load_network
+from ifdefense.implicit.anomaly import AnomalyNetwork
+from ifdefense.implicit.base import ImplicitNetwork, load_network
 from ifdefense.point_networks.autoencoder import SHIPPED, AutoEncoder
 from ifdefense.point_networks.punet import PUNet
+from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.compose import Compose
 from ifdefense.purifiers.filters import LocalSmoothing, RandomisedInput, StatisticalOutlierRemoval
 from ifdefense.purifiers.mapped import MappedPurifier
@@ -15,50 +17,58 @@ from ifdefense.purifiers.surface import SurfacePurifier
 from ifdefense.restorers.mesh import MeshRestorer
 from ifdefense.restorers.optimised import Adam, OptimisedRestorer, Solver
 from ifdefense.restorers.ridge import RidgeRestorer
+from ifdefense.stages.anomaly import AnomalyRepair
 from ifdefense.stages.extraction import Tracking
 from ifdefense.stages.resampling import FillSampling
 
 LOCAL_MESH = RidgeRestorer(MeshRestorer(Tracking(40, 5), None))
-"""A grid of 40, as finer ones are no more accurate, and no repair (docs/experiments.md)."""
-
-LOCAL_TWIN = dataclasses.replace(LOCAL_MESH, differentiable=True)
+"""A grid of 40, as finer ones are no more accurate; without the repair, which has weights of its own."""
 
 ADAM = Adam(every=4)
 """As published, but with the field evaluated at every fourth step (docs/experiments.md)."""
 
 
 def local_mesh(weights: str | Path = "local") -> Compose:
-    """SOR, local occupancy network, mesh, and samples of it moved to where the network is surest."""
-    surface = SurfacePurifier(load_network(weights), LOCAL_MESH)
-    return Compose([StatisticalOutlierRemoval(), surface], "local-mesh")
-
-
-def local_repaired(weights: str | Path = "local") -> Compose:
-    """As `local_mesh`, with anomalous parts of the mesh cut out; see `ifdefense.stages.anomaly`."""
-    from ifdefense.implicit.anomaly import AnomalyNetwork
-    from ifdefense.stages.anomaly import AnomalyRepair
-
-    restorer = LOCAL_MESH.with_stages(repair=AnomalyRepair(AnomalyNetwork.load()))
-    surface = SurfacePurifier(load_network(weights), restorer)
-    return Compose([StatisticalOutlierRemoval(), surface], "local-repaired")
+    """SOR, local occupancy network, repaired mesh, and samples of it moved to where the network is surest."""
+    return _local("local-mesh", weights)
 
 
 def local_newton(weights: str | Path = "local") -> Compose:
     """`local_mesh` with gradients that pass: the same points."""
-    surface = SurfacePurifier(load_network(weights), LOCAL_TWIN)
-    return Compose([StatisticalOutlierRemoval(), surface], "local-newton")
+    return _local("local-newton", weights, differentiable=True)
 
 
 def local_random(weights: str | Path = "local") -> Compose:
-    """As `local_mesh`, of a random part of the points with noise: what an attacker cannot foresee."""
-    surface = SurfacePurifier(load_network(weights), LOCAL_MESH)
-    return Compose([StatisticalOutlierRemoval(), RandomisedInput(), surface], "local-random")
+    """As `local_mesh`, of a random part of the points with noise: what an attacker cannot foresee.
+
+    The mesh is not repaired: of half of the points little is marked (docs/experiments.md).
+    """
+    return _local("local-random", weights, RandomisedInput(), repaired=False)
 
 
 def local_random_newton(weights: str | Path = "local") -> Compose:
     """`local_random` with gradients that pass: the same points."""
-    surface = SurfacePurifier(load_network(weights), LOCAL_TWIN)
-    return Compose([StatisticalOutlierRemoval(), RandomisedInput(), surface], "local-random-newton")
+    return _local("local-random-newton", weights, RandomisedInput(), repaired=False, differentiable=True)
+
+
+def _local(
+    name: str,
+    weights: str | Path,
+    *filters: Purifier,
+    repaired: bool = True,
+    differentiable: bool = False,
+) -> Compose:
+    """SOR, further filters, and the surface of a local occupancy network."""
+    network = load_network(weights)
+    restorer = dataclasses.replace(LOCAL_MESH, differentiable=differentiable)
+    if repaired:
+        restorer = restorer.with_stages(repair=anomaly_repair(network))
+    return Compose([StatisticalOutlierRemoval(), *filters, SurfacePurifier(network, restorer)], name)
+
+
+def anomaly_repair(network: ImplicitNetwork) -> AnomalyRepair:
+    """The repair of `local_mesh`, which reads the codes of ``network`` if that has the shipped weights."""
+    return AnomalyRepair(AnomalyNetwork.load().share(network))
 
 
 def onet_mesh(weights: str | Path = "onet") -> Compose:

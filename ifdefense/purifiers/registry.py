@@ -41,7 +41,8 @@ _WEIGHTS = Path(__file__).parents[1] / "weights"
 
 METHODS = {
     "local-mesh": Method(
-        "SOR, then samples of the mesh of a local occupancy network, moved to where its field is largest",
+        "SOR, then samples of the repaired mesh of a local occupancy network, moved to where its field is "
+        "largest",
         "ifdefense.purifiers.pretrained:local_mesh",
     ),
     "local-newton": Method(
@@ -50,17 +51,13 @@ METHODS = {
         twin_of="local-mesh",
     ),
     "local-random": Method(
-        "local-mesh of a random half of the points with noise, drawn anew by every seed",
+        "local-mesh of a random half of the points with noise, drawn anew by every seed, without the repair",
         "ifdefense.purifiers.pretrained:local_random",
     ),
     "local-random-newton": Method(
         "local-random with exact gradients: the same points",
         "ifdefense.purifiers.pretrained:local_random_newton",
         twin_of="local-random",
-    ),
-    "local-repaired": Method(
-        "local-mesh, with parts cut out of the mesh that the network and a global prior disagree on",
-        "ifdefense.purifiers.pretrained:local_repaired",
     ),
     "onet-fill": Method(
         "SOR, mean of 8 neighbours, and samples of an Occupancy Network's surface where points are missing",

@@ -20,8 +20,8 @@ from ifdefense.timing import stage
 Extract = Callable[[Field, Sequence[Tensor], Calibration], list[Mesh]]
 """``(field, clouds, calibration)`` → one mesh per cloud, empty if there is no surface."""
 
-RepairMesh = Callable[[Mesh, Tensor], Repair]
-"""``(mesh, points (K, 3))`` → the repaired mesh."""
+RepairMesh = Callable[[Mesh, Tensor, Field, int], Repair]
+"""``(mesh, points (K, 3), field, index of the cloud in the field)`` → the repaired mesh."""
 
 Resample = Callable[[Sequence[Mesh], Sequence[Tensor], int, int, float], Tensor]
 """``(meshes, clouds, num_points, seed, inset)`` → ``(B, num_points, 3)`` points."""
@@ -75,8 +75,8 @@ class MeshRestorer:
         if self.repair is not None:
             with stage("mesh repair"):
                 repairs = [
-                    None if mesh.is_empty else self.repair(mesh, cloud.cpu())
-                    for mesh, cloud in zip(meshes, clouds, strict=True)
+                    None if mesh.is_empty else self.repair(mesh, cloud.cpu(), field, row)
+                    for row, (mesh, cloud) in enumerate(zip(meshes, clouds, strict=True))
                 ]
         final = [a if b is None else b.mesh for a, b in zip(meshes, repairs, strict=True)]
         return meshes, repairs, final

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.anomaly import AnomalyNetwork
+from ifdefense.implicit.base import Field
 from ifdefense.stages.repair import Repair, checked_evidence, cut_out, marked_pieces
 
 
@@ -53,12 +54,14 @@ class AnomalyRepair:
                 f"{self.largest}"
             )
 
-    def __call__(self, mesh: Mesh, evidence: ArrayLike) -> Repair:
+    def __call__(self, mesh: Mesh, evidence: ArrayLike, field: Field | None = None, row: int = 0) -> Repair:
         """Repairs a mesh.
 
         Args:
             mesh: watertight surface, unit cube, not modified.
             evidence: ``(K, 3)`` points that it was reconstructed from.
+            field: the field that it was extracted from, see `AnomalyNetwork.features`.
+            row: index of the cloud in the field.
 
         Returns:
             The repaired mesh; ``score`` is the probability over ``core``.
@@ -66,17 +69,14 @@ class AnomalyRepair:
         Raises:
             ValueError: evidence that is not ``(K, 3)``, empty, or not finite.
         """
-        from scipy.spatial import cKDTree
-
         given = checked_evidence(evidence, np.float32)
         if mesh.is_empty:
             return Repair(mesh, np.zeros(0, np.float32), np.zeros(0, bool), 0, 0, 0.0)
-        device = next(self.network.parameters()).device
-        found, logits = self.network(torch.from_numpy(given).to(device))
-        points, odd = found.cpu().numpy(), logits.sigmoid().cpu().numpy().astype(np.float64)
-        tree = cKDTree(points)
-        around = tree.query(points, np.arange(1, min(self.smoothing, len(points)) + 1))[1]
-        odd = odd[around].mean(axis=1)
-        score = odd[tree.query(mesh.vertices)[1]]
+        neighbours, logits = self.network(torch.from_numpy(given), field, row)
+        points = neighbours.source
+        odd = logits.double().sigmoid()
+        odd = odd[neighbours(points, min(self.smoothing, len(points)))].mean(1)
+        vertices = torch.tensor(mesh.vertices, device=points.device)
+        score = odd[neighbours(vertices, 1).squeeze(1)].cpu().numpy()
         marked = marked_pieces(mesh, score, self.core, self.grown, self.smallest, self.largest)
         return cut_out(mesh, marked, (score / self.core).astype(np.float32))

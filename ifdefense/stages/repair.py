@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ifdefense.geometry.mesh import Doubles, Floats, Ints, Mesh, norms
+from ifdefense.implicit.base import Field
 
 Mask = NDArray[np.bool_]
 Graph = Any  # scipy.sparse.csr_array, imported lazily
@@ -62,8 +63,8 @@ class BulgeRepair:
         if self.min_support >= 1:
             raise ValueError(f"min_support is a fraction below 1, got {self.min_support}")
 
-    def __call__(self, mesh: Mesh, evidence: ArrayLike) -> Repair:
-        """See `repair_mesh`."""
+    def __call__(self, mesh: Mesh, evidence: ArrayLike, field: Field | None = None, row: int = 0) -> Repair:
+        """See `repair_mesh`; the field is not asked."""
         return repair_mesh(mesh, evidence, self)
 
 

@@ -137,7 +137,7 @@ def examples(
         cube = Frame.of(points).to_cube(points)
         # The encoded points are a part of the cloud in another order.
         encoded, values = network.features(cube)
-        match = torch.cdist(encoded, cube).argmin(1)
+        match = torch.cdist(encoded.source, cube).argmin(1)
         use = known[match] >= 0
         inputs.append(values[use].half())
         labels.append(known[match][use])
