@@ -9,7 +9,10 @@ from scipy.spatial import cKDTree
 
 from ifdefense import Purifier, purify
 from ifdefense.geometry.frame import first_occurrences, within_reach
+from ifdefense.purifiers.compose import Compose
 from ifdefense.purifiers.registry import METHODS
+from ifdefense.purifiers.surface import SurfacePurifier
+from ifdefense.restorers.ridge import RidgeRestorer
 from ifdefense.shapes.procedural import make_shape
 
 
@@ -58,6 +61,23 @@ def test_two_blind_points_leave_the_result_in_place(chair: np.ndarray, method: s
     # Nine tenths: to SRS the point at radius 10 is one like others, and half a cloud may leave a stray part.
     for points, others in ((result, chair), (chair, result)):
         assert np.quantile(cKDTree(others).query(points)[0], 0.9) < 0.15
+
+
+@pytest.mark.parametrize("radius", [1.4, 2.0, 2.5])
+def test_the_default_cuts_out_a_small_cluster_that_passes_for_an_object(
+    chair: np.ndarray, radius: float
+) -> None:
+    attacked = blind(chair, 7, (radius, radius), True)
+    without = Purifier.from_pretrained()
+    assert isinstance(without, Compose)
+    surface = without.parts[-1]
+    assert isinstance(surface, SurfacePurifier) and isinstance(surface.restorer, RidgeRestorer)
+    surface.restorer = surface.restorer.with_stages(repair=None)
+    distances = [
+        np.linalg.norm(purifier.trace(attacked)[0].purified - attacked[:7].mean(0), axis=1)
+        for purifier in (Purifier.from_pretrained(), without)
+    ]
+    assert [int((distance < 0.3).sum()) > 0 for distance in distances] == [False, True]
 
 
 def test_reach_is_not_a_matter_of_frame_and_spares_clean_shapes(chair: np.ndarray) -> None:
