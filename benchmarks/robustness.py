@@ -154,25 +154,32 @@ def markdown_rows(result: Row, victim: str, kind: str) -> tuple[list[str], list[
     order = {name: place for place, name in enumerate(("none", *SUITE))}
     rows = [row for row in result["rows"] if (row["victim"], row["kind"]) == (victim, kind)]
     measured = [name for name in DEFENCES if any(name in row["figures"] for row in rows)]
-    lines = []
+    lines, specs = [], latest(result)
     for row in sorted(rows, key=lambda row: order[row["attack"]]):
         clean = row["attack"] == "none"
         success = "" if clean else f"{row['figures']['none']['success']:.1f}"
         title = "clean" if clean else SUITE[row["attack"]].title
-        cells = [_cell(row, defence) for defence in measured]
+        cells = [_cell(row, defence, specs) for defence in measured]
         lines.append([title, str(row["clouds"]), row["date"][5:], success, *cells])
     return ["attack", "clouds", "measured", "success", *measured], lines
 
 
-def _cell(row: Row, defence: str) -> str:
-    """The accuracy behind a defence, with another figure beside it."""
+def latest(result: Row) -> dict[str, str]:
+    """Digest of the latest spec of each defence; rows are in the order in which they were measured."""
+    return {name: spec for row in result["rows"] for name, spec in row.get("specs", {}).items()}
+
+
+def _cell(row: Row, defence: str, specs: dict[str, str]) -> str:
+    """The accuracy behind a defence, with another figure beside it; † if the defence has changed since."""
     if defence not in row["figures"]:
         return "–"
+    changed = "†" if row.get("specs", {}).get(defence) != specs.get(defence) else ""
     if row["kind"] == "adaptive":
         beside = row["plain"][defence]["accuracy"]
     else:
         beside = published_accuracy(row["victim"], defence, row["attack"])
-    return f"{row['figures'][defence]['accuracy']:.1f}" + ("" if beside is None else f" ({beside:.1f})")
+    figure = f"{row['figures'][defence]['accuracy']:.1f}{changed}"
+    return figure if beside is None else f"{figure} ({beside:.1f})"
 
 
 def table(result: Row) -> str:
@@ -193,8 +200,8 @@ def table(result: Row) -> str:
     parts.append(
         "Accuracy in %, test clouds of ModelNet40 drawn in proportion to the classes (seed 0); *success* is "
         "that of the attack in %, on the undefended classifier: the target predicted, or without a target "
-        "any class but the label. Standard errors and all settings are in `results/robustness.json`; "
-        "settings are the published ones but for "
+        "any class but the label; † an earlier version of the defence. Standard errors and all settings "
+        "are in `results/robustness.json`; settings are the published ones but for "
         + "; ".join(f"`{one}`" for one in settings if not one.endswith("()"))
         + "."
     )
@@ -219,11 +226,12 @@ def summary(result: Row) -> str:
         and row["victim"].startswith("pointnet-modelnet40")
     }
     attacks = [name for name in SUMMARY if any(name == attack for _, attack in rows)]
-    lines, shown = [], set()
+    lines, shown, specs = [], set(), latest(result)
     for victim in sorted({victim for victim, _ in rows}):
         for defence in DEFENCES:
             cells = [
-                _cell(rows[victim, name], defence) if (victim, name) in rows else "–" for name in attacks
+                _cell(rows[victim, name], defence, specs) if (victim, name) in rows else "–"
+                for name in attacks
             ]
             if cells.count("–") <= len(cells) // 2:
                 lines.append([f"{defence}, {victim}", *cells])
@@ -242,4 +250,5 @@ def summary(result: Row) -> str:
         + f"), standard error at most {max(errors):.1f}. In brackets IF-Defense's figure for the same "
         "method, table 2: 2,468 clouds, each row with a classifier trained for that defence, published "
         "settings. Our settings are in `benchmarks/results/robustness.json`."
+        + (" † An earlier version of the defence." if "†" in str(lines) else "")
     )

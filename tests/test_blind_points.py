@@ -9,10 +9,8 @@ from scipy.spatial import cKDTree
 
 from ifdefense import Purifier, purify
 from ifdefense.geometry.frame import first_occurrences, within_reach
-from ifdefense.purifiers.compose import Compose
+from ifdefense.purifiers.pretrained import local_mesh
 from ifdefense.purifiers.registry import METHODS
-from ifdefense.purifiers.surface import SurfacePurifier
-from ifdefense.restorers.ridge import RidgeRestorer
 from ifdefense.shapes.procedural import make_shape
 
 
@@ -68,14 +66,9 @@ def test_the_default_cuts_out_a_small_cluster_that_passes_for_an_object(
     chair: np.ndarray, radius: float
 ) -> None:
     attacked = blind(chair, 7, (radius, radius), True)
-    without = Purifier.from_pretrained()
-    assert isinstance(without, Compose)
-    surface = without.parts[-1]
-    assert isinstance(surface, SurfacePurifier) and isinstance(surface.restorer, RidgeRestorer)
-    surface.restorer = surface.restorer.with_stages(repair=None)
     distances = [
         np.linalg.norm(purifier.trace(attacked)[0].purified - attacked[:7].mean(0), axis=1)
-        for purifier in (Purifier.from_pretrained(), without)
+        for purifier in (Purifier.from_pretrained(), local_mesh(repaired=False))
     ]
     assert [int((distance < 0.3).sum()) > 0 for distance in distances] == [False, True]
 

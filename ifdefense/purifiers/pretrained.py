@@ -28,9 +28,9 @@ ADAM = Adam(every=4)
 """As published, but with the field evaluated at every fourth step (docs/experiments.md)."""
 
 
-def local_mesh(weights: str | Path = "local") -> Compose:
+def local_mesh(weights: str | Path = "local", *, repaired: bool = True) -> Compose:
     """SOR, local occupancy network, repaired mesh, and samples of it moved to where the network is surest."""
-    return _local("local-mesh", weights)
+    return _local("local-mesh", weights, repaired=repaired)
 
 
 def local_newton(weights: str | Path = "local") -> Compose:
