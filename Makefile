@@ -55,7 +55,7 @@ weights: $(READY)
 		--out ifdefense/weights/punet.safetensors
 	$(ONET) --init runs/onet_middle.safetensors --steps 1600 --cooldown 0.9 --muon-lr 0.008 --weight-decay 0.02 \
 		--every 200 --run runs/onet --out ifdefense/weights/onet.safetensors
-	$(BIN)/ifdefense train anomaly --force --clouds 8000 --out ifdefense/weights/anomaly.safetensors
+	$(BIN)/ifdefense train anomaly --force --clouds 12000 --out ifdefense/weights/anomaly.safetensors
 	$(BIN)/ifdefense train convonet --force --mix modelnet40=0.85 --mix procedural=0.15 --steps 4500 --every 300 \
 		--out ifdefense/weights/convonet.safetensors
 	$(BIN)/ifdefense train voxel --force --steps 1000 --cooldown 0.6 --every 125 \

@@ -18,7 +18,7 @@ from ifdefense import Purifier
 from ifdefense.corruptions.planted import plant
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.geometry.points import Neighbours
-from ifdefense.implicit.anomaly import AnomalyNetwork
+from ifdefense.implicit.anomaly import CONTEXT, NEIGHBOURS, AnomalyNetwork
 from ifdefense.implicit.base import Field, load_network
 from ifdefense.implicit.local import LocalCode, LocalOccupancyNetwork
 from ifdefense.purifiers.specs import describe, rebuild
@@ -26,7 +26,17 @@ from ifdefense.shapes.procedural import make_shape
 from ifdefense.stages.anomaly import AnomalyRepair
 from ifdefense.stages.extraction import ExtractionOptions, extract_meshes
 from ifdefense.stages.repair import cut_out
-from ifdefense.training.anomaly import OFF, POINTS, draw_example, fit_head, recall, scattered
+from ifdefense.training.anomaly import (
+    KEPT,
+    OFF,
+    POINTS,
+    WholeClouds,
+    draw_example,
+    examples,
+    fit_head,
+    recall,
+    scattered,
+)
 
 Cloud = NDArray[np.float32]
 RADIUS = 0.3
@@ -153,7 +163,7 @@ def test_bad_evidence_is_named(evidence: NDArray[np.float64], message: str) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"core": 0.3}, "must rise in"),
+        ({"core": 0.2}, "must rise in"),
         ({"core": float("nan")}, "must rise in"),
         ({"smoothing": 0}, "smoothing must be at least 1, got 0"),
         ({"largest": 0.0}, "largest a share"),
@@ -271,6 +281,28 @@ def test_labels_of_examples_say_what_is_off_the_surface() -> None:
         assert (off[labels == 0] < OFF + 0.01).all()
         seen |= set(labels.tolist())
     assert seen == {-1, 0, 1}
+
+
+def test_inputs_of_a_point_are_its_own_and_the_means_around_it() -> None:
+    neighbours, values = AnomalyNetwork.untrained("local", "onet").features(torch.from_numpy(sphere(300)))
+    own, around = values.chunk(2, 1)
+    points = neighbours.source
+    near = torch.cdist(points, points).topk(CONTEXT, largest=False).indices
+    torch.testing.assert_close(around, own[near].mean(1), atol=1e-4, rtol=1e-4)
+    support = own[:, -len(NEIGHBOURS) :]
+    assert (support[:, 1:] >= support[:, :-1]).all()  # farther neighbours are farther
+
+
+def test_examples_come_from_the_split_that_is_asked_for_and_a_part_of_every_cloud() -> None:
+    shapes = np.stack([sphere(1024), sphere(1024) * np.array([1, 1, 0.1], np.float32)])
+    clouds = WholeClouds(5 * shapes + 3, np.array([False, True]))
+    assert np.abs(np.ptp(clouds.surface(0)[0], axis=0) - 1).max() < 0.02
+    network = AnomalyNetwork.untrained("local", "onet")
+    drawn = [examples(network, {"modelnet40": clouds}, 2, 0, held) for held in (False, False, True)]
+    for inputs, labels in drawn:
+        assert inputs.shape == (2 * KEPT, len(network.head.mean)) and inputs.dtype == torch.float16
+        assert labels.shape == (2 * KEPT,)
+    assert torch.equal(drawn[0][0], drawn[1][0]) and not torch.equal(drawn[0][0], drawn[2][0])
 
 
 def test_scattered_groups_are_of_the_size_they_say() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ifdefense.checkpoints import load_into, load_metadata, load_state, save_safetensors
@@ -24,6 +25,9 @@ from ifdefense.provenance import digest_of_weights
 
 NEIGHBOURS = (2, 8, 16)
 """Neighbours whose distances are the support of a point."""
+
+CONTEXT = 8
+"""Nearest points of a point, itself included, whose mean inputs it reads, too: anomalies come in groups."""
 
 HIDDEN = 128
 """Width of the head."""
@@ -75,7 +79,7 @@ class AnomalyNetwork(nn.Module):
         super().__init__()
         self.local, self.prior = local, prior
         self.prior.views = 1
-        self.head = AnomalyHead(4 * local.config.values + 2 + len(NEIGHBOURS))
+        self.head = AnomalyHead(2 * (4 * local.config.values + 2 + len(NEIGHBOURS)))
 
     @classmethod
     def untrained(cls, local: str, prior: str) -> Self:
@@ -149,7 +153,7 @@ class AnomalyNetwork(nn.Module):
             A search for neighbours whose source are the encoded points ``(M, 3)``, a subset if there are more
             than the local network takes, and their inputs ``(M, C)``: affine maps of the local network; logit
             of the prior above its level, also in robust standard deviations of the cloud; logarithms of
-            distances of neighbours over the cloud's median.
+            distances of neighbours over the cloud's median; and the means of all of them over `CONTEXT`.
         """
         if not isinstance(field, LocalField) or field.decoder is not self.local.decoder:
             field, row = self.local.field(self.local.encode([cloud])), 0
@@ -163,12 +167,14 @@ class AnomalyNetwork(nn.Module):
         centred = inside - inside.median()
         spread = 1.4826 * centred.abs().median() + 0.05
         k = min(NEIGHBOURS[-1] + 1, len(points))
-        columns = [min(number, k - 1) for number in NEIGHBOURS]
-        near = points[neighbours(points, k)[:, columns]].double() - points[:, None].double()
-        distance = near.square().sum(-1).sqrt().float()
+        near = neighbours(points, k)
+        columns = near[:, [min(number, k - 1) for number in NEIGHBOURS]]
+        distance = (points[columns].double() - points[:, None].double()).norm(dim=-1).float()
         typical = distance[:, 1].median().clamp(min=1e-6)
         support = (distance / typical + 0.02).log()
-        return neighbours, torch.cat([maps, inside[:, None], (centred / spread)[:, None], support], 1)
+        values = torch.cat([maps, inside[:, None], (centred / spread)[:, None], support], 1)
+        around = F.embedding_bag(near[:, :CONTEXT].contiguous(), values, mode="mean")
+        return neighbours, torch.cat([values, around], 1)
 
     @torch.no_grad()
     def forward(self, cloud: Tensor, field: Field | None = None, row: int = 0) -> tuple[Neighbours, Tensor]:

@@ -37,8 +37,8 @@ class AnomalyRepair:
     """
 
     network: AnomalyNetwork
-    core: float = 0.5
-    grown: float = 0.4
+    core: float = 0.35
+    grown: float = 0.28
     smoothing: int = 8
     smallest: float = 0.0
     largest: float = 0.35

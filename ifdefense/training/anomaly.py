@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import click
 import numpy as np
@@ -17,14 +19,15 @@ from tqdm import tqdm
 
 from ifdefense.corruptions.combined import CombinedOptions, draw_corrupted
 from ifdefense.corruptions.planted import KINDS, plant
+from ifdefense.data.modelnet import load_modelnet40
 from ifdefense.geometry.frame import Frame
 from ifdefense.implicit.anomaly import AnomalyNetwork
 from ifdefense.stages.outliers import statistical_outlier_removal
 from ifdefense.training.commands import prepare, reported
-from ifdefense.training.dense import DenseSurfaces
+from ifdefense.training.dense import held_out
 from ifdefense.training.local import collect
 
-MIX = {"meshes": 0.58, "furniture": 0.21, "procedural": 0.21}
+MIX = {"modelnet40": 0.4, "meshes": 0.34, "furniture": 0.13, "procedural": 0.13}
 """Shares of the sources."""
 
 SHARES = {"planted": 0.36, "scattered": 0.22, "displaced": 0.06, "corrupted": 0.09, "clean": 0.27}
@@ -38,13 +41,47 @@ OFF = 0.03
 NEAR = 0.015
 """Anomalous points nearer than this are not learned from: the network thickens the surface as much."""
 
-VALIDATED = 0.07
+KEPT = 400
+"""Points per cloud that are learned from, drawn at random: the others tell little more."""
+
+VALIDATED = 0.05
 """Share of the clouds, of surfaces that no network was trained on, that validates."""
 
 BATCH = 2048
 RATE = 2e-3
 
 Floats = NDArray[np.float32]
+
+
+class Surfaces(Protocol):
+    """Shapes as dense samples, such as `ifdefense.training.dense.DenseSurfaces`."""
+
+    @property
+    def held(self) -> NDArray[np.bool_]:
+        """``(S,)``, shapes held out for validation."""
+        ...
+
+    def surface(self, index: int) -> tuple[Floats, ...]:
+        """Samples ``(D, 3)`` of a shape in the unit cube, and what else is known of them."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WholeClouds:
+    """Clouds as they are, for what needs no surface between their points.
+
+    Attributes:
+        points: ``(S, D, 3)``, any frame.
+        held: ``(S,)`` bool.
+    """
+
+    points: Floats
+    held: NDArray[np.bool_]
+
+    def surface(self, index: int) -> tuple[Floats]:
+        """The points ``(D, 3)`` of a cloud in the unit cube."""
+        cloud = torch.from_numpy(self.points[index])
+        return (Frame.of(cloud).to_cube(cloud).numpy(),)
 
 
 def draw_example(dense: Floats, rng: np.random.Generator) -> tuple[Floats, NDArray[np.int64]]:
@@ -112,9 +149,9 @@ def scattered(dense: Floats, rng: np.random.Generator) -> Floats:
 
 @torch.no_grad()
 def examples(
-    network: AnomalyNetwork, sources: Mapping[str, DenseSurfaces], count: int, seed: int, held: bool
+    network: AnomalyNetwork, sources: Mapping[str, Surfaces], count: int, seed: int, held: bool
 ) -> tuple[Tensor, Tensor]:
-    """Inputs of the head ``(M, C)`` float16 and labels ``(M,)`` of the points of ``count`` clouds.
+    """Inputs of the head ``(M, C)`` float16 and labels ``(M,)`` of points of ``count`` clouds.
 
     Args:
         network: of which the head is trained.
@@ -138,7 +175,7 @@ def examples(
         # The encoded points are a part of the cloud in another order.
         encoded, values = network.features(cube)
         match = torch.cdist(encoded.source, cube).argmin(1)
-        use = known[match] >= 0
+        use = torch.from_numpy(rng.permutation(np.flatnonzero(known[match] >= 0))[:KEPT])
         inputs.append(values[use].half())
         labels.append(known[match][use])
     return torch.cat(inputs), torch.cat(labels)
@@ -173,7 +210,7 @@ def recall(network: AnomalyNetwork, inputs: Tensor, labels: Tensor, false: float
 
 @click.command("anomaly")
 @click.option("--data", "root", help="Data folder; by default that in IFDEFENSE_DATA.")
-@click.option("--cache", type=click.Path(path_type=Path), default=Path("cache"), show_default=True)
+@click.option("--cache", type=click.Path(path_type=Path), default=Path("cache/surfaces"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Weights, .safetensors.")
 @click.option("--force", is_flag=True, help="Replace the weights.")
 @click.option("--local", "local_weights", default="local", show_default=True, help="Local network.")
@@ -203,7 +240,11 @@ def train_command(
     torch.manual_seed(seed)
     network = AnomalyNetwork.untrained(local_weights, prior_weights)
     started = time.process_time()
-    sources = {name: collect(name, root, cache, per_class, None, 0, torch.device("cpu")) for name in MIX}
+    whole = load_modelnet40(root, "train")
+    sources: dict[str, Surfaces] = {"modelnet40": WholeClouds(whole.points, held_out(whole.labels))}
+    for name in MIX:
+        if name not in sources:
+            sources[name] = collect(name, root, cache, per_class, None, 0, torch.device("cpu"))
     fit_head(network, *examples(network, sources, clouds, seed, held=False), steps, seed)
     found = recall(network, *examples(network, sources, max(20, int(VALIDATED * clouds)), seed, held=True))
     used = time.process_time() - started
