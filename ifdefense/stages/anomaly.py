@@ -37,8 +37,8 @@ class AnomalyRepair:
     """
 
     network: AnomalyNetwork
-    core: float = 0.35
-    grown: float = 0.28
+    core: float = 0.42
+    grown: float = 0.34
     smoothing: int = 8
     smallest: float = 0.0
     largest: float = 0.35
