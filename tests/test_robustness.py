@@ -171,15 +171,13 @@ def test_summary_has_a_line_per_victim_and_defence_and_published_figures_of_the_
 
 
 def test_figures_of_a_defence_that_has_changed_since_are_marked() -> None:
+    older = {"date": "2026-11-25", "specs": {"onet-mesh": "a", "sor": "c"}}
+    newer = {"date": "2026-11-29", "specs": {"onet-mesh": "b", "sor": "c"}}
     rows = [
-        row("pointnet-modelnet40", "none", none=88.0, onet_mesh=70.0, sor=86.0) | {"date": "2026-11-25"},
-        row("pointnet-modelnet40", "fgm", none=6.0, onet_mesh=71.0, sor=60.0) | {"date": "2026-11-29"},
+        row("pointnet-modelnet40", "none", none=88.0, onet_mesh=70.0, sor=86.0) | older,
+        row("pointnet-modelnet40", "fgm", none=6.0, onet_mesh=71.0, sor=60.0) | newer,
         row("pointnet-modelnet40", "pgd", none=7.0, sor=61.0) | {"date": "2026-11-22"},
     ]
-    for one, specs in zip(
-        rows, ({"onet-mesh": "a", "sor": "c"}, {"onet-mesh": "b", "sor": "c"}), strict=False
-    ):
-        one["specs"] = specs
     header, lines = markdown_rows({"rows": rows}, "pointnet-modelnet40", "plain")
     cells = {line[0]: dict(zip(header, line, strict=True)) for line in lines}
     assert cells["clean"]["onet-mesh"] == "70.0† (84.0)" and cells["clean"]["sor"] == "86.0 (87.9)"

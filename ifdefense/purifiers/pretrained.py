@@ -41,7 +41,7 @@ def local_newton(weights: str | Path = "local") -> Compose:
 def local_random(weights: str | Path = "local") -> Compose:
     """As `local_mesh`, of a random part of the points with noise: what an attacker cannot foresee.
 
-    The mesh is not repaired: of half of the points little is marked (docs/experiments.md).
+    The mesh is not repaired, which gains little on half of the points (docs/experiments.md).
     """
     return _local("local-random", weights, RandomisedInput(), repaired=False)
 

@@ -45,7 +45,7 @@ KEPT = 400
 """Points per cloud that are learned from, drawn at random: the others tell little more."""
 
 VALIDATED = 0.05
-"""Share of the clouds, of surfaces that no network was trained on, that validates."""
+"""Share of the clouds, of shapes held out from the head, that validates."""
 
 BATCH = 2048
 RATE = 2e-3
