@@ -32,7 +32,7 @@ from ifdefense.purifiers.pretrained import LOCAL_MESH, anomaly_repair
 from ifdefense.purifiers.surface import SurfacePurifier
 from ifdefense.restorers.mesh import RepairMesh
 from ifdefense.shapes.procedural import CLASSES, make_shapes
-from ifdefense.stages.repair import BulgeRepair
+from ifdefense.stages.repair import BulgeRepair, Surface
 from ifdefense.training.dense import SAMPLES, held_out
 
 VICTIM = "pointnet-modelnet40"
@@ -97,12 +97,6 @@ def _trace(purifier: Purifier, cloud: Cloud, seed: int) -> Trace:
     return trace
 
 
-def _areas(mesh: Mesh) -> NDArray[np.float64]:
-    """Area of each vertex, ``(V,)``."""
-    corners, shares = mesh.faces.T.ravel(), np.tile(mesh.face_areas() / 3, 3)
-    return np.bincount(corners, shares, len(mesh.vertices)).astype(np.float64)
-
-
 def clean_figures(purifier: Purifier, source: str, count: int, seed: int) -> dict[str, Any]:
     """Marked shares of the area of clean shapes."""
     marked = []
@@ -110,7 +104,7 @@ def clean_figures(purifier: Purifier, source: str, count: int, seed: int) -> dic
         rng = np.random.default_rng([seed, 1, index])
         trace = _trace(purifier, rng.permutation(dense)[:POINTS], seed)
         if trace.mesh is not None and trace.mask is not None:
-            areas = _areas(trace.mesh)
+            areas = Surface(trace.mesh).areas
             marked.append(float(areas[trace.mask].sum() / areas.sum()))
     shares = np.array(marked)
     return {
@@ -155,7 +149,7 @@ def planted_figures(purifier: Purifier, sources: tuple[str, ...], count: int, se
                 continue
             target = _planted_part(trace.mesh, dense, planted)
             if target.sum() >= FEWEST:
-                areas = _areas(trace.mesh)
+                areas = Surface(trace.mesh).areas
                 share = float(areas[target & trace.mask].sum() / areas[target].sum())
                 found[kind].append(share >= 0.5)
                 areas_marked.append(share)

@@ -25,7 +25,7 @@ from ifdefense.purifiers.specs import describe, rebuild
 from ifdefense.shapes.procedural import make_shape
 from ifdefense.stages.anomaly import AnomalyRepair
 from ifdefense.stages.extraction import ExtractionOptions, extract_meshes
-from ifdefense.stages.repair import cut_out
+from ifdefense.stages.repair import Surface, cut_out
 from ifdefense.training.anomaly import (
     KEPT,
     OFF,
@@ -142,10 +142,10 @@ def test_parts_larger_than_allowed_stay() -> None:
 def test_a_mesh_marked_all_over_comes_back() -> None:
     mesh = mesh_with(None, 0.0)
     score = np.full(len(mesh.vertices), 2, np.float32)
-    repair = cut_out(mesh, np.ones(len(score), bool), score)
+    repair = cut_out(Surface(mesh), np.ones(len(score), bool), score)
     assert repair.mesh is mesh
     assert not repair.mask.any()
-    assert cut_out(Mesh.empty(), np.zeros(0, bool), np.zeros(0, np.float32)).mesh.is_empty
+    assert cut_out(Surface(Mesh.empty()), np.zeros(0, bool), np.zeros(0, np.float32)).mesh.is_empty
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.anomaly import AnomalyNetwork
 from ifdefense.implicit.base import Field
-from ifdefense.stages.repair import Repair, checked_evidence, cut_out, marked_pieces
+from ifdefense.stages.repair import Repair, Surface, checked_evidence, cut_out, marked_pieces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,5 +78,6 @@ class AnomalyRepair:
         odd = odd[neighbours(points, min(self.smoothing, len(points)))].mean(1)
         vertices = torch.tensor(mesh.vertices, device=points.device)
         score = odd[neighbours(vertices, 1).squeeze(1)].cpu().numpy()
-        marked = marked_pieces(mesh, score, self.core, self.grown, self.smallest, self.largest)
-        return cut_out(mesh, marked, (score / self.core).astype(np.float32))
+        surface = Surface(mesh)
+        marked = marked_pieces(surface, score, self.core, self.grown, self.smallest, self.largest)
+        return cut_out(surface, marked, (score / self.core).astype(np.float32))

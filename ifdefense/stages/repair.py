@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def repair_mesh(mesh: Mesh, evidence: ArrayLike, options: BulgeRepair = BulgeRep
     points = checked_evidence(evidence, np.float64)
     if mesh.is_empty:
         return Repair(mesh, np.zeros(0, np.float32), np.zeros(0, bool), 0, 0, 0.0)
-    surface = _Surface(mesh)
+    surface = Surface(mesh)
     counts = _nearest_counts(surface, points, options)
     support = _support(surface, counts, options)
     bulge = _bulge(surface, options)
@@ -143,11 +144,11 @@ def checked_evidence(evidence: ArrayLike, dtype: type[np.floating]) -> NDArray[A
     return points
 
 
-def cut_out(mesh: Mesh, marked: Mask, score: Floats, rim: int = 1, whole: float = 0.7) -> Repair:
+def cut_out(surface: Surface, marked: Mask, score: Floats, rim: int = 1, whole: float = 0.7) -> Repair:
     """Removes marked parts of a mesh: components vanish, other regions are cut off, closed and faired.
 
     Args:
-        mesh: watertight surface, not modified.
+        surface: watertight mesh, not modified.
         marked: (V,) vertices to be removed.
         score: (V,) what they were marked by, kept in the result.
         rim: rings of vertices around a region that are faired with it.
@@ -159,10 +160,10 @@ def cut_out(mesh: Mesh, marked: Mask, score: Floats, rim: int = 1, whole: float 
     """
     from scipy.sparse.csgraph import connected_components
 
+    mesh = surface.mesh
     unchanged = Repair(mesh, score.astype(np.float32), np.zeros(len(marked), bool), 0, 0, 0.0)
     if mesh.is_empty or not marked.any():
         return unchanged
-    surface = _Surface(mesh)
     number, label = connected_components(surface.graph, directed=False)
     areas = np.bincount(label, surface.areas, number)
     gone = np.bincount(label[marked], surface.areas[marked], number) >= whole * np.maximum(areas, 1e-12)
@@ -183,12 +184,12 @@ def cut_out(mesh: Mesh, marked: Mask, score: Floats, rim: int = 1, whole: float 
 
 
 def marked_pieces(
-    mesh: Mesh, score: Doubles, core: float, grown: float, smallest: float, largest: float
+    surface: Surface, score: Doubles, core: float, grown: float, smallest: float, largest: float
 ) -> Mask:
     """Connected parts of a mesh of high score, (V,).
 
     Args:
-        mesh: the surface.
+        surface: the mesh.
         score: (V,).
         core: score that a part reaches.
         grown: lower score to which it extends.
@@ -196,9 +197,8 @@ def marked_pieces(
         largest: share of the surface that it has at most.
     """
     inside = score >= grown
-    if mesh.is_empty or not (score >= core).any():
+    if surface.mesh.is_empty or not (score >= core).any():
         return np.zeros(len(score), bool)
-    surface = _Surface(mesh)
     label, areas = _pieces(surface, inside)
     high = score >= core
     cores = np.bincount(label[high], surface.areas[high], len(areas))
@@ -214,20 +214,45 @@ _STEPS = 1_000_000
 _RIM = 3
 
 
-class _Surface:
-    """Quantities of a mesh shared by the steps."""
+class Surface:
+    """Quantities of a mesh that the steps share, each computed when it is first asked for.
+
+    Args:
+        mesh: the surface.
+    """
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
-        self.positions = mesh.vertices.astype(np.float64)
-        size = len(self.positions)
-        self.areas = np.bincount(mesh.faces.T.ravel(), np.tile(mesh.face_areas() / 3, 3), size)
-        self.graph = _graph(mesh.faces, size)
+
+    @cached_property
+    def positions(self) -> Doubles:
+        """(V, 3) vertices."""
+        return self.mesh.vertices.astype(np.float64)
+
+    @cached_property
+    def areas(self) -> Doubles:
+        """(V,) thirds of the areas of the faces around each vertex."""
+        corners, shares = self.mesh.faces.T.ravel(), np.tile(self.mesh.face_areas() / 3, 3)
+        return np.bincount(corners, shares, len(self.mesh.vertices)).astype(np.float64)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """Symmetric adjacency of the vertices."""
+        return _graph(self.mesh.faces, len(self.mesh.vertices))
+
+    @cached_property
+    def walk(self) -> Graph:
+        """The random walk on the graph; columns sum to 1, so mass is preserved."""
         degrees = np.maximum(self.graph.sum(axis=0), 1)
-        self.walk = self.graph.copy()  # columns sum to 1, so mass is preserved
-        self.walk.data = self.walk.data / degrees[self.walk.indices]
-        ends = self.positions[mesh.faces]
-        self.step = float(np.sqrt(((ends - ends[:, [1, 2, 0]]) ** 2).sum(axis=-1).mean()))
+        walk = self.graph.copy()
+        walk.data = walk.data / degrees[walk.indices]
+        return walk
+
+    @cached_property
+    def step(self) -> float:
+        """Root mean square of the lengths of edges."""
+        ends = self.positions[self.mesh.faces]
+        return float(np.sqrt(((ends - ends[:, [1, 2, 0]]) ** 2).sum(axis=-1).mean()))
 
     def spread(self, columns: Doubles, distance: float) -> Doubles:
         """Mass (V, C) after a random walk of standard deviation ``distance`` per tangent direction."""
@@ -274,7 +299,7 @@ def _chebyshev_weight(power: int, degree: int) -> float:
     return float(paths / 2**power)
 
 
-def _nearest_counts(surface: _Surface, points: Doubles, options: BulgeRepair) -> Doubles:
+def _nearest_counts(surface: Surface, points: Doubles, options: BulgeRepair) -> Doubles:
     """Number of points nearest to each vertex, (V,); points beyond the radius are ignored."""
     from scipy.spatial import cKDTree
 
@@ -284,7 +309,7 @@ def _nearest_counts(surface: _Surface, points: Doubles, options: BulgeRepair) ->
     return np.bincount(index, minlength=size + 1)[:size].astype(np.float64)
 
 
-def _support(surface: _Surface, counts: Doubles, options: BulgeRepair) -> Doubles:
+def _support(surface: Surface, counts: Doubles, options: BulgeRepair) -> Doubles:
     """Density of input points along the surface, relative to the shape's median, (V,)."""
     near, wide = options.radius / 8, options.radius / 2
     density = counts.sum() / surface.areas.sum()
@@ -303,7 +328,7 @@ def _lack(support: Doubles, options: BulgeRepair) -> Doubles:
     return (1 - support) / max(1 - options.min_support, options.outlier * deviation)
 
 
-def _bulge(surface: _Surface, options: BulgeRepair) -> Doubles:
+def _bulge(surface: Surface, options: BulgeRepair) -> Doubles:
     """Outward displacement from the smooth surface, in units of the minimum height, (V,)."""
     moments = surface.areas[:, None] * np.insert(surface.positions, 0, 1, axis=1)
     mass = surface.spread(moments, options.radius)
@@ -312,7 +337,7 @@ def _bulge(surface: _Surface, options: BulgeRepair) -> Doubles:
     return np.asarray(displacement / options.height)
 
 
-def _floating(surface: _Surface, counts: Doubles, options: BulgeRepair) -> tuple[Mask, int]:
+def _floating(surface: Surface, counts: Doubles, options: BulgeRepair) -> tuple[Mask, int]:
     """Mask (V,) of components without support, and their number."""
     from scipy.sparse.csgraph import connected_components
 
@@ -326,7 +351,7 @@ def _floating(surface: _Surface, counts: Doubles, options: BulgeRepair) -> tuple
     return unsupported[label], int(unsupported.sum())
 
 
-def _grown(surface: _Surface, core: Mask, bulge: Doubles, soft: Mask, options: BulgeRepair) -> Mask:
+def _grown(surface: Surface, core: Mask, bulge: Doubles, soft: Mask, options: BulgeRepair) -> Mask:
     """Grows the core to the foot of its anomaly, (V,).
 
     The region grows, by the radius at most, over poorly supported vertices and downhill, to neighbours that
@@ -346,7 +371,7 @@ def _grown(surface: _Surface, core: Mask, bulge: Doubles, soft: Mask, options: B
     return region | np.isin(islands, small)
 
 
-def _regions(surface: _Surface, core: Mask, grown: Mask, options: BulgeRepair) -> Ints:
+def _regions(surface: Surface, core: Mask, grown: Mask, options: BulgeRepair) -> Ints:
     """Region label per vertex, (V,), -1 for none.
 
     Regions with too large a core and whole components are excluded.
@@ -367,7 +392,7 @@ def _dilated(graph: Graph, mask: Mask, rings: int) -> Mask:
     return mask
 
 
-def _pieces(surface: _Surface, mask: Mask) -> tuple[Ints, Doubles]:
+def _pieces(surface: Surface, mask: Mask) -> tuple[Ints, Doubles]:
     """Connected components of a vertex mask: labels (V,), -1 outside, and their areas."""
     from scipy.sparse.csgraph import connected_components
 
