@@ -173,7 +173,7 @@ def group_pooled(x: Tensor, layer: nn.Module, norm: nn.Module) -> Tensor:
     return (group_max_linear(x, weight) + bias).relu_()
 
 
-def neighbours_max(values: Tensor, index: Tensor) -> Tensor:
+def batched_neighbour_max(values: Tensor, index: Tensor) -> Tensor:
     """Maximum of ``(B, N, K)`` values over the ``(B, S, k)`` neighbours, k at most 255: ``(B, S, K)``."""
     flat = _flat(index, values.shape[1]).flatten(0, 1)
     return neighbour_max(values.flatten(0, 1), flat).view(*index.shape[:2], -1)
@@ -226,7 +226,7 @@ def edge_max(of: Tensor, at: Tensor, index: Tensor, norm: nn.Module, slope: floa
     scale, shift = affine(norm, of.new_zeros(of.shape[2]), lambda: _edge_statistics(of, at, index))
     if scale is not None:
         of, at = of * scale, at * scale
-    return activated(neighbours_max(of, index) + (at + shift), slope)
+    return activated(batched_neighbour_max(of, index) + (at + shift), slope)
 
 
 class _MaxAndMean(torch.autograd.Function):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from classifiers import layers
-from classifiers.layers import group_max_linear, neighbours_max, rows_of
+from classifiers.layers import batched_neighbour_max, group_max_linear, rows_of
 from classifiers.pointnet2 import MultiScaleAbstraction, PointNet2, Scale, SetAbstraction
 from ifdefense.geometry.points import farthest_point_sampling
 
@@ -137,8 +137,8 @@ def test_the_first_of_equal_members_takes_the_gradient() -> None:
 def test_maximum_over_neighbours_is_exact() -> None:
     values = clouds(2, 7, 4).requires_grad_()
     index = torch.randint(7, (2, 5, 3), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(neighbours_max(values, index), rows_of(values, index).amax(2))
-    assert torch.autograd.gradcheck(lambda x: neighbours_max(x, index), (values,))
+    torch.testing.assert_close(batched_neighbour_max(values, index), rows_of(values, index).amax(2))
+    assert torch.autograd.gradcheck(lambda x: batched_neighbour_max(x, index), (values,))
 
 
 def test_small_clouds_have_centres_and_neighbours_in_proportion() -> None:
