@@ -23,6 +23,7 @@ from ifdefense.data.modelnet import load_modelnet40
 from ifdefense.geometry.frame import Frame
 from ifdefense.implicit.anomaly import AnomalyNetwork
 from ifdefense.stages.outliers import statistical_outlier_removal
+from ifdefense.training.collections import to_unit_cube
 from ifdefense.training.commands import prepare, reported
 from ifdefense.training.dense import held_out
 from ifdefense.training.local import collect
@@ -80,8 +81,7 @@ class WholeClouds:
 
     def surface(self, index: int) -> tuple[Floats]:
         """The points ``(D, 3)`` of a cloud in the unit cube."""
-        cloud = torch.from_numpy(self.points[index])
-        return (Frame.of(cloud).to_cube(cloud).numpy(),)
+        return (to_unit_cube(self.points[index]),)
 
 
 def draw_example(dense: Floats, rng: np.random.Generator) -> tuple[Floats, NDArray[np.int64]]:
