@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ifdefense.geometry.mesh import Mesh
+from ifdefense.geometry.points import lower_median
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,8 +89,8 @@ def within_reach(points: Tensor, quantile: float = 0.9, factor: float = 6.0) -> 
         ``(N,)`` mask of kept points; all true if the scale is zero.
     """
     centred = points.detach().double()
-    distance = (centred - centred.median(0).values).norm(dim=1)
-    scale = distance.kthvalue(max(1, int(quantile * len(distance)))).values
+    distance = (centred - lower_median(centred, 0)).norm(dim=1)
+    scale = distance.sort().values[max(0, int(quantile * len(distance)) - 1)]
     mask: Tensor = (distance <= factor * scale) | (scale == 0)
     return mask
 

@@ -454,6 +454,15 @@ def chamfer_distance(a: Tensor, b: Tensor, *, squared: bool = True) -> Tensor:
     return forward.mean(dim=(1, 2)) + backward.mean(dim=(1, 2))
 
 
+def lower_median(values: Tensor, dim: int) -> Tensor:
+    """The median along an axis, which is kept; the lower one of two.
+
+    As `Tensor.median` with an axis, which CUDA refuses where deterministic algorithms are asked for, as it
+    also returns an index.
+    """
+    return values.sort(dim).values.narrow(dim, (values.shape[dim] - 1) // 2, 1)
+
+
 def _to_nearest(query: Tensor, source: Tensor) -> Tensor:
     """Squared distances (B, N, 1) to the nearest points; no N x M matrix is kept for a backward pass."""
     distances, index = knn(query.detach(), source.detach(), 1)
