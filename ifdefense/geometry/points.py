@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ifdefense.devices import in_float64
+
 # Distances per chunk of `knn`: fits the cache of a CPU and bounds the memory.
 _CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
 
@@ -432,7 +434,7 @@ def local_mean(points: Tensor, k: int) -> Tensor:
     if k == 1:
         return points
     index = knn(points.detach(), points.detach(), k)[1]
-    return gather(points, index).double().mean(2).to(points.dtype)
+    return in_float64(gather(points, index)).mean(2).to(points)
 
 
 def chamfer_distance(a: Tensor, b: Tensor, *, squared: bool = True) -> Tensor:
