@@ -8,14 +8,15 @@ The device ``fake:0`` refuses what CUDA refuses and counts what would be launche
             ifdefense.purify(points)
         print(seen.table())
 
-A wrapper subclass holds the values on the host. PyTorch's backend for devices written in Python (``PrivateUse1``) gives
-the device its name and its factories, so no mode is needed: threads, autograd, optimisers and copies work.
+A wrapper subclass holds the values on the host. PyTorch's backend for devices written in Python
+(``PrivateUse1``) gives the device its name and its factories, so no mode is needed: threads, autograd,
+optimisers and copies work.
 
-It catches tensors of two devices in one operation, `numpy` and DLPack of device tensors, generators of the CPU that draw
-on the device, factories without ``device=``, weights left behind, and, by `without_float64`, float64 on a device that
-lacks it. It does not catch operations and dtypes that CUDA lacks, its rounding, its atomic additions, memory, streams and
-races; branches on ``is_cuda`` are not taken. There is no ``torch.Generator("fake")``, no inference mode, and no change
-of a shape in place.
+It catches tensors of two devices in one operation, `numpy` and DLPack of device tensors, generators of the
+CPU that draw on the device, factories without ``device=``, weights left behind, and, by `without_float64`,
+float64 on a device that lacks it. It does not catch operations and dtypes that CUDA lacks, its rounding, its
+atomic additions, memory, streams and races; branches on ``is_cuda`` are not taken. There is no
+``torch.Generator("fake")``, no inference mode, and no change of a shape in place.
 """
 
 from __future__ import annotations
@@ -40,15 +41,16 @@ _INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_ind
 _MIXED = {"where", "masked_fill", "masked_fill_", "fill_", "lerp", "clamp"} | _COPIES
 """Operations that are not pointwise by tag and yet take numbers of the CPU beside device tensors."""
 _WAITS = {
-    "_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "unique_consecutive", "masked_select", "equal",
-    "bincount", "repeat_interleave",
-}  # fmt: skip
+    *("_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "unique_consecutive"),
+    *("masked_select", "equal", "bincount", "repeat_interleave"),
+}
 """Operations whose result's size or value the host has to know."""
 _VIEWS = {
-    "view", "_unsafe_view", "expand", "permute", "transpose", "t", "select", "slice", "unsqueeze", "squeeze", "detach",
-    "alias", "as_strided", "unbind", "split", "split_with_sizes", "_reshape_alias", "unfold", "diagonal", "lift_fresh",
-    "empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided",
-}  # fmt: skip
+    *("view", "_unsafe_view", "expand", "permute", "transpose", "t", "select", "slice", "unsqueeze"),
+    *("squeeze", "detach", "alias", "as_strided", "unbind", "split", "split_with_sizes", "_reshape_alias"),
+    *("unfold", "diagonal", "lift_fresh", "empty", "empty_strided", "empty_like", "new_empty"),
+    *("new_empty_strided",),
+}
 """Operations that launch nothing."""
 
 
@@ -69,13 +71,11 @@ class Watch(collections.Counter[tuple[str, str, str]]):
 
     def table(self, most: int = 12) -> str:
         """The counts as text, the busiest lines first."""
-        return "\n".join(
-            "\n".join(
-                [f"{kind}: {self.count(kind)}"]
-                + [f"{n:9d} {w}" for w, n in self.lines(kind).most_common(most)]
-            )
-            for kind in KINDS
-        )
+        rows = []
+        for kind in KINDS:
+            rows.append(f"{kind}: {self.count(kind)}")
+            rows += [f"{number:9d} {where}" for where, number in self.lines(kind).most_common(most)]
+        return "\n".join(rows)
 
 
 _watches: list[Watch] = []
@@ -201,10 +201,9 @@ def _on_device(value: object) -> bool:
     return isinstance(value, DeviceTensor)
 
 
-def _check(
-    func: Any, name: str, args: Any, kwargs: dict[str, Any], tensors: list[Tensor], flat: list[Any]
-) -> None:
+def _check(func: Any, name: str, args: Any, kwargs: dict[str, Any], flat: list[Any]) -> None:
     """Raises what CUDA raises."""
+    tensors = [value for value in flat if isinstance(value, Tensor)]
     if any(isinstance(value, torch.Generator) and value.device.type != NAME for value in flat):
         raise RuntimeError(f"Expected a '{NAME}' device type for generator but found 'cpu' ({func})")
     if all(map(_on_device, tensors)) or name in _COPIES:
@@ -215,9 +214,7 @@ def _check(
     )
     if name in _INDEXED:
         if not _on_device(args[0]):
-            raise RuntimeError(
-                "indices should be either on cpu or on the same device as the indexed tensor (cpu)"
-            )
+            raise RuntimeError("indices should be on the same device as the indexed tensor (cpu)")
         if name.endswith("index") or _on_device(args[2]) or args[2].ndim == 0:
             return
         raise two
@@ -267,7 +264,7 @@ def _run(func: Any, *args: Any, **kwargs: Any) -> Any:
     flat, spec = pytree.tree_flatten((args, kwargs))
     tensors = [value for value in flat if isinstance(value, Tensor)]
     target = NAME if kwargs.get("device") is None else torch.device(kwargs["device"]).type
-    _check(func, name, args, kwargs, tensors, flat)
+    _check(func, name, args, kwargs, flat)
     if _watches:
         _count(name, args, tensors, target)
     values, options = pytree.tree_unflatten([v.host if _on_device(v) else v for v in flat], spec)
@@ -285,7 +282,7 @@ def _run(func: Any, *args: Any, **kwargs: Any) -> Any:
         for i, argument in enumerate(func._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 return kwargs[argument.name] if argument.kwarg_only else args[i]
-    # Operations with several `out=`, and those that give back what they got, return the tensors that they were given.
+    # Operations with several `out=`, and those that give back what they got, return what they were given.
     given = {id(tensor.host): tensor for tensor in tensors if _on_device(tensor)}
 
     def wrapped(value: Any) -> Any:
@@ -374,7 +371,7 @@ def register() -> torch.device:
 
 
 def _swap(swap: Callable[[Tensor, Tensor], None], first: Tensor, second: Tensor) -> None:
-    """Gives a parameter new values. PyTorch's own swap, which demands that nothing else refers to it, only as needed."""
+    """Gives a parameter new values; only between devices by PyTorch's own swap, which wants sole references."""
     if _on_device(first) and _on_device(second) and first.dtype == second.dtype:
         first.host = second.host  # type: ignore[attr-defined]
     elif not _on_device(first) and not _on_device(second):
@@ -385,7 +382,7 @@ def _swap(swap: Callable[[Tensor, Tensor], None], first: Tensor, second: Tensor)
 
 @contextlib.contextmanager
 def present() -> Iterator[torch.device]:
-    """The device, and modules that keep their parameters' identity when they move to it, as they do on CUDA."""
+    """The device; meanwhile modules keep their parameters' identity when they move to it, as on CUDA."""
     device = register()
     swap = torch.utils.swap_tensors
     swaps = torch.__future__.get_swap_module_params_on_conversion()
