@@ -58,6 +58,7 @@ def test_imports_run_one_way(package: str) -> None:
 
 ROOMS: dict[str, set[str]] = {
     "devices": set(),
+    "guard": set(),
     "geometry": {"devices"},
     "timing": {"devices"},
     "threads": set(),
@@ -71,14 +72,15 @@ ROOMS: dict[str, set[str]] = {
     "corruptions": {"devices", "geometry"},
     "data": {"attributes", "geometry"},
     "shapes": {"data", "geometry"},
-    "implicit": {"checkpoints", "devices", "geometry", "provenance", "threads"},
-    "point_networks": {"checkpoints", "geometry"},
+    "implicit": {"checkpoints", "devices", "geometry", "guard", "provenance", "threads"},
+    "point_networks": {"checkpoints", "geometry", "guard"},
     "stages": {"devices", "geometry", "implicit"},
     "restorers": {"geometry", "implicit", "stages", "timing"},
     "purifiers": {
         "arguments",
         "clouds",
         "geometry",
+        "guard",
         "implicit",
         "point_networks",
         "provenance",
