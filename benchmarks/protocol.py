@@ -193,7 +193,7 @@ class Bench:
     def about(self) -> dict[str, Any]:
         """What results say of their clouds."""
         about = {"split": self.split, "clouds": self.clouds, "seed": self.seed}
-        return about | {"device": kind for kind in self.kind}
+        return about if self.device.type == "cpu" else about | {"device": self.device.type}
 
 
 def code_of(spec: Any, *values: object) -> str:
