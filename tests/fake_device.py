@@ -371,7 +371,7 @@ def register() -> torch.device:
 
 
 def _swap(swap: Callable[[Tensor, Tensor], None], first: Tensor, second: Tensor) -> None:
-    """Gives a parameter new values; only between devices by PyTorch's own swap, which wants sole references."""
+    """Gives a parameter new values; only between devices by PyTorch's swap, which wants sole references."""
     if _on_device(first) and _on_device(second) and first.dtype == second.dtype:
         first.host = second.host  # type: ignore[attr-defined]
     elif not _on_device(first) and not _on_device(second):
