@@ -9,17 +9,15 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from quick import quick
+from quick import CLOUDS, quick
 from torch import Tensor, nn
 
 from attacks.defence_aware.model import EOT, DefenceAware
 from ifdefense import Compose, Defended, Purifier, purify
 from ifdefense.cli import main
 from ifdefense.purifiers.filters import StatisticalOutlierRemoval
-from ifdefense.shapes.procedural import make_dataset
 
 POINTS = 24
-CLOUDS = torch.from_numpy(make_dataset(1, 64, seed=3).points[:2])
 METHODS = ["local-mesh", "local-random-newton", "onet-opt", "sor-ae", "sor"]
 """One of each kind of network, filter and restorer."""
 
@@ -93,10 +91,10 @@ def test_gradients_come_back_through_a_purifier_left_behind(
 def test_attributes_and_data_of_pyg_come_back(device: torch.device) -> None:
     geometric = pytest.importorskip("torch_geometric.data")
     purifier = quick("local-mesh").to(device)
-    columns = torch.cat([CLOUDS, torch.arange(64.0).expand(2, 64)[..., None]], 2)
+    columns = torch.cat([CLOUDS, torch.arange(160.0).expand(2, 160)[..., None]], 2)
     result = purifier(columns, POINTS)
     assert result.shape == (2, POINTS, 4) and result.device.type == "cpu"
-    assert set(result[..., 3].flatten().tolist()) <= set(range(64))
+    assert set(result[..., 3].flatten().tolist()) <= set(range(160))
     data = geometric.Batch.from_data_list([geometric.Data(pos=cloud) for cloud in CLOUDS])
     clean = purifier(data, POINTS)
     assert clean.pos.device.type == clean.batch.device.type == "cpu"
