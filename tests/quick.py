@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+import torch
+from conftest import sample_box
+
 from ifdefense import Purifier
 from ifdefense.purifiers.surface import SurfacePurifier
 from ifdefense.restorers.mesh import MeshRestorer
 from ifdefense.restorers.optimised import Adam, OptimisedRestorer
 from ifdefense.restorers.ridge import RidgeRestorer
 from ifdefense.stages.extraction import Extraction, Tracking
+
+CLOUDS = torch.from_numpy(
+    np.stack([sample_box(sides, 160, np.random.default_rng(0)) for sides in ((1, 0.7, 0.7), (1, 0.9, 0.8))])
+)
+"""``(2, 160, 3)``: the smallest clouds of which every method finds the surface."""
 
 
 def quick(method: str) -> Purifier:

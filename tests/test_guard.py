@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from quick import quick
+from quick import CLOUDS, quick
 from torch import Tensor, nn
 
 from attacks.defence_aware.model import DefenceAware
@@ -22,10 +22,8 @@ from ifdefense import Defended, Purifier, purify
 from ifdefense.guard import guarded, isolated
 from ifdefense.implicit.base import load_network
 from ifdefense.purifiers.registry import METHODS
-from ifdefense.shapes.procedural import make_dataset
 
 POINTS = 24
-CLOUDS = torch.from_numpy(make_dataset(1, 64, seed=3).points[:2])
 
 
 @contextlib.contextmanager
@@ -104,6 +102,8 @@ def settings() -> dict[str, Any]:
 def methods() -> dict[str, tuple[Purifier, Tensor]]:
     """Every method, and what it makes of the clouds."""
     loaded = {name: quick(name) for name in METHODS}
+    for purifier in loaded.values():
+        assert all(trace.fallback is None for trace in purifier.trace(CLOUDS, POINTS, seed=1))
     return {name: (purifier, purifier(CLOUDS, POINTS, seed=1)) for name, purifier in loaded.items()}
 
 

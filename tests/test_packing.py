@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from quick import quick
+from quick import CLOUDS, quick
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,10 +18,7 @@ from ifdefense import Compose, Defended, Purifier
 from ifdefense.purifiers.pretrained import local_mesh
 from ifdefense.purifiers.registry import METHODS
 from ifdefense.purifiers.surface import SurfacePurifier
-from ifdefense.shapes.procedural import make_dataset
 from ifdefense.stages.anomaly import AnomalyRepair
-
-CLOUDS = torch.from_numpy(make_dataset(1, 64, seed=3).points[:2])
 
 
 class Purified(Dataset[Tensor]):
