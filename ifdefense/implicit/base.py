@@ -149,8 +149,13 @@ def evaluated(
     parts = []
     for field, part in zip(fields, points.split(counts), strict=True):
         if len(part):
-            parts += parallel_map(field, part.split(chunk))
+            parts += parallel_map(field, even_parts(part, chunk))
     return torch.cat(parts) if parts else points.new_zeros(0)
+
+
+def even_parts(points: Tensor, chunk: int) -> Sequence[Tensor]:
+    """Splits ``(M, 3)`` queries into as few parts of at most ``chunk`` as there can be, of like size."""
+    return points.split(-(-len(points) // -(-len(points) // chunk)))
 
 
 def weights_path(name_or_path: str | Path) -> Path:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ifdefense.geometry.gathering import affine_bags, affine_rows, neighbour_max
 from ifdefense.geometry.points import Neighbours, farthest_point_sampling
-from ifdefense.implicit.base import Calibration, random_subset
+from ifdefense.implicit.base import Calibration, even_parts, random_subset
 from ifdefense.threads import parallel_map
 
 CHUNK = 1024
@@ -470,7 +470,7 @@ class LocalField:
                 parts.append(self.decoder(part, code.points[0], code.maps[0], code.whole, near))
                 continue
             with torch.no_grad():
-                parts += parallel_map(functools.partial(self._logits, code, neighbours), part.split(CHUNK))
+                parts += parallel_map(functools.partial(self._logits, code, neighbours), even_parts(part, CHUNK))
         return torch.cat(parts) if parts else points.new_zeros(0)
 
 
