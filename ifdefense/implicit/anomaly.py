@@ -167,7 +167,7 @@ class AnomalyNetwork(nn.Module):
         centred = inside - inside.median()
         spread = 1.4826 * centred.abs().median() + 0.05
         k = min(NEIGHBOURS[-1] + 1, len(points))
-        near = neighbours(points, k)
+        near = neighbours.own(k)
         columns = near[:, [min(number, k - 1) for number in NEIGHBOURS]]
         distance = (points[columns].double() - points[:, None].double()).norm(dim=-1).float()
         typical = distance[:, 1].median().clamp(min=1e-6)

@@ -23,12 +23,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ifdefense.geometry.gathering import affine_bags, affine_rows, neighbour_max
-from ifdefense.geometry.points import Neighbours, farthest_point_sampling
+from ifdefense.geometry.points import Neighbours, farthest_samples
 from ifdefense.implicit.base import Calibration, even_parts, random_subset
 from ifdefense.threads import parallel_map
 
 CHUNK = 1024
 """Queries per chunk at inference, so that activations fit the cache of a core."""
+
+AROUND = 17
+"""Neighbours that are searched around each point at least, itself included: those that
+`ifdefense.implicit.anomaly` reads, so that one search serves both."""
 
 _FINE, _COARSE = 16.0, 6.0  # scale differences between neighbours to about 1
 
@@ -96,7 +100,7 @@ class Structure(NamedTuple):
     """Neighbourhoods of a batch, as indices into its concatenated points.
 
     Attributes:
-        near: ``(B, N, moments)`` nearest points of each point, itself first.
+        near: ``(B, N, k)`` nearest points of each point, itself first; k is `AROUND` or ``moments`` if larger.
         coarse: ``(B, M)`` coarse points.
         coarse_from: ``(B, M, neighbours)`` nearest points of each coarse point.
         coarse_near: ``(B, M, neighbours)`` nearest coarse points of each coarse point, into the coarse
@@ -124,11 +128,13 @@ class LocalCode(NamedTuple):
         points: ``(B, N, 3)`` clouds.
         maps: ``(B, N, 4 values)`` offset and three columns of each point's affine map.
         whole: ``(B, 4 hidden)`` offset and three columns of each cloud's global affine map.
+        near: ``(B N, k)`` nearest points of each point, see `Structure`.
     """
 
     points: Tensor
     maps: Tensor
     whole: Tensor
+    near: Tensor
 
 
 def nearest(queries: Tensor, points: Tensor, k: int) -> Tensor:
@@ -139,9 +145,11 @@ def nearest(queries: Tensor, points: Tensor, k: int) -> Tensor:
         points: ``(B, N, 3)``.
         k: neighbours.
     """
-    return torch.stack(
-        [padded(Neighbours(source), query, k) for query, source in zip(queries, points, strict=True)]
-    )
+    return _nearest(queries, [Neighbours(source) for source in points], k)
+
+
+def _nearest(queries: Tensor, points: Sequence[Neighbours], k: int) -> Tensor:
+    return torch.stack([padded(source, query, k) for query, source in zip(queries, points, strict=True)])
 
 
 def padded(neighbours: Neighbours, queries: Tensor, k: int) -> Tensor:
@@ -164,27 +172,39 @@ def _flat(index: Tensor, size: int) -> Tensor:
     return index + start.view(-1, *(1,) * (index.ndim - 1))
 
 
-def structure(clouds: Tensor, config: LocalConfig) -> Structure:
-    """Neighbourhoods of clouds ``(B, N, 3)`` on all levels, invariant to the order of points."""
+def coarse_points(clouds: Sequence[Tensor]) -> list[Tensor]:
+    """Indices of a quarter of the points of each cloud ``(N_i, 3)``, invariant to the order of points."""
+    clouds = [cloud.detach() for cloud in clouds]
+    first = torch.stack([(cloud - cloud.mean(0)).square().sum(-1).argmax() for cloud in clouds])
+    return farthest_samples(clouds, [max(1, len(cloud) // 4) for cloud in clouds], first)
+
+
+def structure(clouds: Tensor, config: LocalConfig, index: Tensor | None = None) -> Structure:
+    """Neighbourhoods of clouds ``(B, N, 3)`` on all levels, invariant to the order of points.
+
+    Args:
+        clouds: the clouds.
+        config: sizes of the neighbourhoods.
+        index: ``(B, N / 4)`` their `coarse_points`, where these are known.
+    """
     clouds = clouds.detach()
     size = clouds.shape[1]
-    coarse_size, token_size = max(1, size // 4), max(1, size // 16)
-    centred = clouds - clouds.mean(1, keepdim=True)
-    first = centred.square().sum(-1).argmax(1)
-    index = farthest_point_sampling(clouds, coarse_size, start=first)
+    index = torch.stack(coarse_points(list(clouds))) if index is None else index
+    coarse_size, token_size = index.shape[1], max(1, size // 16)
     coarse = clouds.gather(1, index[..., None].expand(-1, -1, 3))
     tokens = coarse[:, :token_size]
     k = config.neighbours
     order = torch.arange(token_size, device=clouds.device).expand(len(clouds), -1)
+    fine, middle, top = ([Neighbours(part) for part in level] for level in (clouds, coarse, tokens))
     return Structure(
-        _flat(nearest(clouds, clouds, config.moments), size),
+        _flat(_nearest(clouds, fine, max(config.moments, AROUND)), size),
         _flat(index, size),
-        _flat(nearest(coarse, clouds, k), size),
-        _flat(nearest(coarse, coarse, k), coarse_size),
-        _flat(nearest(clouds, coarse, 3), coarse_size),
+        _flat(_nearest(coarse, fine, k), size),
+        _flat(_nearest(coarse, middle, k), coarse_size),
+        _flat(_nearest(clouds, middle, 3), coarse_size),
         _flat(order, coarse_size),
-        _flat(nearest(tokens, coarse, k), coarse_size),
-        _flat(nearest(coarse, tokens, 3), token_size),
+        _flat(_nearest(tokens, middle, k), coarse_size),
+        _flat(_nearest(coarse, top, 3), token_size),
     )
 
 
@@ -319,7 +339,8 @@ class LocalEncoder(nn.Module):
         points = clouds.flatten(0, 1)
         near = graph.near.flatten(0, 1)
         edges = near[:, :k]
-        h = self.second(F.relu(_exact(self.first, self._moments(points, near))))
+        moments = self._moments(points, near[:, : self.config.moments])
+        h = self.second(F.relu(_exact(self.first, moments)))
         for layer in self.fine[:2]:
             h = layer(h, points, edges)
         centres = points.index_select(0, graph.coarse.flatten())
@@ -341,7 +362,7 @@ class LocalEncoder(nn.Module):
         h = h + mix_rows(self.up(self.coarse_norm(c)), up, _interpolation(points, centres, up))
         for layer in self.fine[2:]:
             h = layer(h, points, edges)
-        return LocalCode(clouds, self.values(self.norm(h)).unflatten(0, (batch, -1)), whole)
+        return LocalCode(clouds, self.values(self.norm(h)).unflatten(0, (batch, -1)), whole, near)
 
 
 class LocalDecoder(nn.Module):
@@ -406,7 +427,7 @@ class LocalField:
 
     def __init__(self, decoder: LocalDecoder, codes: list[LocalCode]) -> None:
         self.decoder, self.codes = decoder, codes
-        self.neighbours = [Neighbours(code.points[0]) for code in codes]
+        self.neighbours = [Neighbours(code.points[0], code.near) for code in codes]
         values = decoder.config.values
         self._fall = F.softplus(decoder.fall).view(-1, 1, 1)
         self._local = decoder.local.weight[:, :values].t().contiguous()
@@ -470,7 +491,9 @@ class LocalField:
                 parts.append(self.decoder(part, code.points[0], code.maps[0], code.whole, near))
                 continue
             with torch.no_grad():
-                parts += parallel_map(functools.partial(self._logits, code, neighbours), even_parts(part, CHUNK))
+                parts += parallel_map(
+                    functools.partial(self._logits, code, neighbours), even_parts(part, CHUNK)
+                )
         return torch.cat(parts) if parts else points.new_zeros(0)
 
 
@@ -531,7 +554,12 @@ class LocalOccupancyNetwork(nn.Module):
         """
         device = self.encoder.counts.device
         most = self.calibration.points
-        return [self.codes(random_subset(cloud, most, seed)[None].to(device)) for cloud in clouds]
+        given = [random_subset(cloud, most, seed).to(device) for cloud in clouds]
+        graphs = [
+            structure(cloud[None], self.config, index[None])
+            for cloud, index in zip(given, coarse_points(given), strict=True)
+        ]
+        return [self.codes(cloud[None], graph) for cloud, graph in zip(given, graphs, strict=True)]
 
     def field(self, code: list[LocalCode]) -> LocalField:
         """The fields of encoded clouds."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ifdefense.geometry.frame import first_occurrences
 from ifdefense.geometry.mesh import Floats, Ints, Mesh
-from ifdefense.geometry.points import gather, knn, local_mean, spread_sampling
+from ifdefense.geometry.points import gather, knn, local_mean, spread_sampling, stacked
 from ifdefense.geometry.sampling import sample_surface
 
 Method = Literal["farthest", "uniform", "poisson"]
@@ -127,9 +127,7 @@ def fill(
     ]
     if not unions:
         return samples.points
-    size = max(len(union) for union in unions)
-    # Padding with copies of the first point: at distance 0, they are never sampled.
-    padded = torch.stack([torch.cat([u, u[:1].expand(size - len(u), 3)]) for u in unions])
+    padded = stacked(unions)
     return gather(padded, spread_sampling(padded, num_points))
 
 
