@@ -27,8 +27,8 @@ from ifdefense.geometry.points import Neighbours, farthest_samples
 from ifdefense.implicit.base import Calibration, even_parts, random_subset
 from ifdefense.threads import parallel_map
 
-CHUNK = 1024
-"""Queries per chunk at inference, so that activations fit the cache of a core."""
+CHUNK = 2048
+"""Queries per chunk at inference: enough that calls cost little, few enough for the cache of a core."""
 
 AROUND = 17
 """Neighbours that are searched around each point at least, itself included: those that
@@ -417,8 +417,7 @@ class LocalField:
     """The fields of several clouds at inference; see `ifdefense.implicit.base.Field`.
 
     An affine map is a weighted sum of four rows, and attention one of values per head: both are computed as
-    weighted bags of embeddings, which read each row once and store nothing in between. Attention weights are
-    relative to the nearest point's.
+    weighted bags of embeddings, which read each row once and store nothing in between.
 
     Args:
         decoder: decoder of the network.
@@ -428,48 +427,46 @@ class LocalField:
     def __init__(self, decoder: LocalDecoder, codes: list[LocalCode]) -> None:
         self.decoder, self.codes = decoder, codes
         self.neighbours = [Neighbours(code.points[0], code.near) for code in codes]
-        values = decoder.config.values
+        self._planes = [code.points[0].detach().t().contiguous() for code in codes]
         self._fall = F.softplus(decoder.fall).view(-1, 1, 1)
-        self._local = decoder.local.weight[:, :values].t().contiguous()
-        self._gap = decoder.local.weight[:, values]
         self._layers = [
-            layer.weight.t().contiguous() for layer in (decoder.whole, decoder.inner, decoder.last)
+            layer.weight.t().contiguous()
+            for layer in (decoder.local, decoder.whole, decoder.inner, decoder.last)
         ]
 
-    def _logits(self, code: LocalCode, neighbours: Neighbours, queries: Tensor) -> Tensor:
-        decoder, (whole, inner, last) = self.decoder, self._layers
-        mixed, gap = self._attended(code, padded(neighbours, queries, decoder.config.nearest).t(), queries)
-        around = code.whole.view(4, -1)
+    def _logits(self, row: int, queries: Tensor) -> Tensor:
+        decoder, (local, whole, inner, last) = self.decoder, self._layers
+        near = padded(self.neighbours[row], queries, decoder.config.nearest).t()
+        around = self.codes[row].whole.view(4, -1)
         z = torch.addmm(around[0], 2 * queries, around[1:]).relu_()
-        x = torch.addmm(decoder.local.bias, mixed, self._local).addcmul_(gap[:, None], self._gap)
+        x = torch.addmm(decoder.local.bias, self._attended(row, near, queries), local)
         x = x.addmm_(z, whole)
         x = torch.addmm(decoder.inner.bias, x.relu(), inner).add_(x).relu_()
         x = torch.addmm(decoder.last.bias, x, last).relu_()
-        return x @ decoder.out.weight[0] + decoder.out.bias
+        return torch.addmv(decoder.out.bias, x, decoder.out.weight[0])
 
-    def _attended(self, code: LocalCode, near: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean ``(M, values)`` of the maps of ``near`` (k, M), and the nearest point's distance ``(M,)``."""
+    def _attended(self, row: int, near: Tensor, queries: Tensor) -> Tensor:
+        """Mean of the maps of ``near`` (k, M), and the nearest point's distance, ``(M, values + 1)``."""
         heads, width = self.decoder.config.heads, self.decoder.config.values
         count, size = near.shape
         index = near.flatten()
         offsets = [
             query - plane.index_select(0, index).view(count, size)
-            for query, plane in zip(queries.t(), code.points[0].t().contiguous(), strict=True)
+            for query, plane in zip(queries.t(), self._planes[row], strict=True)
         ]
         square = offsets[0].square().addcmul_(offsets[1], offsets[1]).addcmul_(offsets[2], offsets[2])
         scale = _FINE * torch.rsqrt(1 + 36 * square)
         terms = torch.stack([torch.ones_like(scale), *(offset.mul_(scale) for offset in offsets)], -1)
-        value = affine_bags(code.maps[0], index, terms.view(-1, 4))
+        value = affine_bags(self.codes[row].maps[0], index, terms.view(-1, 4))
         distance = square.mul_(scale).mul_(scale)
         score = (self.decoder.attend.weight @ value.t()).view(heads, count, size)
-        score = score.addcmul_(self._fall, distance, value=-1)
-        weight = (score - score[:, :1]).clamp_(max=80).exp_()
-        weight = weight.div_(weight.sum(1, keepdim=True)).permute(2, 0, 1).reshape(-1, count)
+        weight = score.addcmul_(self._fall, distance, value=-1).softmax(1)
+        weight = weight.view(heads * count, size).t().contiguous()  # a transposed matrix is copied faster
         order = torch.arange(size * heads, device=index.device)[:, None]
         parts = order + torch.arange(0, count * size * heads, size * heads, device=index.device)
         table = value.view(-1, width // heads)
-        mixed = F.embedding_bag(parts, table, per_sample_weights=weight, mode="sum")
-        return mixed.view(size, width), distance[0]
+        mixed = F.embedding_bag(parts, table, per_sample_weights=weight.view(-1, count), mode="sum")
+        return torch.cat([mixed.view(size, width), distance[0].unsqueeze(1)], 1)
 
     def __call__(self, points: Tensor, cloud: Tensor) -> Tensor:
         """Logits of queries of several clouds; differentiable.
@@ -483,17 +480,15 @@ class LocalField:
         """
         counts = torch.bincount(cloud, minlength=len(self.codes)).tolist()
         parts = []
-        for code, neighbours, part in zip(self.codes, self.neighbours, points.split(counts), strict=True):
+        for row, (code, part) in enumerate(zip(self.codes, points.split(counts), strict=True)):
             if not len(part):
                 continue
             if torch.is_grad_enabled() and (part.requires_grad or code.maps.requires_grad):
-                near = padded(neighbours, part, self.decoder.config.nearest)
+                near = padded(self.neighbours[row], part, self.decoder.config.nearest)
                 parts.append(self.decoder(part, code.points[0], code.maps[0], code.whole, near))
                 continue
             with torch.no_grad():
-                parts += parallel_map(
-                    functools.partial(self._logits, code, neighbours), even_parts(part, CHUNK)
-                )
+                parts += parallel_map(functools.partial(self._logits, row), even_parts(part, CHUNK))
         return torch.cat(parts) if parts else points.new_zeros(0)
 
 
