@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ifdefense.geometry.gathering import affine_bags, affine_rows, neighbour_max
-from ifdefense.geometry.points import Neighbours, farthest_samples
+from ifdefense.geometry.points import Neighbours, farthest_samples, gather
 from ifdefense.implicit.base import Calibration, even_parts, random_subset
 from ifdefense.threads import parallel_map
 
@@ -100,7 +100,8 @@ class Structure(NamedTuple):
     """Neighbourhoods of a batch, as indices into its concatenated points.
 
     Attributes:
-        near: ``(B, N, k)`` nearest points of each point, itself first; k is `AROUND` or ``moments`` if larger.
+        near: ``(B, N, k)`` nearest points of each point, itself first; k is the largest
+            of `AROUND`, ``moments`` and ``neighbours``.
         coarse: ``(B, M)`` coarse points.
         coarse_from: ``(B, M, neighbours)`` nearest points of each coarse point.
         coarse_near: ``(B, M, neighbours)`` nearest coarse points of each coarse point, into the coarse
@@ -191,19 +192,23 @@ def structure(clouds: Tensor, config: LocalConfig, index: Tensor | None = None) 
     size = clouds.shape[1]
     index = torch.stack(coarse_points(list(clouds))) if index is None else index
     coarse_size, token_size = index.shape[1], max(1, size // 16)
-    coarse = clouds.gather(1, index[..., None].expand(-1, -1, 3))
-    tokens = coarse[:, :token_size]
+    coarse = gather(clouds, index)
     k = config.neighbours
     order = torch.arange(token_size, device=clouds.device).expand(len(clouds), -1)
-    fine, middle, top = ([Neighbours(part) for part in level] for level in (clouds, coarse, tokens))
+    fine, middle, top = (
+        [Neighbours(part) for part in level] for level in (clouds, coarse, coarse[:, :token_size])
+    )
+    # Coarse points are points, and tokens are the first coarse points: they have their neighbours.
+    near = _nearest(clouds, fine, max(config.moments, k, AROUND))
+    coarse_near = _nearest(coarse, middle, k)
     return Structure(
-        _flat(_nearest(clouds, fine, max(config.moments, AROUND)), size),
+        _flat(near, size),
         _flat(index, size),
-        _flat(_nearest(coarse, fine, k), size),
-        _flat(_nearest(coarse, middle, k), coarse_size),
+        _flat(gather(near, index)[..., :k], size),
+        _flat(coarse_near, coarse_size),
         _flat(_nearest(clouds, middle, 3), coarse_size),
         _flat(order, coarse_size),
-        _flat(_nearest(tokens, middle, k), coarse_size),
+        _flat(coarse_near[:, :token_size], coarse_size),
         _flat(_nearest(coarse, top, 3), token_size),
     )
 
@@ -322,15 +327,16 @@ class LocalEncoder(nn.Module):
 
     def _moments(self, points: Tensor, near: Tensor) -> Tensor:
         """Position, and mean and covariance of the nearest 8 and of all neighbours, ``(R, 21)``."""
-        relative = points.index_select(0, near.flatten()).view(*near.shape, 3) - points[:, None]
-        relative = relative * _FINE
-        parts = [2 * points]
+        planes = points.t().contiguous()
+        picked = planes.index_select(1, near.t().flatten()).view(3, *near.t().shape)
+        relative = (picked - planes[:, None]) * _FINE  # (3, k, R): sums over whole rows are fast
+        parts = [2 * planes]
         for group in (relative[:, :8], relative):
             mean = group.mean(1)
-            x, y, z = (group - mean[:, None]).unbind(-1)
+            x, y, z = (group - mean[:, None]).unbind()
             products = ((x, x), (y, y), (z, z), (x, y), (x, z), (y, z))
-            parts += [2 * mean, torch.stack([2 * (a * b).mean(1) for a, b in products], 1)]
-        return torch.cat(parts, 1)
+            parts += [2 * mean, torch.stack([2 * (a * b).mean(0) for a, b in products])]
+        return torch.cat(parts).t()
 
     def forward(self, clouds: Tensor, graph: Structure | None = None) -> LocalCode:
         """Codes of clouds ``(B, N, 3)``; ``graph`` is their precomputed `structure`."""
