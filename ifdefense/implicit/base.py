@@ -153,9 +153,10 @@ def evaluated(
     return torch.cat(parts) if parts else points.new_zeros(0)
 
 
-def even_parts(points: Tensor, chunk: int) -> Sequence[Tensor]:
+def even_parts(points: Tensor, chunk: int) -> tuple[Tensor, ...]:
     """Splits ``(M, 3)`` queries into as few parts of at most ``chunk`` as there can be, of like size."""
-    return points.split(-(-len(points) // -(-len(points) // chunk)))
+    parts = -(-len(points) // chunk)
+    return torch.split(points, -(-len(points) // parts))
 
 
 def weights_path(name_or_path: str | Path) -> Path:

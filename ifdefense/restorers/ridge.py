@@ -138,7 +138,7 @@ class RidgeRestorer:
         rows: Tensor,
         calibration: Calibration,
     ) -> list[tuple[Tensor, Tensor]]:
-        """Centred points ``(M, 3)`` of a span of the samples of each mesh, and their logits above the level."""
+        """Centred points ``(M, 3)`` of a span of each mesh's samples, and their logits above the level."""
         starts = [samples.points[0, span] for samples, span in zip(drawn, spans, strict=True)]
         sizes = [len(part) for part in starts]
         start = torch.cat(starts)

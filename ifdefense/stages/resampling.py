@@ -72,7 +72,7 @@ def resample(
             points[i], face = sample_surface(mesh, count, generator=np.random.default_rng(seed))
         except ValueError as error:
             raise ValueError(f"mesh {i} of {len(meshes)} cannot be resampled: {error}") from error
-        normals[i] = mesh.face_normals()[face]
+        normals[i] = mesh.face_normals(face)
     points -= np.float32(inset) * normals
     samples = Samples(torch.from_numpy(points).to(device), torch.from_numpy(normals).to(device))
     if method == "uniform" or not len(meshes):
