@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ifdefense.devices import in_float64
+
 # Distances per chunk of `knn`: fits the cache of a CPU and bounds the memory.
 _CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
 
@@ -480,7 +482,7 @@ def local_mean(points: Tensor, k: int) -> Tensor:
     if k == 1:
         return points
     index = knn(points.detach(), points.detach(), k)[1]
-    return gather(points, index).double().mean(2).to(points.dtype)
+    return in_float64(gather(points, index)).mean(2).to(points)
 
 
 def chamfer_distance(a: Tensor, b: Tensor, *, squared: bool = True) -> Tensor:
@@ -500,6 +502,15 @@ def chamfer_distance(a: Tensor, b: Tensor, *, squared: bool = True) -> Tensor:
     if not squared:
         forward, backward = forward.sqrt(), backward.sqrt()
     return forward.mean(dim=(1, 2)) + backward.mean(dim=(1, 2))
+
+
+def lower_median(values: Tensor, dim: int) -> Tensor:
+    """The median along an axis, which is kept; the lower one of two.
+
+    As `Tensor.median` with an axis, which CUDA refuses where deterministic algorithms are asked for, as it
+    also returns an index.
+    """
+    return values.sort(dim).values.narrow(dim, (values.shape[dim] - 1) // 2, 1)
 
 
 def _to_nearest(query: Tensor, source: Tensor) -> Tensor:

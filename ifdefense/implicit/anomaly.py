@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ifdefense.checkpoints import load_into, load_metadata, load_state, save_safetensors
+from ifdefense.devices import in_float64
 from ifdefense.geometry.points import Neighbours
+from ifdefense.guard import loading
 from ifdefense.implicit.base import Field, ImplicitNetwork, load_network, weights_path
 from ifdefense.implicit.local import LocalField, LocalOccupancyNetwork
 from ifdefense.implicit.occupancy import OccupancyNetwork
@@ -102,6 +104,7 @@ class AnomalyNetwork(nn.Module):
         return cls(first, second).eval()
 
     @classmethod
+    @loading
     def load(cls, name_or_path: str | Path = "anomaly") -> Self:
         """Loads the head and the networks that it names; arguments and errors as `load_network`.
 
@@ -169,7 +172,8 @@ class AnomalyNetwork(nn.Module):
         k = min(NEIGHBOURS[-1] + 1, len(points))
         near = neighbours.own(k)
         columns = near[:, [min(number, k - 1) for number in NEIGHBOURS]]
-        distance = (points[columns].double() - points[:, None].double()).norm(dim=-1).float()
+        apart = in_float64(points[columns]) - in_float64(points[:, None])
+        distance = apart.norm(dim=-1).to(points)
         typical = distance[:, 1].median().clamp(min=1e-6)
         support = (distance / typical + 0.02).log()
         values = torch.cat([maps, inside[:, None], (centred / spread)[:, None], support], 1)

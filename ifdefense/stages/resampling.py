@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ifdefense.devices import in_float64
 from ifdefense.geometry.frame import first_occurrences
 from ifdefense.geometry.mesh import Floats, Ints, Mesh
 from ifdefense.geometry.points import gather, knn, local_mean, spread_sampling, stacked
@@ -146,7 +147,7 @@ def _union(samples: Tensor, evidence: Tensor, count: int, tolerance: float) -> T
 
 def _distances(query: Tensor, source: Tensor) -> Tensor:
     """Distance of each query to the nearest source, (n,) float64."""
-    return knn(query[None].double(), source[None].double(), 1)[0][0, :, 0].sqrt()
+    return knn(in_float64(query[None]), in_float64(source[None]), 1)[0][0, :, 0].sqrt()
 
 
 @dataclasses.dataclass(frozen=True)
