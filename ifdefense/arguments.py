@@ -148,7 +148,7 @@ def cloud_of(values: object, name: str, *, detach: bool = True) -> Tensor:
         raise ValueError(f"{name} must have shape (N, 3) or (N, 3 + C), got {tuple(cloud.shape)}")
     if detach:
         cloud = cloud.detach()
-    points = cloud.detach()[:, :3]
+    points = cloud.detach()[:, :3].cpu()  # every check reads a value
     broken = ~torch.isfinite(points).all(1)
     if broken.any():
         first = int(broken.nonzero()[0])

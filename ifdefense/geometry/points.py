@@ -27,7 +27,12 @@ _CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
 _TREE = 1 << 24
 # Queries beyond which a KD-tree is worth several threads.
 _THREADED = 1 << 14
+# Points of a batch up to which a step of farthest-point sampling takes a CPU no longer than its dozen launches
+# take an accelerator.
+_STEP = 1 << 16
 _KERNEL_DEVICES = {"cuda"}
+# Where points stand that only fill up a batch: never neighbours, and their squares are finite.
+_FAR = 1e9
 
 
 @functools.cache
@@ -138,6 +143,20 @@ class Neighbours:
         return self._own[:, :k]
 
 
+def neighbours_of_each(queries: Sequence[Tensor], sources: Sequence[Tensor], k: int) -> list[Tensor]:
+    """Indices (N_i, k) of the nearest points of each cloud, for the queries of each: one search for all.
+
+    Args:
+        queries: (N_i, 3) points.
+        sources: (M_i, 3) points, at least ``k``.
+        k: neighbours.
+    """
+    query = torch.nn.utils.rnn.pad_sequence(list(queries), batch_first=True)
+    source = torch.nn.utils.rnn.pad_sequence(list(sources), batch_first=True, padding_value=_FAR)
+    index = knn(query.detach(), source.detach(), k)[1]
+    return [row[: len(part)] for row, part in zip(index, queries, strict=True)]
+
+
 @torch.no_grad()
 def nearest_squared(points: Tensor, k: int) -> Tensor:
     """Squared distances of each point to its ``k`` nearest points, itself included, ascending.
@@ -209,6 +228,8 @@ def farthest_point_sampling(points: Tensor, num: int, *, start: int | Tensor = 0
         raise ValueError(f"start must lie in 0..{size - 1}, got {start}")
     if (kernels := _kernels(points)) is not None:
         return _by_kernel(kernels, points, num, first.to(points.device).expand(batch))
+    if points.device.type != "cpu" and batch * size <= _STEP:
+        return farthest_point_sampling(points.cpu(), num, start=first.cpu()).to(points.device)
     if batch == 1 and points.device.type == "cpu" and points.dtype in (torch.float32, torch.float64):
         return _farthest(points[0], num, lowest)[None]
     # Contiguous coordinates and preallocated buffers, so that the loop allocates nothing.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ifdefense.geometry.gathering import affine_bags, affine_rows, neighbour_max
-from ifdefense.geometry.points import Neighbours, farthest_samples, gather
+from ifdefense.geometry.gathering import affine_bags, affine_rows, neighbour_max, numbers_per_block
+from ifdefense.geometry.points import Neighbours, farthest_samples, gather, neighbours_of_each
 from ifdefense.implicit.base import Calibration, even_parts, random_subset
 from ifdefense.threads import parallel_map
 
@@ -419,6 +420,28 @@ class LocalDecoder(nn.Module):
         return logits
 
 
+class _Rows(NamedTuple):
+    """Codes of clouds, one after the other.
+
+    Attributes:
+        planes: ``(3, R)`` coordinates of the points.
+        maps: ``(R, 4 values)`` their maps.
+        whole: ``(B, 4 hidden)`` global maps.
+    """
+
+    planes: Tensor
+    maps: Tensor
+    whole: Tensor
+
+    @classmethod
+    def of(cls, codes: Sequence[LocalCode]) -> _Rows:
+        points, maps, whole = (
+            parts[0] if len(parts) == 1 else torch.cat(parts)
+            for parts in zip(*((c.points[0].detach(), c.maps[0], c.whole) for c in codes), strict=True)
+        )
+        return cls(points.t().contiguous(), maps, whole)
+
+
 class LocalField:
     """The fields of several clouds at inference; see `ifdefense.implicit.base.Field`.
 
@@ -433,37 +456,62 @@ class LocalField:
     def __init__(self, decoder: LocalDecoder, codes: list[LocalCode]) -> None:
         self.decoder, self.codes = decoder, codes
         self.neighbours = [Neighbours(code.points[0], code.near) for code in codes]
-        self._planes = [code.points[0].detach().t().contiguous() for code in codes]
+        self._clouds = [_Rows.of([code]) for code in codes]
         self._fall = F.softplus(decoder.fall).view(-1, 1, 1)
         self._layers = [
             layer.weight.t().contiguous()
             for layer in (decoder.local, decoder.whole, decoder.inner, decoder.last)
         ]
 
-    def _logits(self, row: int, queries: Tensor) -> Tensor:
+    def _of_cloud(self, row: int, queries: Tensor) -> Tensor:
+        near = padded(self.neighbours[row], queries, self.decoder.config.nearest)
+        return self._logits(self._clouds[row], near.t(), queries)
+
+    def _of_all(self, queries: list[Tensor], owner: Tensor) -> Tensor:
+        """Logits of queries of each cloud, together: on an accelerator, every call is a launch."""
+        sources = [code.points[0] for code in self.codes]
+        sizes = [len(source) for source in sources]
+        if min(sizes) < self.decoder.config.nearest:  # neighbours repeat
+            found = [
+                padded(neighbours, part, self.decoder.config.nearest)
+                for neighbours, part in zip(self.neighbours, queries, strict=True)
+            ]
+        else:
+            found = neighbours_of_each(queries, sources, self.decoder.config.nearest)
+        starts = itertools.accumulate([0, *sizes[:-1]])
+        near = torch.cat([part + start for part, start in zip(found, starts, strict=True)])
+        rows = _Rows.of(self.codes)
+        chunk = numbers_per_block(near.device) // (near.shape[1] * self.decoder.config.values)
+        parts = zip(near.split(chunk), torch.cat(queries).split(chunk), owner.split(chunk), strict=True)
+        return torch.cat([self._logits(rows, index.t(), part, cloud) for index, part, cloud in parts])
+
+    def _logits(self, rows: _Rows, near: Tensor, queries: Tensor, owner: Tensor | None = None) -> Tensor:
+        """Logits ``(M,)`` of queries of one cloud, or of those that ``owner`` names."""
         decoder, (local, whole, inner, last) = self.decoder, self._layers
-        near = padded(self.neighbours[row], queries, decoder.config.nearest).t()
-        around = self.codes[row].whole.view(4, -1)
-        z = torch.addmm(around[0], 2 * queries, around[1:]).relu_()
-        x = torch.addmm(decoder.local.bias, self._attended(row, near, queries), local)
+        if owner is None:
+            around = rows.whole.view(4, -1)
+            z = torch.addmm(around[0], 2 * queries, around[1:]).relu_()
+        else:
+            z = affine_bags(rows.whole, owner, torch.cat([torch.ones_like(queries[:, :1]), 2 * queries], 1))
+        x = torch.addmm(decoder.local.bias, self._attended(rows, near, queries), local)
         x = x.addmm_(z, whole)
         x = torch.addmm(decoder.inner.bias, x.relu(), inner).add_(x).relu_()
         x = torch.addmm(decoder.last.bias, x, last).relu_()
         return torch.addmv(decoder.out.bias, x, decoder.out.weight[0])
 
-    def _attended(self, row: int, near: Tensor, queries: Tensor) -> Tensor:
+    def _attended(self, rows: _Rows, near: Tensor, queries: Tensor) -> Tensor:
         """Mean of the maps of ``near`` (k, M), and the nearest point's distance, ``(M, values + 1)``."""
         heads, width = self.decoder.config.heads, self.decoder.config.values
         count, size = near.shape
         index = near.flatten()
         offsets = [
             query - plane.index_select(0, index).view(count, size)
-            for query, plane in zip(queries.t(), self._planes[row], strict=True)
+            for query, plane in zip(queries.t(), rows.planes, strict=True)
         ]
         square = offsets[0].square().addcmul_(offsets[1], offsets[1]).addcmul_(offsets[2], offsets[2])
         scale = _FINE * torch.rsqrt(1 + 36 * square)
         terms = torch.stack([torch.ones_like(scale), *(offset.mul_(scale) for offset in offsets)], -1)
-        value = affine_bags(self.codes[row].maps[0], index, terms.view(-1, 4))
+        value = affine_bags(rows.maps, index, terms.view(-1, 4))
         distance = square.mul_(scale).mul_(scale)
         score = (self.decoder.attend.weight @ value.t()).view(heads, count, size)
         weight = score.addcmul_(self._fall, distance, value=-1).softmax(1)
@@ -486,15 +534,19 @@ class LocalField:
         """
         counts = torch.bincount(cloud, minlength=len(self.codes)).tolist()
         parts = []
+        graph = torch.is_grad_enabled() and (points.requires_grad or self.codes[0].maps.requires_grad)
+        if points.device.type != "cpu" and len(points) and not graph:
+            with torch.no_grad():
+                return self._of_all(list(points.split(counts)), cloud)
         for row, (code, part) in enumerate(zip(self.codes, points.split(counts), strict=True)):
             if not len(part):
                 continue
-            if torch.is_grad_enabled() and (part.requires_grad or code.maps.requires_grad):
+            if graph:
                 near = padded(self.neighbours[row], part, self.decoder.config.nearest)
                 parts.append(self.decoder(part, code.points[0], code.maps[0], code.whole, near))
                 continue
             with torch.no_grad():
-                parts += parallel_map(functools.partial(self._logits, row), even_parts(part, CHUNK))
+                parts += parallel_map(functools.partial(self._of_cloud, row), even_parts(part, CHUNK))
         return torch.cat(parts) if parts else points.new_zeros(0)
 
 
