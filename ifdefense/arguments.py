@@ -148,7 +148,7 @@ def cloud_of(values: object, name: str, *, detach: bool = True) -> Tensor:
         raise ValueError(f"{name} must have shape (N, 3) or (N, 3 + C), got {tuple(cloud.shape)}")
     if detach:
         cloud = cloud.detach()
-    points = cloud.detach()[:, :3]
+    points = cloud.detach()[:, :3].cpu()  # every check reads a value
     broken = ~torch.isfinite(points).all(1)
     if broken.any():
         first = int(broken.nonzero()[0])
@@ -158,7 +158,7 @@ def cloud_of(values: object, name: str, *, detach: bool = True) -> Tensor:
     if len(points) > 1 and bool((points == points[0]).all()):
         raise ValueError(f"{name} has zero extent: all its {len(points)} points are the same")
     # Few clouds repeat themselves, so the first points usually tell.
-    distinct = len(torch.unique(points[:4096], dim=0))
+    distinct = len(torch.unique(points[: 2 * MIN_POINTS], dim=0))
     if distinct < MIN_POINTS < len(points):
         distinct = len(torch.unique(points, dim=0))
     if distinct < MIN_POINTS:

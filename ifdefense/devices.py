@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,24 @@ def has_float64(device: torch.device) -> bool:
 def in_float64(values: Tensor) -> Tensor:
     """Values in float64: on their device if it has that, else on the CPU; differentiable."""
     return (values if has_float64(values.device) else values.cpu()).double()
+
+
+def on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The values of tensors ``(N_i, ...)`` on the CPU, without their graphs, and by one copy.
+
+    What reads single values, or takes many small steps, is faster there: a GPU is waited for once.
+    """
+    parts = [tensor.detach() for tensor in tensors]
+    if len({part.device for part in parts}) > 1 or parts[0].device.type == "cpu":
+        return [part.cpu() for part in parts]
+    return list(torch.cat(parts).cpu().split([len(part) for part in parts]))
+
+
+def on_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors ``(N_i, ...)`` of the CPU on a device, by one copy."""
+    if device.type == "cpu":
+        return list(tensors)
+    return list(torch.cat(list(tensors)).to(device).split([len(part) for part in tensors]))
 
 
 def synchronise(device: torch.device | None = None) -> None:

@@ -170,7 +170,7 @@ class AnomalyNetwork(nn.Module):
         centred = inside - inside.median()
         spread = 1.4826 * centred.abs().median() + 0.05
         k = min(NEIGHBOURS[-1] + 1, len(points))
-        near = neighbours(points, k)
+        near = neighbours.own(k)
         columns = near[:, [min(number, k - 1) for number in NEIGHBOURS]]
         apart = in_float64(points[columns]) - in_float64(points[:, None])
         distance = apart.norm(dim=-1).to(points)

@@ -150,8 +150,14 @@ def evaluated(
     parts = []
     for field, part in zip(fields, points.split(counts), strict=True):
         if len(part):
-            parts += parallel_map(field, part.split(chunk))
+            parts += parallel_map(field, even_parts(part, chunk))
     return torch.cat(parts) if parts else points.new_zeros(0)
+
+
+def even_parts(points: Tensor, chunk: int) -> tuple[Tensor, ...]:
+    """Splits ``(M, 3)`` queries into as few parts of at most ``chunk`` as there can be, of like size."""
+    parts = -(-len(points) // chunk)
+    return torch.split(points, -(-len(points) // parts))
 
 
 def weights_path(name_or_path: str | Path) -> Path:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ifdefense.arguments import MAX_POINTS, MAX_SEED, count_of, integer
 from ifdefense.clouds import Clouds, unpack
+from ifdefense.devices import on_device, on_host
 from ifdefense.geometry.frame import Frame, first_occurrences, within_reach
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.guard import guarded, normal
@@ -295,7 +296,7 @@ class Purifier(nn.Module, ABC):
         removed first, so that they do not set the frame.
         """
         given = self._beside_weights(clouds)
-        used = [usable(cloud) for cloud in given]
+        used = on_device([usable(cloud) for cloud in on_host(given)], given[0].device)
         parts = [cloud[index] for cloud, index in zip(given, used, strict=True)]
         frames = [Frame.of(part) for part in parts]
         cubes = [frame.to_cube(part) for frame, part in zip(frames, parts, strict=True)]

@@ -75,7 +75,7 @@ class AnomalyRepair:
         neighbours, logits = self.network(torch.from_numpy(given), field, row)
         points = neighbours.source
         odd = logits.cpu().double().sigmoid()
-        odd = odd[neighbours(points, min(self.smoothing, len(points))).cpu()].mean(1)
+        odd = odd[neighbours.own(min(self.smoothing, len(points))).cpu()].mean(1)
         vertices = torch.tensor(mesh.vertices, device=points.device)
         score = odd[neighbours(vertices, 1).squeeze(1).cpu()].numpy()
         surface = Surface(mesh)
