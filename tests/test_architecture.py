@@ -79,6 +79,7 @@ ROOMS: dict[str, set[str]] = {
     "purifiers": {
         "arguments",
         "clouds",
+        "devices",
         "geometry",
         "guard",
         "implicit",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ifdefense.devices import in_float64
+from ifdefense.devices import in_float64, on_host
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.geometry.points import lower_median
 
@@ -22,10 +24,12 @@ class Frame:
     Attributes:
         centre: ``(3,)`` centre of the bounding box, caller's frame.
         extent: ``()`` longest side of the bounding box, caller's units.
+        numbers: ``(4,)`` centre and extent on the host, so that meshes wait for no accelerator.
     """
 
     centre: Tensor
     extent: Tensor
+    numbers: NDArray[np.float64]
 
     @classmethod
     def of(cls, points: Tensor) -> Frame:
@@ -39,10 +43,20 @@ class Frame:
         Raises:
             ValueError: if the cloud has no extent.
         """
-        centre, extent = bounding_cubes(in_float64(points))
-        if not extent > 0:
-            raise ValueError("the cloud has zero extent: all its points are the same")
-        return cls(centre[0], extent[0, 0])
+        return cls.of_each([points])[0]
+
+    @classmethod
+    def of_each(cls, clouds: Sequence[Tensor]) -> list[Frame]:
+        """Frames of clouds as `of` makes them, read by the host together."""
+        boxes = [bounding_cubes(in_float64(points)) for points in clouds]
+        rows = on_host([torch.cat(box, 1) for box in boxes])
+        frames = []
+        for (centre, extent), row in zip(boxes, rows, strict=True):
+            numbers = row[0].numpy()
+            if not numbers[3] > 0:
+                raise ValueError("the cloud has zero extent: all its points are the same")
+            frames.append(cls(centre[0], extent[0, 0], numbers))
+        return frames
 
     def to_cube(self, points: Tensor) -> Tensor:
         """Maps points ``(N, 3)`` into the unit cube, float32."""
@@ -54,7 +68,7 @@ class Frame:
 
     def mesh_from_cube(self, mesh: Mesh) -> Mesh:
         """Maps a mesh back into the caller's frame."""
-        return mesh.transformed(float(self.extent.detach()), self.centre.detach().cpu().numpy())
+        return mesh.transformed(float(self.numbers[3]), self.numbers[:3])
 
 
 def bounding_cubes(points: Tensor) -> tuple[Tensor, Tensor]:

@@ -298,7 +298,7 @@ class Purifier(nn.Module, ABC):
         given = self._beside_weights(clouds)
         used = on_device([usable(cloud) for cloud in on_host(given)], given[0].device)
         parts = [cloud[index] for cloud, index in zip(given, used, strict=True)]
-        frames = [Frame.of(part) for part in parts]
+        frames = Frame.of_each(parts)
         cubes = [frame.to_cube(part) for frame, part in zip(frames, parts, strict=True)]
         outcomes = self.run(cubes, counts, seed)
         outward = [_outward(*each) for each in zip(outcomes, frames, given, used, strict=True)]
