@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ifdefense.checkpoints import load_into, load_metadata, load_state, save_safetensors
 from ifdefense.geometry.points import Neighbours
+from ifdefense.guard import loading
 from ifdefense.implicit.base import Field, ImplicitNetwork, load_network, weights_path
 from ifdefense.implicit.local import LocalField, LocalOccupancyNetwork
 from ifdefense.implicit.occupancy import OccupancyNetwork
@@ -102,6 +103,7 @@ class AnomalyNetwork(nn.Module):
         return cls(first, second).eval()
 
     @classmethod
+    @loading
     def load(cls, name_or_path: str | Path = "anomaly") -> Self:
         """Loads the head and the networks that it names; arguments and errors as `load_network`.
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
+from ifdefense.guard import loading
 from ifdefense.threads import parallel_map
 
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -167,8 +168,9 @@ def weights_path(name_or_path: str | Path) -> Path:
     return shipped("ifdefense", str(name_or_path))
 
 
+@loading
 def load_network(name_or_path: str | Path) -> ImplicitNetwork:
-    """Loads an implicit network and its calibration.
+    """Loads an implicit network and its calibration, in evaluation mode and with frozen parameters.
 
     Args:
         name_or_path: name of shipped weights, a ``.safetensors`` file of ``ifdefense train``, or a public
@@ -192,5 +194,5 @@ def load_network(name_or_path: str | Path) -> ImplicitNetwork:
     network = getattr(importlib.import_module(module), cls).of_weights(state, metadata)
     load_into(network, state, path)
     network.source = str(name_or_path)
-    loaded: ImplicitNetwork = network.eval()
+    loaded: ImplicitNetwork = network
     return loaded

@@ -10,6 +10,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from ifdefense.checkpoints import load_into, load_state, shipped
+from ifdefense.guard import loading
 
 
 class PointNetwork(nn.Module, ABC):
@@ -35,6 +36,7 @@ class PointNetwork(nn.Module, ABC):
         """An untrained network of the sizes of a state dict."""
 
     @classmethod
+    @loading
     def load(cls, name_or_path: str | Path) -> Self:
         """Loads weights, in evaluation mode and with frozen parameters.
 
@@ -53,4 +55,4 @@ class PointNetwork(nn.Module, ABC):
         network = cls.of_state(state)
         load_into(network, state, path)
         network.source = str(name_or_path)
-        return network.eval().requires_grad_(False)
+        return network
