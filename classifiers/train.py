@@ -28,7 +28,7 @@ from classifiers import NETWORKS, build
 from classifiers.adversarial import attacked
 from classifiers.layers import Sized
 from classifiers.pointnet import PointNet, orthogonality_penalty
-from ifdefense.checkpoints import load_into, load_state
+from ifdefense.checkpoints import load_weights
 from ifdefense.console import use_huge_pages
 from ifdefense.logits import classify
 from ifdefense.training.clouds import TrainingClouds, load_training_clouds
@@ -479,7 +479,7 @@ def main(
     extra = {"feature_transform": feature_transform} if network == "pointnet" else {}
     model = build(network, num_classes, **extra)
     if init is not None:
-        load_into(model, load_state(init), init)
+        load_weights(model, init)
     run = ClassifierRun(
         model, train, validation, options, folder, {"model": network, **extra, "init": file_digest(init)}
     )
