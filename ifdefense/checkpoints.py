@@ -77,8 +77,8 @@ def load_state(
     Files load as training programs and wrappers write them: the tensors may lie under any key, beside
     optimiser state and numbers, and their names may have any prefix in common, such as ``module.``,
     ``model.`` or ``_orig_mod.``. Key and prefix are those under which all ``names`` are found; tensors beside
-    them, such as the weights of a loss, are left out, which is logged. If all are found nowhere, the result is
-    where most of them are, for `load_into` to say what is wrong.
+    them, such as the weights of a loss, are left out, which is logged. If all are found nowhere, the result
+    is where most of them are, for `load_into` to say what is wrong.
 
     Args:
         path: the file.
