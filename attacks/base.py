@@ -125,7 +125,8 @@ class Oracle:
         Raises:
             ValueError: if the logits have a wrong shape, are not finite, or lack a class of the batch.
         """
-        logits = classify(self._model, points).to(points)
+        # A copy, for models that work on their input in place.
+        logits = classify(self._model, points.clone()).to(points)
         if self._largest >= logits.shape[1]:
             raise ValueError(
                 f"class {self._largest} is out of range: the model has {logits.shape[1]} classes"
@@ -241,7 +242,8 @@ class Attack(ABC):
 
         A module is attacked in evaluation mode and restored afterwards. All examples share their random
         numbers, so a result does not depend on the batch. Works in `torch.inference_mode`, too. The caller's
-        autocast applies inside the model, not to the attack's own distances and updates.
+        autocast applies inside the model, not to the attack's own distances and updates; these are computed
+        in float32 at least.
 
         Args:
             model: ``(B, N, 3)`` points to ``(B, C)`` logits, differentiable unless the attack is score-based;
@@ -261,11 +263,12 @@ class Attack(ABC):
         if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
             raise TypeError(f"generator must be a torch.Generator on the CPU, got {generator!r}")
         with apart(), torch.inference_mode(False), frozen(model), torch.no_grad():
-            labels, clean = ordinary(labels), ordinary(points.detach())
+            clean = ordinary(points.detach()).to(torch.promote_types(points.dtype, torch.float32))
+            labels = ordinary(labels)
             targets = None if targets is None else ordinary(targets)
             oracle = Oracle(model, labels, targets)
             attacked, iterations = self.run(oracle, clean.clone(), generator)
-            attacked = self.constrain(attacked, clean)
+            attacked = self.constrain(attacked, clean).to(points.dtype)
             sizes = self._measured(attacked, clean)
             success = oracle.reached(oracle.logits(attacked))
         return AttackResult(attacked, success, sizes, oracle.queries, iterations)
@@ -310,6 +313,8 @@ class Attack(ABC):
 
     def _measured(self, attacked: Tensor, clean: Tensor) -> dict[str, Tensor]:
         """Sizes of the change, which must be one that the threat model allows."""
+        eps = torch.finfo(attacked.dtype).eps
+        attacked = attacked.to(clean.dtype)
         threat = self.threat
         added = attacked.shape[1] - clean.shape[1]
         expected = {"shift": 0, "add": threat.count, "drop": -threat.count}[threat.changes]
@@ -318,7 +323,7 @@ class Attack(ABC):
                 f"{type(self).__name__} returned shape {tuple(attacked.shape)} for {tuple(clean.shape)}"
             )
         if threat.changes == "shift":
-            return self._measured_shift(attacked, clean)
+            return self._measured_shift(attacked, clean, eps)
         whole, part = (attacked, clean) if threat.changes == "add" else (clean, attacked)
         if not _contains(whole, part).all():
             raise BudgetError(f"{type(self).__name__} moved points, but may only {threat.changes} them")
@@ -333,11 +338,11 @@ class Attack(ABC):
             "hausdorff": distances.directed_hausdorff(attacked, clean),
         }
 
-    def _measured_shift(self, attacked: Tensor, clean: Tensor) -> dict[str, Tensor]:
+    def _measured_shift(self, attacked: Tensor, clean: Tensor, eps: float) -> dict[str, Tensor]:
         sizes: dict[str, Tensor] = {name: size(attacked, clean) for name, size in DISTANCES.items()}
         norm, budget = self.threat.norm, self.budget(clean.shape[1])
         if norm is not None and budget is not None:
-            rounding = torch.finfo(clean.dtype).eps * clean.abs().max() * clean.shape[1] ** 0.5
+            rounding = eps * clean.abs().max() * clean.shape[1] ** 0.5
             over = sizes[norm] > budget * (1 + TOLERANCE) + rounding
             if over.any():
                 example = int(over.nonzero()[0])

@@ -407,7 +407,53 @@ def test_many_clouds_in_inference_mode(net: SmallNet, tmp_path: Path) -> None:
             assert torch.equal(result.points, expected.points) and not result.points.is_inference()
 
 
-# Wrappers of classifiers
+# Classifiers of other programs
+
+
+class InPlace(nn.Module):
+    """A classifier that centres its input where it is."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, points: Tensor) -> Any:
+        points -= points.mean(1, keepdim=True)
+        return self.net(points)
+
+
+class Centring(InPlace):
+    def forward(self, points: Tensor) -> Any:
+        return self.net(points - points.mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize("kind", [attacks.PGD, attacks.Square, attacks.SaliencyDrop])
+def test_a_classifier_that_works_in_place(kind: type[Attack], net: SmallNet) -> None:
+    labels = Centring(net)(CLOUDS).argmax(1)
+    before = CLOUDS.clone()
+    ours, theirs = (small(kind)(model(net), CLOUDS, labels) for model in (InPlace, Centring))
+    same(ours, theirs)
+    assert torch.equal(CLOUDS, before)
+
+
+@every_attack
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_clouds_of_half_precision(attack: Attack, dtype: torch.dtype, net: SmallNet) -> None:
+    given = CLOUDS.to(dtype)
+    ours, theirs = run(attack, net, given), run(attack, net, given.float())
+    assert ours.points.dtype == dtype
+    assert torch.equal(ours.points, theirs.points.to(dtype))
+
+
+def test_a_compiled_classifier_has_a_cache(net: SmallNet, tmp_path: Path) -> None:
+    labels = net(CLOUDS).argmax(1)
+    model = torch.compile(net, backend="eager")
+    for _ in range(2):
+        attacks.attack_in_batches(small(attacks.FGM), model, CLOUDS, labels, batch_size=3, folder=tmp_path)
+        assert len(list(tmp_path.iterdir())) == 1
+    other = torch.compile(SmallNet().eval(), backend="eager")
+    attacks.attack_in_batches(small(attacks.FGM), other, CLOUDS, labels, batch_size=3, folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize(
