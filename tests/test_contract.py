@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import attacks
 from attacks import Attack, AttackResult
 from benchmarks.demo import predict
+from benchmarks.protocol import Bench
 from classifiers.adversarial import attacked
 from classifiers.train import ClassifierOptions, ClassifierRun, accuracy
 from ifdefense import Defended
@@ -211,6 +212,8 @@ def test_training_and_measurements_take_tuples(net: SmallNet, tmp_path: Path) ->
     labels = net(CLOUDS).argmax(1)
     assert accuracy(model, TrainingClouds(CLOUDS, labels)) == 1
     assert torch.equal(predict(model, CLOUDS), labels)
+    bench, victim = cast(Any, SimpleNamespace(batch=2)), cast(Any, SimpleNamespace(model=model))
+    assert torch.equal(Bench.predictions(bench, victim, CLOUDS), labels)
     generators = [torch.Generator().manual_seed(0) for _ in range(2)]
     ours, theirs = (
         attacked(each, CLOUDS, labels, 0.1, 2, generator)
