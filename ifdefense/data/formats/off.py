@@ -37,7 +37,7 @@ def decode(data: bytes, options: Options) -> Geometry:
     Raises:
         DataError: if the file is damaged or has less or more than its header declares.
     """
-    lines = [line.partition("#")[0].strip() for line in decoded_text(data).splitlines()]
+    lines = [line.partition("#")[0].strip() for line in decoded_text(data).split("\n")]
     lines = [line for line in lines if line]
     # Some files of ModelNet run the header and the counts together.
     start = re.match(r"(C?N?)OFF\b\s*(?=\D|$)|(C?N?)OFF\s*(?=\d)", lines[0] if lines else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import struct
 from collections.abc import Iterable
 
@@ -11,17 +12,21 @@ from numpy.typing import NDArray
 
 from ifdefense.data.errors import DataError
 from ifdefense.data.formats.table import (
+    FILE,
     CloudFile,
     Columns,
     Geometry,
     Layout,
     Options,
     declared,
+    decoded_text,
     fan,
     flat_columns,
+    logger,
     short,
     table_of,
     warn_lost,
+    without_mark,
 )
 from ifdefense.geometry.mesh import Mesh
 
@@ -107,33 +112,30 @@ def _triangles(element: Element, lists: Lists | dict[str, NDArray[np.int64]]) ->
     if not known:
         raise DataError("its faces have no list of vertices")
     corners = lists[known[0]]
-    if isinstance(corners, np.ndarray) and corners.shape[1] == 3:
-        return corners
-    polygons = corners.tolist() if isinstance(corners, np.ndarray) else corners
-    for row, polygon in enumerate(polygons):
+    for row, polygon in enumerate(corners):
         if len(polygon) < 3:
             raise DataError(f"face {row} has {len(polygon)} corners")
-    return fan(polygons)
+        if isinstance(corners, np.ndarray):
+            break  # all are of one length
+    return fan(corners)
 
 
 def _header(data: bytes) -> tuple[str, list[Element], bytes]:
     """Byte order, elements and what follows the header."""
-    if not data.startswith((b"ply\n", b"ply\r")):
+    data = without_mark(data)
+    start = re.match(rb"ply[ \t]*(\r\n|\n|\r)", data)
+    if start is None:
         raise DataError("not a ply file: it does not start with 'ply'")
-    end = data.find(b"end_header", 0, 1 << 20)
-    if end < 0:
+    newline = rb"\r" if start[1] == b"\r" else rb"\r?\n"
+    end = re.compile(rb"[\r\n]end_header[ \t]*(%b|$)" % newline).search(data, 0, 1 << 20)
+    if end is None:
         raise DataError("not a complete ply file: its header does not end")
-    newline = data.find(b"\n", end)
-    if newline < 0:
-        newline = len(data)
-    if data[end + len(b"end_header") : newline].strip():
-        raise DataError("not a ply file: more follows end_header on its line")
     order, elements = "", list[Element]()
-    for line in data[:end].decode("latin-1").splitlines()[1:]:
+    for line in decoded_text(data[: end.start()]).split("\n")[1:]:
         words = line.split()
-        if not words or words[0] in ("comment", "obj_info"):
-            continue
-        if words[0] == "format" and len(words) == 3 and words[1] in ORDERS and words[2] == "1.0":
+        if not words or words[0] not in ("format", "element", "property"):
+            logger.debug("%s: the line %r of its header is ignored", FILE.get(), line[:60])
+        elif words[0] == "format" and len(words) in (2, 3) and words[1] in ORDERS:
             order = ORDERS[words[1]]
         elif words[0] == "element" and len(words) == 3:
             elements.append(Element(words[1], declared(words[2], f"{words[1]} elements"), []))
@@ -156,7 +158,7 @@ def _header(data: bytes) -> tuple[str, list[Element], bytes]:
         names = [prop.name for prop in element.properties]
         if len(set(names)) < len(names):
             raise DataError(f"not a ply file: element {element.name} has a property twice")
-    return order, elements, data[newline + 1 :]
+    return order, elements, data[end.end() :]
 
 
 class _Ascii:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -23,6 +25,9 @@ MAX_POINTS = 20_000_000
 
 BYTES_PER_POINT = 32
 """Decoded size of a file is limited to this times the limit on its points."""
+
+NO_TEXT = re.compile(r"[\0-\x08\x0e-\x19\x1b-\x1f]")
+"""Control characters other than the ends of lines and of files (as DOS marked it)."""
 
 Columns = dict[str, NDArray[Any]]
 """``(N,)`` or ``(N, C)`` arrays by name."""
@@ -179,11 +184,14 @@ class Geometry:
         vertices: vertices with their attributes.
         faces: ``(F, 3)`` int64.
         layout: how the file lays out the vertices.
+        corners: ``(F, 3)`` attributes of the corners of the faces by name, such as normals that differ from
+            face to face.
     """
 
     vertices: PointTable
     faces: NDArray[np.int64]
     layout: Layout
+    corners: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
 
 
 def find_coordinates(names: Sequence[str], wanted: Sequence[str] | None) -> tuple[int, int, int]:
@@ -334,18 +342,39 @@ def plain_strings(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def decoded_text(data: bytes) -> str:
-    """The text of a file.
+    """The text of a file, whose lines end with a newline character alone.
+
+    The byte order mark decides, else it is UTF-8, else Latin-1. In files in GBK or Shift-JIS this garbles
+    comments and names, but no numbers.
 
     Raises:
-        DataError: if it is not UTF-8.
+        DataError: if it holds bytes that no text has.
     """
+    marks = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+    encoding = next((name for mark, name in marks if data.startswith(mark)), None)
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode(encoding or "utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"not a text file: {error}") from None
-    if "\0" in text:
-        raise DataError("not a text file: it holds zero bytes")
-    return text
+        if encoding:
+            raise DataError(f"not a text file: {error}") from None
+        logger.debug("%s: not UTF-8 (%s), read as Latin-1", FILE.get(), error)
+        text = data.decode("latin-1")
+    if found := NO_TEXT.search(text):
+        raise DataError(f"not a text file: it holds the byte {ord(found[0])}")
+    return text.rstrip("\x1a").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def without_mark(data: bytes) -> bytes:
+    """The bytes of a file that may be text, as UTF-8 without a byte order mark.
+
+    Raises:
+        DataError: if there is a mark, and what follows is no text.
+    """
+    if data.startswith(codecs.BOM_UTF8):
+        return data[len(codecs.BOM_UTF8) :]
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return decoded_text(data).encode("utf-8")
+    return data
 
 
 def declared(word: str, what: str) -> int:
@@ -366,8 +395,11 @@ def short(declared_count: int, found: int, what: str) -> DataError:
     return DataError(f"the file is truncated or damaged: it declares {declared_count} {what}, has {found}")
 
 
-def fan(polygons: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+def fan(polygons: Sequence[Sequence[int]] | NDArray[np.integer]) -> NDArray[np.int64]:
     """Triangles ``(F, 3)`` of polygons, each cut into a fan around its first corner."""
+    if isinstance(polygons, np.ndarray):
+        corners = [polygons[:, (0, index, index + 1)] for index in range(1, polygons.shape[1] - 1)]
+        return np.stack(corners, axis=1).reshape(-1, 3).astype(np.int64)
     triangles = [
         (corners[0], corners[index], corners[index + 1])
         for corners in polygons

@@ -130,7 +130,7 @@ def _rows(text: str) -> tuple[Rows, str | None]:
     """Lines that are not blank or comments, and the last comment before them."""
     rows: Rows = []
     comment = None
-    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         stripped = line.strip()
         if stripped.startswith(("#", "//")):
             comment = stripped if not rows else comment
