@@ -146,10 +146,19 @@ def _load(
     except IndexError:
         raise DataError(f"a face names a {what} outside 1..{len(rows)}") from None
     except ValueError:
-        raise DataError(f"not a complete obj file: a {what} has a word that is no number") from None
+        wrong = next((word for words in rows for word in words[:width] if not _is_number(word)), "a word")
+        raise DataError(f"not a complete obj file: a {what} has {wrong[:40]!r} for a number") from None
     (found,) = found.get("geometry", {"": found}).values()
     index = found.get("faces", np.zeros((0, 3), np.int64))
     return found["vertices"], found.get("vertex_colors"), fan(index)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def encode(file: CloudFile, suffix: str) -> bytes:

@@ -35,7 +35,7 @@ TYPES = {
     "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4",
     "float": "f4", "double": "f8",
     "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
-    "float32": "f4", "float64": "f8",
+    "float32": "f4", "float64": "f8", "int64": "i8", "uint64": "u8",
 }  # fmt: skip
 NAMES = {code: name for name, code in reversed(list(TYPES.items()))}
 ORDERS = {"ascii": "=", "binary_little_endian": "<", "binary_big_endian": ">"}
@@ -93,7 +93,7 @@ def decode(data: bytes, options: Options) -> Geometry:
         elif element.name == "face" and element.count:
             faces = _triangles(element, lists)
     read.finish()
-    table, coordinates, _ = table_of(columns, options)
+    table, coordinates, _ = table_of(columns, options, sparse=not len(faces))
     (vertex,) = (element for element in elements if element.name == "vertex")
     single = all(prop.kind == "f4" for prop in vertex.properties if prop.name in coordinates)
     layout = Layout(
@@ -108,9 +108,10 @@ def decode(data: bytes, options: Options) -> Geometry:
 
 
 def _triangles(element: Element, lists: Lists | dict[str, NDArray[np.int64]]) -> NDArray[np.int64]:
-    known = [name for name in ("vertex_indices", "vertex_index") if name in lists] or list(lists)
+    whole = [prop.name for prop in element.properties if prop.length and prop.kind[0] != "f"]
+    known = [name for name in ("vertex_indices", "vertex_index") if name in whole] or whole
     if not known:
-        raise DataError("its faces have no list of vertices")
+        raise DataError("its faces have no list of whole numbers, which are their vertices")
     corners = lists[known[0]]
     for row, polygon in enumerate(corners):
         if len(polygon) < 3:
@@ -279,7 +280,18 @@ class _Binary:
 
     def _ragged(self, element: Element) -> tuple[Columns, Lists]:
         lists: Lists = {prop.name: [] for prop in element.properties if prop.length is not None}
-        codes = {"i1": "b", "u1": "B", "i2": "h", "u2": "H", "i4": "i", "u4": "I", "f4": "f", "f8": "d"}
+        codes = {
+            "i1": "b",
+            "u1": "B",
+            "i2": "h",
+            "u2": "H",
+            "i4": "i",
+            "u4": "I",
+            "i8": "q",
+            "u8": "Q",
+            "f4": "f",
+            "f8": "d",
+        }
         body, at, order = self.body, self.at, self.order
         scalars: dict[str, list[float]] = {p.name: [] for p in element.properties if p.length is None}
         try:

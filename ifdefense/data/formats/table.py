@@ -29,6 +29,9 @@ BYTES_PER_POINT = 32
 NO_TEXT = re.compile(r"[\0-\x08\x0e-\x19\x1b-\x1f]")
 """Control characters other than the ends of lines and of files (as DOS marked it)."""
 
+UNIT = re.compile(r"\s*(\[\w+\]|\(\w+\))$")
+"""A unit behind the name of a column."""
+
 Columns = dict[str, NDArray[Any]]
 """``(N,)`` or ``(N, C)`` arrays by name."""
 
@@ -209,6 +212,9 @@ def find_coordinates(names: Sequence[str], wanted: Sequence[str] | None) -> tupl
     for want in wanted or ("x", "y", "z"):
         matches = [index for index, name in enumerate(names) if name == want]
         matches = matches or [i for i, name in enumerate(names) if name.casefold() == want.casefold()]
+        matches = matches or [
+            i for i, name in enumerate(names) if UNIT.sub("", name).casefold() == want.casefold()
+        ]
         if not matches and wanted and want.isdigit() and int(want) < len(names):
             matches = [int(want)]
         if len(matches) != 1:
@@ -231,8 +237,15 @@ def unique_names(names: Sequence[str]) -> list[str]:
     return result
 
 
-def table_of(columns: Columns, options: Options) -> tuple[PointTable, tuple[str, str, str], bool]:
+def table_of(
+    columns: Columns, options: Options, *, sparse: bool = False
+) -> tuple[PointTable, tuple[str, str, str], bool]:
     """A table of named columns, the names of its coordinates, and whether these are float32.
+
+    Args:
+        columns: the columns.
+        options: which of them are the coordinates.
+        sparse: leave points out, with a warning, whose coordinates are all NaN: there a scanner saw nothing.
 
     Raises:
         DataError: if the coordinates cannot be found, are no real numbers or not finite.
@@ -244,8 +257,13 @@ def table_of(columns: Columns, options: Options) -> tuple[PointTable, tuple[str,
         if axis.ndim != 1 or axis.dtype.kind not in "fiu":
             raise DataError(f"column {name} must be real numbers, got {axis.dtype} {axis.shape}")
     with np.errstate(invalid="ignore"):  # a damaged NaN
-        points = checked_points(np.stack([axis.astype(np.float64) for axis in axes], axis=1))
+        points = np.stack([axis.astype(np.float64) for axis in axes], axis=1)
     fields = {name: values for name, values in columns.items() if name not in chosen}
+    missing: NDArray[np.bool_] = np.isnan(points).all(axis=1)
+    if sparse and missing.any() and not missing.all():
+        warn(f"{missing.sum()} of {len(missing)} points have no coordinates (NaN) and are left out")
+        points, fields = points[~missing], {name: values[~missing] for name, values in fields.items()}
+    points = checked_points(points)
     single = all(axis.dtype.kind == "f" and axis.dtype.itemsize <= 4 for axis in axes)
     return PointTable(points, fields), (chosen[0], chosen[1], chosen[2]), single
 
