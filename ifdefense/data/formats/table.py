@@ -259,9 +259,11 @@ def table_of(
     with np.errstate(invalid="ignore"):  # a damaged NaN
         points = np.stack([axis.astype(np.float64) for axis in axes], axis=1)
     fields = {name: values for name, values in columns.items() if name not in chosen}
-    missing: NDArray[np.bool_] = np.isnan(points).all(axis=1)
+    missing = np.isnan(points).all(axis=1)
     if sparse and missing.any() and not missing.all():
-        warn(f"{missing.sum()} of {len(missing)} points have no coordinates (NaN) and are left out")
+        warn(
+            f"{np.count_nonzero(missing)} of {len(points)} points have no coordinates (NaN) and are left out"
+        )
         points, fields = points[~missing], {name: values[~missing] for name, values in fields.items()}
     points = checked_points(points)
     single = all(axis.dtype.kind == "f" and axis.dtype.itemsize <= 4 for axis in axes)

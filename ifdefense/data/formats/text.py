@@ -1,8 +1,8 @@
 """Text in columns: .xyz, .txt, .csv, .pts.
 
 Columns are separated by blanks, commas or semicolons. A line of names may precede, as may comments (``#``,
-``//``, ``%`` or ``!``), whose last line may hold the names; and, as in .pts, the number of points, again before
-each scan. Without names, x, y and z are the first three columns.
+``//``, ``%`` or ``!``), whose last line may hold the names; and, as in .pts, the number of points, again
+before each scan. Without names, x, y and z are the first three columns.
 """
 
 from __future__ import annotations
