@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifdefense.data.errors import DataError
+from ifdefense.data.formats.files import decoded_text
 from ifdefense.data.formats.off import COLOURS, NORMALS, rows_of
 from ifdefense.data.formats.table import (
     CloudFile,
@@ -21,7 +22,6 @@ from ifdefense.data.formats.table import (
     Geometry,
     Layout,
     Options,
-    decoded_text,
     fan,
     flat_columns,
     table_of,
@@ -38,8 +38,9 @@ IGNORED = set(
     """.split()  # noqa: SIM905
 )
 """Statements that have nothing to do with vertices and faces."""
-FACE = re.compile(r"[1-9]\d{0,17}(/\d*){0,2}( [1-9]\d{0,17}(/\d*){0,2}){2,}")
-"""Three corners or more, each a vertex, vertex/texture, vertex//normal or vertex/texture/normal."""
+CORNER = r"[1-9]\d{0,17}(?:/\d*(?:/(?:[1-9]\d{0,17})?)?)?"
+"""A vertex, vertex/texture, vertex//normal or vertex/texture/normal."""
+FACE = re.compile(f"{CORNER}(?: {CORNER}){{2,}}")
 
 
 def decode(data: bytes, options: Options) -> Geometry:
@@ -62,7 +63,7 @@ def decode(data: bytes, options: Options) -> Geometry:
     if colours is not None:
         columns |= dict(zip(COLOURS, colours.T, strict=False))
     corners: Columns = {}
-    numbers, count = re.subn(r"\d+/\d*/(\d+)", r"\1", text)
+    numbers, count = re.subn(r"\d+/\d*/(?=\d)", "", text)
     if count:
         if count < len(text.split()):
             warn("only some corners of its faces have normals; they are left out")
@@ -124,7 +125,7 @@ def _face(words: list[str]) -> str:
     if not FACE.fullmatch(face):
         if len(words) < 3:
             raise ValueError(f"a face of {len(words)} corners")
-        wrong = next(word for word in words if not FACE.fullmatch(f"{word} 1 1"))
+        wrong = next(word for word in words if not re.fullmatch(CORNER, word))
         raise ValueError(f"a face names vertex {wrong[:40]}, they count from 1")
     return face
 
@@ -142,13 +143,15 @@ def _load(
     lines = ["v " + " ".join(words[:width]) for words in rows]
     lines += ["f " + face for face in faces.splitlines()]
     try:
+        if not rows:
+            raise IndexError
         found = load_obj(io.StringIO("\n".join(lines)), maintain_order=True)
+        (found,) = found.get("geometry", {"": found}).values()
     except IndexError:
         raise DataError(f"a face names a {what} outside 1..{len(rows)}") from None
     except ValueError:
         wrong = next((word for words in rows for word in words[:width] if not _is_number(word)), "a word")
         raise DataError(f"not a complete obj file: a {what} has {wrong[:40]!r} for a number") from None
-    (found,) = found.get("geometry", {"": found}).values()
     index = found.get("faces", np.zeros((0, 3), np.int64))
     return found["vertices"], found.get("vertex_colors"), fan(index)
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifdefense.data.errors import DataError
+from ifdefense.data.formats.files import decoded_text
 from ifdefense.data.formats.table import (
     CloudFile,
     Columns,
@@ -15,7 +16,6 @@ from ifdefense.data.formats.table import (
     Layout,
     Options,
     declared,
-    decoded_text,
     fan,
     flat_columns,
     short,

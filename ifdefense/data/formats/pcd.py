@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifdefense.data.errors import DataError
+from ifdefense.data.formats.files import without_mark
 from ifdefense.data.formats.table import (
     CloudFile,
     Columns,
@@ -19,7 +20,6 @@ from ifdefense.data.formats.table import (
     stored_coordinates,
     table_of,
     warn_lost,
-    without_mark,
 )
 
 KIND = "pcd"

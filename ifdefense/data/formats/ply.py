@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifdefense.data.errors import DataError
+from ifdefense.data.formats.files import decoded_text, without_mark
 from ifdefense.data.formats.table import (
     FILE,
     CloudFile,
@@ -19,14 +20,12 @@ from ifdefense.data.formats.table import (
     Layout,
     Options,
     declared,
-    decoded_text,
     fan,
     flat_columns,
     logger,
     short,
     table_of,
     warn_lost,
-    without_mark,
 )
 from ifdefense.geometry.mesh import Mesh
 

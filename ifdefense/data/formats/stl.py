@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifdefense.data.errors import DataError
+from ifdefense.data.formats.files import decoded_text, without_mark
 from ifdefense.data.formats.table import (
     FILE,
     Geometry,
@@ -16,10 +17,8 @@ from ifdefense.data.formats.table import (
     Options,
     PointTable,
     checked_points,
-    decoded_text,
     logger,
     short,
-    without_mark,
 )
 from ifdefense.geometry.mesh import Mesh
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import logging
 import re
@@ -25,9 +24,6 @@ MAX_POINTS = 20_000_000
 
 BYTES_PER_POINT = 32
 """Decoded size of a file is limited to this times the limit on its points."""
-
-NO_TEXT = re.compile(r"[\0-\x08\x0e-\x19\x1b-\x1f]")
-"""Control characters other than the ends of lines and of files (as DOS marked it)."""
 
 UNIT = re.compile(r"\s*(\[\w+\]|\(\w+\))$")
 """A unit behind the name of a column."""
@@ -359,42 +355,6 @@ def plain_strings(values: NDArray[Any]) -> NDArray[Any]:
         return values
     flat = [item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item) for item in values.flat]
     return np.array(flat, dtype=np.str_).reshape(values.shape)
-
-
-def decoded_text(data: bytes) -> str:
-    """The text of a file, whose lines end with a newline character alone.
-
-    The byte order mark decides, else it is UTF-8, else Latin-1. In files in GBK or Shift-JIS this garbles
-    comments and names, but no numbers.
-
-    Raises:
-        DataError: if it holds bytes that no text has.
-    """
-    marks = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-    encoding = next((name for mark, name in marks if data.startswith(mark)), None)
-    try:
-        text = data.decode(encoding or "utf-8")
-    except UnicodeDecodeError as error:
-        if encoding:
-            raise DataError(f"not a text file: {error}") from None
-        logger.debug("%s: not UTF-8 (%s), read as Latin-1", FILE.get(), error)
-        text = data.decode("latin-1")
-    if found := NO_TEXT.search(text):
-        raise DataError(f"not a text file: it holds the byte {ord(found[0])}")
-    return text.rstrip("\x1a").replace("\r\n", "\n").replace("\r", "\n")
-
-
-def without_mark(data: bytes) -> bytes:
-    """The bytes of a file that may be text, as UTF-8 without a byte order mark.
-
-    Raises:
-        DataError: if there is a mark, and what follows is no text.
-    """
-    if data.startswith(codecs.BOM_UTF8):
-        return data[len(codecs.BOM_UTF8) :]
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return decoded_text(data).encode("utf-8")
-    return data
 
 
 def declared(word: str, what: str) -> int:

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifdefense.data.errors import DataError
+from ifdefense.data.formats.files import decoded_text
 from ifdefense.data.formats.table import (
     CloudFile,
     Columns,
     Layout,
     Options,
-    decoded_text,
     find_coordinates,
     flat_columns,
     short,
