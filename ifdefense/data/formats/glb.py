@@ -37,7 +37,10 @@ COMPONENTS = {5120: "i1", 5121: "u1", 5122: "i2", 5123: "u2", 5125: "u4", 5126: 
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
 POINTS, TRIANGLES, STRIP, FAN = 0, 4, 5, 6
 NAMES = {"NORMAL": "normals", "COLOR_0": "colors"}
-HARMLESS = re.compile(r"_(materials?|textures?|lights?|image|xmp|animation)(_|$)|^KHR_mesh_quantization$")
+HARMLESS = re.compile(
+    r"_(materials?|techniques?|textures?|lights?|image|animation|xmp|metadata|features|outline)(_|$)"
+    r"|^KHR_mesh_quantization$"
+)
 """Extensions that a file may need though its geometry is stored as ever, or as integers of fewer bits."""
 
 Json = dict[str, Any]
