@@ -217,6 +217,24 @@ def test_lines_of_a_ply_that_say_nothing_of_its_points(old: str, new: str, tmp_p
     )
 
 
+def test_ignored_lines_of_a_ply_are_logged_for_debugging(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("DEBUG"):
+        cloud(tmp_path / "a.ply", PLY.replace("element", "Created by Scanner 1.2\nelement"))
+    (record,) = [record for record in caplog.records if "Scanner" in record.getMessage()]
+    assert record.levelname == "DEBUG"
+    assert "a.ply: the line 'Created by Scanner 1.2' of its header is ignored" in record.getMessage()
+
+
+def test_padding_behind_a_binary_ply(tmp_path: Path) -> None:
+    header = PLY[: PLY.index("0.5 1 2")].replace("ascii", "binary_little_endian").encode()
+    data = header + np.float32(XYZ).tobytes()
+    np.testing.assert_array_equal(cloud(tmp_path / "a.ply", data + b"\0\0").points, XYZ)
+    with pytest.raises(DataError, match="2 bytes follow what its header declares"):
+        cloud(tmp_path / "a.ply", data + b"xx")
+
+
 def test_a_binary_ply_with_carriage_returns_in_its_header(tmp_path: Path) -> None:
     header = PLY[: PLY.index("0.5 1 2")].replace("ascii", "binary_little_endian")
     body = b"\n" + np.float32(XYZ).tobytes()[1:]  # x begins with the byte of a newline

@@ -67,7 +67,7 @@ def decode(data: bytes, options: Options) -> Geometry:
     clouds: list[PointTable] = []
     parts: list[PointTable] = []
     faces = [np.zeros((0, 3), np.int64)]
-    total = start = 0
+    points = size = start = 0
     for edge in scene["graph"]:
         matrix = frames[edge["frame_to"]] = frames[edge["frame_from"]] @ edge["matrix"]
         if "geometry" not in edge:
@@ -75,8 +75,10 @@ def decode(data: bytes, options: Options) -> Geometry:
         table, index, is_cloud = loaded[edge["geometry"]]
         if index.max(initial=0) >= len(table.points):
             raise DataError("the file is damaged: its triangles do not fit its vertices")
-        total += max(len(table.points), len(index))  # the same mesh may be placed many times
-        options.check_points(total)
+        points += len(table.points)  # the same mesh may be placed many times
+        options.check_points(points)
+        size += 12 * len(index)
+        options.check_bytes(size)
         (clouds if is_cloud else parts).append(_moved(table, matrix))
         if not is_cloud:
             faces.append(index.astype(np.int64) + start)
@@ -258,10 +260,11 @@ def _moved(table: PointTable, matrix: NDArray[np.float64]) -> PointTable:
     fields = dict(table.fields)
     if "normals" in fields and np.linalg.det(matrix[:3, :3]):
         normals = fields["normals"]
-        turned = normals @ np.linalg.inv(matrix[:3, :3])
-        length = np.linalg.norm(turned, axis=1, keepdims=True)
-        scale = np.linalg.norm(normals, axis=1, keepdims=True) / np.where(length > 0, length, 1)
-        fields["normals"] = (turned * scale).astype(normals.dtype)
+        with np.errstate(all="ignore"):  # a damaged file may have any numbers
+            turned = normals @ np.linalg.inv(matrix[:3, :3])
+            length = np.linalg.norm(turned, axis=1, keepdims=True)
+            scale = np.linalg.norm(normals, axis=1, keepdims=True) / np.where(length > 0, length, 1)
+            fields["normals"] = (turned * scale).astype(normals.dtype)
     return PointTable(points, fields)
 
 

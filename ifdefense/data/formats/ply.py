@@ -318,7 +318,7 @@ class _Binary:
         return {name: np.array(values, kinds[name]) for name, values in scalars.items()}, lists
 
     def finish(self) -> None:
-        if self.body[self.at :].strip():
+        if self.body[self.at :].strip(b"\0\r\n\t "):
             raise DataError(
                 f"the file is damaged: {len(self.body) - self.at} bytes follow what its header declares"
             )
