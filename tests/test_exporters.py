@@ -445,7 +445,7 @@ MESHOPT = {
         ({"nodes": [{"mesh": 0, "children": [0]}]}, "its nodes are no tree"),
         ({"primitive": {"mode": 6}}, "triangle fans are not read"),
         ({"primitive": {"mode": 1}}, "neither points nor triangles"),
-        ({"accessors": EMPTY}, "empty and sparse accessors are not read"),
+        ({"accessors": EMPTY, **LOOKS}, "empty and sparse accessors are not read"),
     ],
 )
 def test_a_glb_is_refused_for_the_true_reason(changes: Json, match: str, tmp_path: Path) -> None:

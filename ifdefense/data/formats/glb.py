@@ -186,14 +186,14 @@ class _Plain:
             DataError: if they are not in this file.
         """
         accessor = self.source["accessors"][number]
-        if "sparse" in accessor or "bufferView" not in accessor:
-            if extensions:
-                raise DataError(f"it is compressed by {', '.join(extensions)}, which is not read")
-            raise DataError("empty and sparse accessors are not read")
-        view = self.source["bufferViews"][accessor["bufferView"]]
-        if view.get("buffer", 0) != 0 or "uri" in self.source["buffers"][0]:
-            if extensions := view.get("extensions", {}):
-                raise DataError(f"it is compressed by {', '.join(extensions)}, which is not read")
+        view = self.source["bufferViews"][accessor["bufferView"]] if "bufferView" in accessor else {}
+        empty = not view or "sparse" in accessor
+        if empty or view.get("buffer", 0) != 0 or "uri" in self.source["buffers"][0]:
+            names = [name for name in (*extensions, *view.get("extensions", {})) if not HARMLESS.search(name)]
+            if names:
+                raise DataError(f"it is compressed by {', '.join(names)}, which is not read")
+            if empty:
+                raise DataError("empty and sparse accessors are not read")
             raise DataError("it refers to another file or buffer, which is not read")
         columns, count = WIDTHS[accessor["type"]], int(accessor["count"])
         if columns != (width or columns):
