@@ -64,16 +64,16 @@ def test_geoa3_comes_within_105_percent_of_the_optimum(
 
 def test_the_distance_is_the_sum_of_its_parts() -> None:
     points, moved = clouds(), clouds() + 0.05 * clouds().roll(1, 1)
-    problem = QUICK.problem(None, points, torch.Generator())  # type: ignore[arg-type]
+    space = QUICK.space(None, points, torch.Generator())  # type: ignore[arg-type]
     normals = estimated_normals(points)
     expected = (
         distances.chamfer(moved, points)
         + 0.1 * distances.directed_hausdorff(moved, points)
         + distances.curvature_difference(moved, points, normals, k=6)
     )
-    torch.testing.assert_close(problem.distance([], moved, slice(None)), expected)
+    torch.testing.assert_close(space.distance([], moved, slice(None)), expected)
     # Normals may be given, of either sign.
-    given = GeoA3(**{**vars(QUICK), "normals": -normals}).problem(None, points, torch.Generator())  # type: ignore[arg-type]
+    given = GeoA3(**{**vars(QUICK), "normals": -normals}).space(None, points, torch.Generator())  # type: ignore[arg-type]
     torch.testing.assert_close(given.distance([], moved, slice(None)), expected)
 
 

@@ -7,7 +7,7 @@ import torch
 from attack_checks import check, clouds, victim
 from torch import Tensor
 
-from attacks.base import ThreatModel
+from attacks.base import Oracle, ThreatModel
 from attacks.functional import distances
 from attacks.optimised.hit_adv import HiTADV, deformed
 from ifdefense.geometry.normals import estimated_normals
@@ -79,12 +79,27 @@ def test_centres_lie_where_the_surface_is_rough() -> None:
     seen: list[Tensor] = []
 
     class Spy(HiTADV):
-        def _search(self, oracle, points, centres, *rest):  # type: ignore[no-untyped-def]
+        def _centres(self, oracle: Oracle, points: Tensor) -> tuple[Tensor, Tensor]:
+            centres, curvature = super()._centres(oracle, points)
             seen.append(centres)
-            return super()._search(oracle, points, centres, *rest)
+            return centres, curvature
 
     Spy(centres=8, candidates=40, neighbours=8, searches=1, iterations=1)(victim(), plane, torch.tensor([0]))
     assert (seen[0][..., 0].abs() < 0.2).all()
+
+
+def test_refined_searches_come_nearer() -> None:
+    """The options of the search of Carlini & Wagner hold here, too."""
+    model, points = victim(), clouds()
+    labels = model(points).argmax(1)
+    attack = dataclasses.replace(SMALL, searches=3, iterations=25)
+
+    def size(attack: HiTADV) -> Tensor:
+        result = attack(model, points, labels)
+        assert result.success.all()
+        return result.distances["l2"]
+
+    assert size(dataclasses.replace(attack, refine=True)).mean() < 0.9 * size(attack).mean()
 
 
 def test_an_example_that_fails_keeps_its_last_iterate() -> None:

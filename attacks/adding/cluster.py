@@ -12,7 +12,7 @@ from attacks.adding.groups import AddGroups
 from attacks.base import Oracle
 from attacks.functional import distances
 from attacks.functional.noise import shared_noise
-from attacks.optimised.carlini_wagner import Problem
+from attacks.optimised.carlini_wagner import SearchSpace
 from attacks.settings import PositiveOrInfinite
 from ifdefense.geometry.points import gather
 
@@ -40,11 +40,11 @@ class AddCluster(AddGroups):
         )
         return spread + self.chamfer_weight * distances.directed_chamfer(added, clean)
 
-    def problem(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> Problem:
+    def space(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> SearchSpace:
         """Varies the added points."""
         critical, members = self.seeds(oracle, points, self.size, generator)
         first = gather(critical, draw_members(members, self.size, generator)).flatten(1, 2)
-        return Problem(
+        return SearchSpace(
             start=lambda generator: [first + self.noise * shared_noise(first, generator)],
             clouds=lambda variables, rows: torch.cat([points[rows], variables[0]], 1),
             distance=lambda variables, _, rows: self.distance(variables[0], points[rows]),

@@ -12,14 +12,15 @@ from attacks.adding.critical import critical_points
 from attacks.base import Oracle, ThreatModel
 from attacks.functional import distances
 from attacks.functional.noise import shared_noise
-from attacks.optimised.carlini_wagner import CarliniWagner, Problem
-from attacks.settings import PositiveFloat, PositiveInt, PositiveOrInfinite
+from attacks.optimised.carlini_wagner import CarliniWagner, SearchSpace
+from attacks.settings import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveOrInfinite
 
 
 @dataclass(frozen=True)
 class _AddPoints(CarliniWagner):
     """Adds points that start at the critical ones; a subclass defines their distance."""
 
+    noise: NonNegativeFloat = 1e-7
     num: PositiveInt = 512
 
     @property
@@ -32,10 +33,10 @@ class _AddPoints(CarliniWagner):
     def distance(added: Tensor, clean: Tensor) -> Tensor:
         """``(B,)`` distances of added points to clean clouds."""
 
-    def problem(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> Problem:
+    def space(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> SearchSpace:
         """Varies the added points."""
         critical = critical_points(oracle, points, self.num)
-        return Problem(
+        return SearchSpace(
             start=lambda generator: [critical + self.noise * shared_noise(critical, generator)],
             clouds=lambda variables, rows: torch.cat([points[rows], variables[0]], 1),
             distance=lambda variables, _, rows: self.distance(variables[0], points[rows]),
@@ -55,6 +56,7 @@ class AddCD(_AddPoints):
     and in that all clouds of a batch share their noise.
 
     Attributes:
+        noise: standard deviation of the noise at the start of a search (published: 1e-7).
         num: points to add (published: 512).
     """
 
@@ -76,6 +78,7 @@ class AddHD(_AddPoints):
     point to the nearest original one.
 
     Attributes:
+        noise: standard deviation of the noise at the start of a search (published: 1e-7).
         num: points to add (published: 512).
     """
 

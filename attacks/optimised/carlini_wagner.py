@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,24 +12,30 @@ import torch
 from torch import Tensor
 
 from attacks.base import Attack, Oracle, Rows
+from attacks.best_so_far import BestSoFar
 from attacks.functional.losses import hinge
-from attacks.nearest import Nearest
 from attacks.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, PositiveOrInfinite
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
-    """Search space of an attack on one batch; ``rows`` are the examples that variables belong to.
+class SearchSpace:
+    """What an attack varies and minimises on one batch; ``rows`` are the examples that variables belong to.
 
     Attributes:
         start: new variables, with the batch as first axis, for a search.
         clouds: variables and rows to ``(b, M, 3)`` clouds; differentiable.
         distance: variables, their clouds and rows to the ``(b,)`` distance to minimise; differentiable.
+        size: variables to the ``(b,)`` size by which successes are compared; by default the distance.
+        rates: learning rate per variable, as a multiple of that of the attack; by default all 1.
+        limit: limits variables in place after each step.
     """
 
     start: Callable[[torch.Generator], list[Tensor]]
     clouds: Callable[[list[Tensor], Rows], Tensor]
     distance: Callable[[list[Tensor], Tensor, Rows], Tensor]
+    size: Callable[[list[Tensor]], Tensor] | None = None
+    rates: Sequence[float] | None = None
+    limit: Callable[[list[Tensor]], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,11 @@ class CarliniWagner(Attack):
     """Minimises ``loss(logits) + weight * distance`` with a bisection of the weight per example.
 
     Carlini & Wagner, 2017, `arXiv:1608.04644 <https://arxiv.org/abs/1608.04644>`_; the weight is on the
-    distance, as in IF-Defense, not on the loss. Each search is a run of Adam from new noise. The weight is
+    distance, as in IF-Defense, not on the loss. Each search is a run of Adam from a new start. The weight is
     raised after a success and lowered after a failure, to the middle of the remaining interval, or doubled
     while that is unbounded. Returns the success of smallest distance, or else the last iterate.
 
-    A subclass defines the `problem`. The published settings of an attack are its defaults.
+    A subclass defines the `space`. The published settings of an attack are its defaults.
 
     Attributes:
         kappa: margin of the hinge in logits.
@@ -50,7 +56,6 @@ class CarliniWagner(Attack):
         searches: steps of the bisection.
         iterations: steps of Adam per search.
         rate: learning rate of Adam.
-        noise: standard deviation of the noise at the start of a search.
         polish: steps of an example after its first success in a search, before it leaves the batch; ``None``
             for all steps, as published.
         refine: start a search from the nearest success of the earlier ones, where there is one, not from
@@ -64,6 +69,8 @@ class CarliniWagner(Attack):
     nearer_only: ClassVar[bool] = True
     """Whether a search that comes no nearer than an earlier one counts as failed, as in IF-Defense. With
     ``refine`` it always does."""
+    evaluated_only: ClassVar[bool] = False
+    """Whether an example without success keeps the last iterate that was evaluated, not the one after it."""
 
     kappa: NonNegativeFloat = 0.0
     first_weight: PositiveFloat = 10.0
@@ -71,7 +78,6 @@ class CarliniWagner(Attack):
     searches: PositiveInt = 10
     iterations: PositiveInt = 500
     rate: PositiveFloat = 1e-2
-    noise: NonNegativeFloat = 1e-7
     polish: NonNegativeInt | None = field(default=None, kw_only=True)
     refine: bool = field(default=False, kw_only=True)
 
@@ -84,7 +90,7 @@ class CarliniWagner(Attack):
             )
 
     @abstractmethod
-    def problem(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> Problem:
+    def space(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> SearchSpace:
         """Search space of a batch; the arguments are those of `Attack.run`."""
 
     @property
@@ -94,66 +100,64 @@ class CarliniWagner(Attack):
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Bisects the weights of all examples at once."""
-        problem = self.problem(oracle, points, generator)
+        space = self.space(oracle, points, generator)
         lower = points.new_zeros(len(points))
         upper = torch.full_like(lower, self.largest_weight)
         weight = torch.full_like(lower, self.first_weight)
-        nearest = torch.full_like(lower, torch.inf)
-        best = last = points
+        best, last = BestSoFar(points), points
         taken = torch.zeros_like(oracle.queries)
-        kept: list[Tensor] = []
-        for search in range(self.searches):
-            start = problem.start(generator)
-            if self.refine and search > 0:
-                succeeded = nearest.isfinite()
-                for variable, success in zip(start, kept, strict=True):
-                    variable[succeeded] = success[succeeded]
-            found, distance, last, variables = self._search(oracle, problem, weight, start, taken)
-            succeeded = distance.isfinite()
+        for _ in range(self.searches):
+            start, before = space.start(generator), best.value.clone()
+            if self.refine and best.kept:
+                again = best.rank > 0
+                for variable, success in zip(start, best.kept[1:], strict=True):
+                    variable[again] = success[again]
+            smallest, last = self._search(oracle, space, weight, start, best, taken)
             # A refining search begins with the earlier success, so it has to come nearer than that.
-            nearer = succeeded & ((distance < nearest) if self.refine else (distance <= nearest))
-            best = found if search == 0 else torch.where(nearer[:, None, None], found, best)
-            kept = kept or variables
-            for success, variable in zip(kept, variables, strict=True):
-                success[nearer] = variable[nearer]
-            nearest = torch.where(nearer, distance, nearest)
-            raised = nearer if self.nearer_only or self.refine else succeeded
+            raised = (smallest < before) if self.refine else smallest.isfinite()
+            if self.nearer_only:
+                raised = raised & (smallest <= before)
             lower, upper = torch.where(raised, weight, lower), torch.where(raised, upper, weight)
             weight = torch.where(upper.isinf(), 2 * lower, (lower + upper) / 2)
-        return torch.where(nearest.isfinite()[:, None, None], best, last), taken
+        return best.clouds(last), taken
 
     def _search(
         self,
         oracle: Oracle,
-        problem: Problem,
+        space: SearchSpace,
         weight: Tensor,
         start: list[Tensor],
+        best: BestSoFar,
         taken: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """One run of Adam.
+    ) -> tuple[Tensor, Tensor]:
+        """One run of Adam; shows ``best`` every iterate and adds to ``taken``.
 
         Returns:
-            Nearest success, its distance (infinite without one), last iterate, variables of the success.
+            ``(B,)`` size of the smallest success of this search, infinite without one, and the last iterate.
         """
-        kept = [variable.clone() for variable in start]
         variables = [variable.requires_grad_() for variable in start]
-        adam = torch.optim.Adam(variables, lr=self.rate)
+        rates = [1.0] * len(variables) if space.rates is None else space.rates
+        groups = zip(variables, rates, strict=True)
+        adam = torch.optim.Adam([{"params": [one], "lr": rate * self.rate} for one, rate in groups])
         everyone = slice(None)
-        nearest = Nearest(problem.clouds(variables, everyone).detach())
+        smallest = torch.full_like(weight, torch.inf)
+        last = space.clouds(variables, everyone).detach().clone()
         left = torch.full_like(taken, self.iterations)  # steps until an example leaves
         cooling = self.iterations if self.polish is None else self.polish + 1
         rows: Rows = everyone
         for _ in range(self.iterations):
             with torch.enable_grad():
                 part = [variable[rows] for variable in variables]
-                clouds = problem.clouds(part, rows)
-                distance = problem.distance(part, clouds, rows)
+                clouds = space.clouds(part, rows)
+                distance = space.distance(part, clouds, rows)
             logits, gradient = oracle.gradient(clouds, self.loss, rows)
             taken[rows] += 1
             reached = oracle.reached(logits, rows)
-            which = nearest.see(clouds.detach(), distance.detach(), reached.long(), rows)
-            for success, variable in zip(kept, variables, strict=True):
-                success[which] = variable.detach()[which]
+            seen = [clouds.detach(), *(variable.detach() for variable in part)]
+            size = distance.detach() if space.size is None else space.size(seen[1:])
+            best.see(seen, reached.long(), size, rows)
+            smallest[rows] = torch.where(reached, size.minimum(smallest[rows]), smallest[rows])
+            last[rows] = seen[0]
             if self.polish is not None:
                 left[rows] = torch.where(reached, left[rows].clamp_max(self.polish + 1), left[rows])
             # Adam also updates the variables of examples that have left; they are not read again.
@@ -164,12 +168,14 @@ class CarliniWagner(Attack):
                 _partial_step(adam, variables, (left / cooling).clamp_max(1).to(weight))
             else:
                 adam.step()
+            if space.limit is not None:
+                space.limit(variables)
             left[rows] -= 1
             if self.polish is not None:
                 rows = left.nonzero().squeeze(1)
                 if len(rows) == 0:
                     break
-        return nearest.points, nearest.size, problem.clouds(variables, everyone).detach(), kept
+        return smallest, last if self.evaluated_only else space.clouds(variables, everyone).detach()
 
 
 def _partial_step(adam: torch.optim.Adam, variables: list[Tensor], share: Tensor) -> None:

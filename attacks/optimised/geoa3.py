@@ -14,7 +14,7 @@ from attacks.base import Oracle, Rows, ThreatModel
 from attacks.functional import distances
 from attacks.functional.losses import cross_entropy
 from attacks.functional.noise import shared_noise
-from attacks.optimised.carlini_wagner import CarliniWagner, Problem
+from attacks.optimised.carlini_wagner import CarliniWagner, SearchSpace
 from attacks.settings import NonNegativeFloat, PositiveInt, PositiveOrInfinite
 from ifdefense.geometry.normals import estimated_normals, given_normals
 from ifdefense.geometry.points import gather
@@ -33,6 +33,7 @@ class GeoA3(CarliniWagner):
     succeeds per example, not with the last one of the batch; all clouds of a batch share their noise.
 
     Attributes:
+        noise: standard deviation of the noise at the start of a search (published: 1e-3).
         misclassification: the loss (published: cross-entropy; the paper compares both).
         hausdorff_weight: weight of the Hausdorff distance (published: 0.1).
         curvature_weight: weight of the curvature difference (published: 1).
@@ -60,7 +61,7 @@ class GeoA3(CarliniWagner):
         """Cross-entropy or hinge."""
         return cross_entropy if self.misclassification == "cross-entropy" else super().loss
 
-    def problem(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> Problem:
+    def space(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> SearchSpace:
         """Varies the clouds themselves."""
         normals = estimated_normals(points) if self.normals is None else given_normals(self.normals, points)
         curvature = distances.curvature(points, normals, self.k)
@@ -79,7 +80,7 @@ class GeoA3(CarliniWagner):
                 + self.curvature_weight * bent.square().mean(1)
             )
 
-        return Problem(
+        return SearchSpace(
             start=lambda generator: [points + self.noise * shared_noise(points, generator)],
             clouds=lambda variables, _: variables[0],
             distance=distance,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from attacks.base import Ball, Oracle, ThreatModel
+from attacks.base import Ball, Oracle, Rows, ThreatModel
 from attacks.functional import distances
-from attacks.functional.losses import cross_entropy, hinge
+from attacks.functional.losses import cross_entropy
 from attacks.functional.selection import saliency
-from attacks.nearest import Nearest
+from attacks.optimised.carlini_wagner import CarliniWagner, SearchSpace
 from attacks.settings import NonNegativeFloat, PositiveFloat, PositiveInt, Range
 from ifdefense.geometry.normals import estimated_normals
 from ifdefense.geometry.points import farthest_point_sampling, gather, knn, squared_distances
@@ -36,56 +35,47 @@ def _unit_range(values: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class HiTADV(Ball):
+class HiTADV(CarliniWagner, Ball):
     """Hide in thicket: smooth deformations around rough, salient centres.
 
     Lou et al., CVPR 2024, `arXiv:2403.05247 <https://arxiv.org/abs/2403.05247>`_. In each of ``candidates``
     regions from farthest-point sampling, the point of highest score, variation of the curvature plus a little
     saliency, is a candidate; the best ``centres`` are used. Adam minimises the hinge plus a weight times
     ``(|shifts| + |1 - widths|) / centres``, the cosine between widths and curvature and a one-sided Chamfer
-    distance; the weight is bisected as in `Perturb`. Returns the success of smallest
-    ``|shifts| + |1 - widths|``.
+    distance; the weight is bisected as in `CarliniWagner`. Returns the success of smallest
+    ``|shifts| + |1 - widths|``. Other settings are those of `CarliniWagner`.
 
     Differs from the public code: Gaussians of the squared distance; scores and sizes per cloud, not over the
     batch; estimated normals; all clouds of a batch share their starts.
 
     Attributes:
-        epsilon: largest change of a coordinate (published: 0.55).
         kappa: margin of the hinge in logits (published: 30).
+        iterations: steps of Adam per search (published: 100).
+        rate: learning rate of Adam, times 5 for shifts and 3 for widths (published: 1e-2).
+        epsilon: largest change of a coordinate (published: 0.55).
         centres: centres of the deformation (published: 192).
         candidates: regions (published: 256), at most one per point.
         smallest: smallest width of a Gaussian (published: 0.1).
         largest: largest width (published: 1.2).
         neighbours: neighbours of the curvature and the regions, at least 2 (published: 16).
-        first_weight: weight of the deformation in the first search (published: 10).
-        largest_weight: upper end of the bisection (published: 80).
         chamfer: weight of the Chamfer distance (published: 1e-4).
-        searches: steps of the bisection (published: 10).
-        iterations: steps of Adam per search (published: 100).
-        rate: learning rate of Adam, times 5 for shifts and 3 for widths (published: 1e-2).
     """
 
-    epsilon: NonNegativeFloat = 0.55
+    evaluated_only: ClassVar[bool] = True
+
     kappa: NonNegativeFloat = 30.0
+    iterations: PositiveInt = 100
+    epsilon: NonNegativeFloat = 0.55
     centres: PositiveInt = 192
     candidates: PositiveInt = 256
     smallest: PositiveFloat = 0.1
     largest: PositiveFloat = 1.2
     neighbours: Annotated[int, Range(2)] = 16
-    first_weight: PositiveFloat = 10.0
-    largest_weight: PositiveFloat = 80.0
     chamfer: NonNegativeFloat = 1e-4
-    searches: PositiveInt = 10
-    iterations: PositiveInt = 100
-    rate: PositiveFloat = 1e-2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for low, high in (
-            ("centres", "candidates"),
-            ("smallest", "largest"),
-            ("first_weight", "largest_weight"),
-        ):
+        for low, high in (("centres", "candidates"), ("smallest", "largest")):
             if getattr(self, low) > getattr(self, high):
                 values = f"{getattr(self, low)} and {getattr(self, high)}"
                 raise ValueError(f"{low} must not exceed {high}, got {values}")
@@ -95,22 +85,35 @@ class HiTADV(Ball):
         """White-box, untargeted, smooth shifts."""
         return ThreatModel("white-box", "untargeted", "shift", "linf", self.epsilon)
 
-    def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Bisects the weights of all examples at once."""
+    def space(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> SearchSpace:
+        """Varies the shifts and widths at the centres."""
         centres, curvature = self._centres(oracle, points)
-        lower = points.new_zeros(len(points))
-        upper = torch.full_like(lower, self.largest_weight)
-        weight = torch.full_like(lower, self.first_weight)
-        nearest = Nearest(points)
-        for _ in range(self.searches):
-            before = nearest.size.clone()
-            found, last = self._search(oracle, points, centres, curvature, weight, generator)
-            nearest.see(found.points, found.size, found.rank)
-            succeeded = (found.rank > 0) & (found.size <= before)
-            lower, upper = torch.where(succeeded, weight, lower), torch.where(succeeded, upper, weight)
-            weight = (lower + upper) / 2
-        steps = self.searches * self.iterations
-        return nearest.result(last), torch.full_like(oracle.queries, steps)
+        batch, count = centres.shape[:2]
+        rough = _unit_range(curvature)
+
+        def start(generator: torch.Generator) -> list[Tensor]:
+            draw = torch.rand(count, 4, generator=generator, dtype=points.dtype).to(points.device)
+            shift = (self.epsilon * draw[:, :3]).repeat(batch, 1, 1)
+            return [shift, (self.smallest + (self.largest - self.smallest) * draw[:, 3]).repeat(batch, 1)]
+
+        def clouds(variables: list[Tensor], rows: Rows) -> Tensor:
+            return deformed(points[rows], centres[rows], *variables)
+
+        def size(variables: list[Tensor]) -> Tensor:
+            return _size(variables[0], 0) + _size(variables[1], 1)
+
+        def distance(variables: list[Tensor], clouds: Tensor, rows: Rows) -> Tensor:
+            width = (variables[1] - self.smallest) / (self.largest - self.smallest + 1e-7)
+            price = size(variables) + torch.cosine_similarity(rough[rows], width, dim=1)
+            if self.chamfer:
+                price = price + self.chamfer * distances.directed_chamfer(clouds, points[rows])
+            return price
+
+        def limit(variables: list[Tensor]) -> None:
+            variables[0].clamp_(-self.epsilon, self.epsilon)
+            variables[1].clamp_(self.smallest, self.largest)
+
+        return SearchSpace(start, clouds, distance, size, rates=(5, 3), limit=limit)
 
     def _centres(self, oracle: Oracle, points: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, C, 3)`` centres and the ``(B, C)`` curvature there."""
@@ -126,47 +129,6 @@ class HiTADV(Ball):
         index = members.gather(2, top.indices.unsqueeze(2)).squeeze(2)
         chosen = index.gather(1, top.values.topk(min(self.centres, candidates), 1).indices)
         return gather(points, chosen), curvature.gather(1, chosen)
-
-    def _search(
-        self,
-        oracle: Oracle,
-        points: Tensor,
-        centres: Tensor,
-        curvature: Tensor,
-        weight: Tensor,
-        generator: torch.Generator,
-    ) -> tuple[Nearest, Tensor]:
-        """One run of Adam: smallest successes and last iterate."""
-        count = centres.shape[1]
-        draw = torch.rand(count, 4, generator=generator, dtype=points.dtype).to(points.device)
-        shift = (self.epsilon * draw[:, :3]).repeat(len(points), 1, 1)
-        sigma = (self.smallest + (self.largest - self.smallest) * draw[:, 3]).repeat(len(points), 1)
-        adam = torch.optim.Adam(
-            [{"params": [shift], "lr": 5 * self.rate}, {"params": [sigma], "lr": 3 * self.rate}]
-        )
-        loss = functools.partial(hinge, kappa=self.kappa)
-        rough = _unit_range(curvature)
-        nearest = Nearest(points)
-        for _ in range(self.iterations):
-            with torch.enable_grad():
-                shift.requires_grad_()
-                sigma.requires_grad_()
-                attacked = deformed(points, centres, shift, sigma)
-                logits, gradient = oracle.gradient(attacked, loss)
-                size = _size(shift, 0) + _size(sigma, 1)
-                width = (sigma - self.smallest) / (self.largest - self.smallest + 1e-7)
-                price = size + torch.cosine_similarity(rough, width, dim=1)
-                if self.chamfer:
-                    price = price + self.chamfer * distances.directed_chamfer(attacked, points)
-                total = (attacked * gradient).sum() + (weight * price).sum()
-                shift.grad, sigma.grad = torch.autograd.grad(total, (shift, sigma))
-            shift.requires_grad_(False)
-            sigma.requires_grad_(False)
-            nearest.see(attacked.detach(), size.detach(), oracle.reached(logits).long())
-            adam.step()
-            shift.clamp_(-self.epsilon, self.epsilon)
-            sigma.clamp_(self.smallest, self.largest)
-        return nearest, attacked.detach()
 
 
 def _size(values: Tensor, rest: float) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from attacks.base import Oracle, ThreatModel
 from attacks.functional import distances
 from attacks.functional.noise import shared_noise
-from attacks.optimised.carlini_wagner import CarliniWagner, Problem
+from attacks.optimised.carlini_wagner import CarliniWagner, SearchSpace
+from attacks.settings import NonNegativeFloat
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,21 @@ class Perturb(CarliniWagner):
     ``hinge(logits) + weight * |shift|``, see `CarliniWagner`; the size of the shift is not bounded.
 
     Differs from IF-Defense's code in that all clouds of a batch share their noise.
+
+    Attributes:
+        noise: standard deviation of the noise at the start of a search (published: 1e-7).
     """
+
+    noise: NonNegativeFloat = 1e-7
 
     @property
     def threat(self) -> ThreatModel:
         """White-box, targeted or untargeted, smallest global shift."""
         return ThreatModel("white-box", "both", "shift", "l2")
 
-    def problem(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> Problem:
+    def space(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> SearchSpace:
         """Varies the clouds themselves."""
-        return Problem(
+        return SearchSpace(
             start=lambda generator: [points + self.noise * shared_noise(points, generator)],
             clouds=lambda variables, _: variables[0],
             distance=lambda _, clouds, rows: distances.l2(clouds, points[rows]),
