@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from attacks.functional import distances, projections
 from attacks.settings import check_settings
+from ifdefense.geometry.points import directed_chamfer
 
 Model = Callable[[Tensor], Tensor]
 """``(B, N, 3)`` points to ``(B, C)`` logits."""
@@ -317,7 +318,7 @@ class Attack(ABC):
         share = attacked.shape[1] / max(1, threat.count)
         return {
             "added": count,
-            "chamfer": distances.directed_chamfer(attacked, clean) * share,
+            "chamfer": directed_chamfer(attacked, clean) * share,
             "hausdorff": distances.directed_hausdorff(attacked, clean),
         }
 

@@ -14,7 +14,7 @@ from attacks.functional import distances
 from attacks.functional.noise import shared_noise
 from attacks.optimised.carlini_wagner import SearchSpace
 from attacks.settings import PositiveOrInfinite
-from ifdefense.geometry.points import gather
+from ifdefense.geometry.points import directed_chamfer, gather
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class AddCluster(AddGroups):
         spread: Tensor = (
             distances.diameter(clusters.flatten(0, 1)).unflatten(0, (len(added), self.num)).sum(1)
         )
-        return spread + self.chamfer_weight * distances.directed_chamfer(added, clean)
+        return spread + self.chamfer_weight * directed_chamfer(added, clean)
 
     def space(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> SearchSpace:
         """Varies the added points."""

@@ -15,7 +15,7 @@ from attacks.functional import distances
 from attacks.functional.noise import shared_noise
 from attacks.optimised.carlini_wagner import SearchSpace
 from attacks.settings import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveOrInfinite
-from ifdefense.geometry.points import gather, squared_distances
+from ifdefense.geometry.points import directed_chamfer, gather, squared_distances
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class AddObject(AddGroups):
 
         def distance(variables: list[Tensor], clouds: Tensor, rows: Rows) -> Tensor:
             deformation = distances.l2(variables[0].flatten(1, 2), objects[rows].flatten(1, 2))
-            away = distances.directed_chamfer(clouds[:, points.shape[1] :], points[rows])
+            away = directed_chamfer(clouds[:, points.shape[1] :], points[rows])
             return deformation + self.chamfer_weight * away
 
         return SearchSpace(start, clouds, distance)

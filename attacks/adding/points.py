@@ -14,6 +14,7 @@ from attacks.functional import distances
 from attacks.functional.noise import shared_noise
 from attacks.optimised.carlini_wagner import CarliniWagner, SearchSpace
 from attacks.settings import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveOrInfinite
+from ifdefense.geometry.points import directed_chamfer
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class AddCD(_AddPoints):
     @staticmethod
     def distance(added: Tensor, clean: Tensor) -> Tensor:
         """One-sided squared Chamfer distance."""
-        return distances.directed_chamfer(added, clean)
+        return directed_chamfer(added, clean)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from attacks.functional.noise import shared_noise
 from attacks.optimised.carlini_wagner import CarliniWagner, SearchSpace
 from attacks.settings import NonNegativeFloat, PositiveInt, PositiveOrInfinite
 from ifdefense.geometry.normals import estimated_normals, given_normals
-from ifdefense.geometry.points import gather
+from ifdefense.geometry.points import gather, nearest_neighbour
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class GeoA3(CarliniWagner):
         expected = torch.cat([normals, curvature.unsqueeze(2)], 2)
 
         def distance(_: list[Tensor], clouds: Tensor, rows: Rows) -> Tensor:
-            there, index = distances.nearest(clouds, points[rows])
-            back = distances.nearest(points[rows], clouds)[0]
+            there, index = nearest_neighbour(clouds, points[rows])
+            back = nearest_neighbour(points[rows], clouds)[0]
             taken = gather(expected[rows], index)
             bent = distances.curvature(clouds, taken[..., :3], self.k) - taken[..., 3]
             return (

@@ -15,7 +15,13 @@ from attacks.functional.selection import saliency
 from attacks.optimised.carlini_wagner import CarliniWagner, SearchSpace
 from attacks.settings import NonNegativeFloat, PositiveFloat, PositiveInt, Range
 from ifdefense.geometry.normals import estimated_normals
-from ifdefense.geometry.points import farthest_point_sampling, gather, knn, squared_distances
+from ifdefense.geometry.points import (
+    directed_chamfer,
+    farthest_point_sampling,
+    gather,
+    knn,
+    squared_distances,
+)
 
 
 def deformed(points: Tensor, centres: Tensor, shift: Tensor, sigma: Tensor) -> Tensor:
@@ -106,7 +112,7 @@ class HiTADV(CarliniWagner, Ball):
             width = (variables[1] - self.smallest) / (self.largest - self.smallest + 1e-7)
             price = size(variables) + torch.cosine_similarity(rough[rows], width, dim=1)
             if self.chamfer:
-                price = price + self.chamfer * distances.directed_chamfer(clouds, points[rows])
+                price = price + self.chamfer * directed_chamfer(clouds, points[rows])
             return price
 
         def limit(variables: list[Tensor]) -> None:
