@@ -55,6 +55,10 @@ class WorstOf(Attack):
         budgets = [attack.budget(num_points) for attack in self.attacks]
         return max((budget for budget in budgets if budget is not None), default=None)
 
+    def with_epsilon(self, epsilon: float) -> WorstOf:
+        """All attacks with another budget."""
+        return WorstOf(tuple(attack.with_epsilon(epsilon) for attack in self.attacks))
+
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Runs the attacks on the clouds that have resisted so far."""
         state = generator.get_state()
