@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attacks.base import Oracle
 from attacks.best_so_far import BestSoFar
-from attacks.optimised.carlini_wagner import CarliniWagner, SearchSpace
+from attacks.optimised.carlini_wagner import Search, SearchSpace
 from attacks.optimised.perturb import Perturb
 
 
@@ -139,7 +139,7 @@ def test_weights_are_bisected_and_doubled_while_they_have_no_upper_end(
     asked: list[list[float]] = []
 
     def search(
-        self: CarliniWagner,
+        self: Search,
         oracle: Oracle,
         space: SearchSpace,
         weight: Tensor,
@@ -153,7 +153,7 @@ def test_weights_are_bisected_and_doubled_while_they_have_no_upper_end(
         best.see([clouds, *start], distance.isfinite().long(), distance)
         return distance, -clouds
 
-    monkeypatch.setattr(CarliniWagner, "_search", search)
+    monkeypatch.setattr(Search, "_once", search)
     monkeypatch.setattr(Perturb, "nearer_only", nearer_only)
     attack = Perturb(first_weight=8, largest_weight=inf, searches=4, iterations=1, refine=refine)
     result = attack(

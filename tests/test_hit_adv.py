@@ -88,20 +88,6 @@ def test_centres_lie_where_the_surface_is_rough() -> None:
     assert (seen[0][..., 0].abs() < 0.2).all()
 
 
-def test_refined_searches_come_nearer() -> None:
-    """The options of the search of Carlini & Wagner hold here, too."""
-    model, points = victim(), clouds()
-    labels = model(points).argmax(1)
-    attack = dataclasses.replace(SMALL, searches=3, iterations=25)
-
-    def size(attack: HiTADV) -> Tensor:
-        result = attack(model, points, labels)
-        assert result.success.all()
-        return result.distances["l2"]
-
-    assert size(dataclasses.replace(attack, refine=True)).mean() < 0.9 * size(attack).mean()
-
-
 def test_an_example_that_fails_keeps_its_last_iterate() -> None:
     def never(points: Tensor) -> Tensor:
         drift = points.sum((1, 2))

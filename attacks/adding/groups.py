@@ -18,7 +18,6 @@ class AddGroups(CarliniWagner):
     """Base of attacks that add groups of points at clusters of critical points.
 
     Attributes:
-        noise: standard deviation of the noise at the start of a search (published: 1e-7).
         num: groups to add (published: 3).
         size: points per group.
         chamfer_weight: weight of the Chamfer distance of the added points.
@@ -29,7 +28,6 @@ class AddGroups(CarliniWagner):
 
     first_weight: PositiveFloat = 5.0
     searches: PositiveInt = 5
-    noise: NonNegativeFloat = 1e-7
     num: PositiveInt = 3
     size: PositiveInt = 32
     chamfer_weight: NonNegativeFloat = 0.1

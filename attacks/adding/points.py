@@ -13,7 +13,7 @@ from attacks.base import Oracle, ThreatModel
 from attacks.functional import distances
 from attacks.functional.noise import shared_noise
 from attacks.optimised.carlini_wagner import CarliniWagner, SearchSpace
-from attacks.settings import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveOrInfinite
+from attacks.settings import PositiveFloat, PositiveInt, PositiveOrInfinite
 from ifdefense.geometry.points import directed_chamfer
 
 
@@ -21,7 +21,6 @@ from ifdefense.geometry.points import directed_chamfer
 class _AddPoints(CarliniWagner):
     """Adds points that start at the critical ones; a subclass defines their distance."""
 
-    noise: NonNegativeFloat = 1e-7
     num: PositiveInt = 512
 
     @property
@@ -57,7 +56,6 @@ class AddCD(_AddPoints):
     and in that all clouds of a batch share their noise.
 
     Attributes:
-        noise: standard deviation of the noise at the start of a search (published: 1e-7).
         num: points to add (published: 512).
     """
 
@@ -79,7 +77,6 @@ class AddHD(_AddPoints):
     point to the nearest original one.
 
     Attributes:
-        noise: standard deviation of the noise at the start of a search (published: 1e-7).
         num: points to add (published: 512).
     """
 

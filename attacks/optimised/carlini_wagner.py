@@ -39,68 +39,30 @@ class SearchSpace:
 
 
 @dataclass(frozen=True)
-class CarliniWagner(Attack):
-    """Minimises ``loss(logits) + weight * distance`` with a bisection of the weight per example.
-
-    Carlini & Wagner, 2017, `arXiv:1608.04644 <https://arxiv.org/abs/1608.04644>`_; the weight is on the
-    distance, as in IF-Defense, not on the loss. Each search is a run of Adam from a new start. The weight is
-    raised after a success and lowered after a failure, to the middle of the remaining interval, or doubled
-    while that is unbounded. Returns the success of smallest distance, or else the last iterate.
-
-    A subclass defines the `space`. The published settings of an attack are its defaults.
+class Search:
+    """The search of `CarliniWagner`, which explains the settings.
 
     Attributes:
-        kappa: margin of the hinge in logits.
-        first_weight: weight of the distance in the first search.
-        largest_weight: upper end of the bisection, possibly infinite.
-        searches: steps of the bisection.
-        iterations: steps of Adam per search.
-        rate: learning rate of Adam.
-        polish: steps of an example after its first success in a search, before it leaves the batch; ``None``
-            for all steps, as published.
-        refine: start a search from the nearest success of the earlier ones, where there is one, not from
-            noise, and let steps shrink linearly to zero, over ``polish`` from the first success on, or over
-            ``iterations``. Not published; comes nearer in fewer steps.
-
-    Raises:
-        ValueError: if a setting is out of range.
+        loss: adversarial loss.
+        evaluated_only: whether an example without success keeps the last iterate that was evaluated, not the
+            one after it.
     """
 
-    nearer_only: ClassVar[bool] = True
-    """Whether a search that comes no nearer than an earlier one counts as failed, as in IF-Defense. With
-    ``refine`` it always does."""
-    evaluated_only: ClassVar[bool] = False
-    """Whether an example without success keeps the last iterate that was evaluated, not the one after it."""
+    loss: Callable[[Tensor, Tensor, bool], Tensor]
+    first_weight: float
+    largest_weight: float
+    searches: int
+    iterations: int
+    rate: float
+    polish: int | None = None
+    refine: bool = False
+    nearer_only: bool = True
+    evaluated_only: bool = False
 
-    kappa: NonNegativeFloat = 0.0
-    first_weight: PositiveFloat = 10.0
-    largest_weight: PositiveOrInfinite = 80.0
-    searches: PositiveInt = 10
-    iterations: PositiveInt = 500
-    rate: PositiveFloat = 1e-2
-    polish: NonNegativeInt | None = field(default=None, kw_only=True)
-    refine: bool = field(default=False, kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.first_weight > self.largest_weight:
-            raise ValueError(
-                f"first_weight must not exceed largest_weight, got {self.first_weight} and "
-                f"{self.largest_weight}"
-            )
-
-    @abstractmethod
-    def space(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> SearchSpace:
-        """Search space of a batch; the arguments are those of `Attack.run`."""
-
-    @property
-    def loss(self) -> Callable[[Tensor, Tensor, bool], Tensor]:
-        """Adversarial loss; by default the hinge with margin ``kappa``."""
-        return functools.partial(hinge, kappa=self.kappa)
-
-    def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Bisects the weights of all examples at once."""
-        space = self.space(oracle, points, generator)
+    def __call__(
+        self, space: SearchSpace, oracle: Oracle, points: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Bisects the weights of all examples at once; see `Attack.run`."""
         lower = points.new_zeros(len(points))
         upper = torch.full_like(lower, self.largest_weight)
         weight = torch.full_like(lower, self.first_weight)
@@ -112,7 +74,7 @@ class CarliniWagner(Attack):
                 again = best.rank > 0
                 for variable, success in zip(start, best.kept[1:], strict=True):
                     variable[again] = success[again]
-            smallest, last = self._search(oracle, space, weight, start, best, taken)
+            smallest, last = self._once(oracle, space, weight, start, best, taken)
             # A refining search begins with the earlier success, so it has to come nearer than that.
             raised = (smallest < before) if self.refine else smallest.isfinite()
             if self.nearer_only:
@@ -121,7 +83,7 @@ class CarliniWagner(Attack):
             weight = torch.where(upper.isinf(), 2 * lower, (lower + upper) / 2)
         return best.clouds(last), taken
 
-    def _search(
+    def _once(
         self,
         oracle: Oracle,
         space: SearchSpace,
@@ -176,6 +138,82 @@ class CarliniWagner(Attack):
                 if len(rows) == 0:
                     break
         return smallest, last if self.evaluated_only else space.clouds(variables, everyone).detach()
+
+
+@dataclass(frozen=True)
+class CarliniWagner(Attack):
+    """Minimises ``loss(logits) + weight * distance`` with a bisection of the weight per example.
+
+    Carlini & Wagner, 2017, `arXiv:1608.04644 <https://arxiv.org/abs/1608.04644>`_; the weight is on the
+    distance, as in IF-Defense, not on the loss. Each search is a run of Adam from a new start. The weight is
+    raised after a success and lowered after a failure, to the middle of the remaining interval, or doubled
+    while that is unbounded. Returns the success of smallest distance, or else the last iterate.
+
+    A subclass defines the `space`. The published settings of an attack are its defaults.
+
+    Attributes:
+        kappa: margin of the hinge in logits.
+        first_weight: weight of the distance in the first search.
+        largest_weight: upper end of the bisection, possibly infinite.
+        searches: steps of the bisection.
+        iterations: steps of Adam per search.
+        rate: learning rate of Adam.
+        noise: standard deviation of the noise at the start of a search.
+        polish: steps of an example after its first success in a search, before it leaves the batch; ``None``
+            for all steps, as published.
+        refine: start a search from the nearest success of the earlier ones, where there is one, not from
+            noise, and let steps shrink linearly to zero, over ``polish`` from the first success on, or over
+            ``iterations``. Not published; comes nearer in fewer steps.
+
+    Raises:
+        ValueError: if a setting is out of range.
+    """
+
+    nearer_only: ClassVar[bool] = True
+    """Whether a search that comes no nearer than an earlier one counts as failed, as in IF-Defense. With
+    ``refine`` it always does."""
+
+    kappa: NonNegativeFloat = 0.0
+    first_weight: PositiveFloat = 10.0
+    largest_weight: PositiveOrInfinite = 80.0
+    searches: PositiveInt = 10
+    iterations: PositiveInt = 500
+    rate: PositiveFloat = 1e-2
+    noise: NonNegativeFloat = 1e-7
+    polish: NonNegativeInt | None = field(default=None, kw_only=True)
+    refine: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.first_weight > self.largest_weight:
+            raise ValueError(
+                f"first_weight must not exceed largest_weight, got {self.first_weight} and "
+                f"{self.largest_weight}"
+            )
+
+    @abstractmethod
+    def space(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> SearchSpace:
+        """Search space of a batch; the arguments are those of `Attack.run`."""
+
+    @property
+    def loss(self) -> Callable[[Tensor, Tensor, bool], Tensor]:
+        """Adversarial loss; by default the hinge with margin ``kappa``."""
+        return functools.partial(hinge, kappa=self.kappa)
+
+    def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Searches the space."""
+        search = Search(
+            self.loss,
+            self.first_weight,
+            self.largest_weight,
+            self.searches,
+            self.iterations,
+            self.rate,
+            self.polish,
+            self.refine,
+            self.nearer_only,
+        )
+        return search(self.space(oracle, points, generator), oracle, points, generator)
 
 
 def _partial_step(adam: torch.optim.Adam, variables: list[Tensor], share: Tensor) -> None:

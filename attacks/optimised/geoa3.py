@@ -33,7 +33,6 @@ class GeoA3(CarliniWagner):
     succeeds per example, not with the last one of the batch; all clouds of a batch share their noise.
 
     Attributes:
-        noise: standard deviation of the noise at the start of a search (published: 1e-3).
         misclassification: the loss (published: cross-entropy; the paper compares both).
         hausdorff_weight: weight of the Hausdorff distance (published: 0.1).
         curvature_weight: weight of the curvature difference (published: 1).

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from attacks.base import Ball, Oracle, Rows, ThreatModel
 from attacks.functional import distances
-from attacks.functional.losses import cross_entropy
+from attacks.functional.losses import cross_entropy, hinge
 from attacks.functional.selection import saliency
-from attacks.optimised.carlini_wagner import CarliniWagner, SearchSpace
+from attacks.optimised.carlini_wagner import Search, SearchSpace
 from attacks.settings import NonNegativeFloat, PositiveFloat, PositiveInt, Range
 from ifdefense.geometry.normals import estimated_normals
 from ifdefense.geometry.points import (
@@ -41,47 +42,56 @@ def _unit_range(values: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class HiTADV(CarliniWagner, Ball):
+class HiTADV(Ball):
     """Hide in thicket: smooth deformations around rough, salient centres.
 
     Lou et al., CVPR 2024, `arXiv:2403.05247 <https://arxiv.org/abs/2403.05247>`_. In each of ``candidates``
     regions from farthest-point sampling, the point of highest score, variation of the curvature plus a little
     saliency, is a candidate; the best ``centres`` are used. Adam minimises the hinge plus a weight times
     ``(|shifts| + |1 - widths|) / centres``, the cosine between widths and curvature and a one-sided Chamfer
-    distance; the weight is bisected as in `CarliniWagner`. Returns the success of smallest
-    ``|shifts| + |1 - widths|``. Other settings are those of `CarliniWagner`.
+    distance, with the search of `CarliniWagner`. Returns the success of smallest
+    ``|shifts| + |1 - widths|``.
 
     Differs from the public code: Gaussians of the squared distance; scores and sizes per cloud, not over the
     batch; estimated normals; all clouds of a batch share their starts.
 
     Attributes:
-        kappa: margin of the hinge in logits (published: 30).
-        iterations: steps of Adam per search (published: 100).
-        rate: learning rate of Adam, times 5 for shifts and 3 for widths (published: 1e-2).
         epsilon: largest change of a coordinate (published: 0.55).
+        kappa: margin of the hinge in logits (published: 30).
         centres: centres of the deformation (published: 192).
         candidates: regions (published: 256), at most one per point.
         smallest: smallest width of a Gaussian (published: 0.1).
         largest: largest width (published: 1.2).
         neighbours: neighbours of the curvature and the regions, at least 2 (published: 16).
+        first_weight: weight of the deformation in the first search (published: 10).
+        largest_weight: upper end of the bisection (published: 80).
         chamfer: weight of the Chamfer distance (published: 1e-4).
+        searches: steps of the bisection (published: 10).
+        iterations: steps of Adam per search (published: 100).
+        rate: learning rate of Adam, times 5 for shifts and 3 for widths (published: 1e-2).
     """
 
-    evaluated_only: ClassVar[bool] = True
-
-    kappa: NonNegativeFloat = 30.0
-    iterations: PositiveInt = 100
     epsilon: NonNegativeFloat = 0.55
+    kappa: NonNegativeFloat = 30.0
     centres: PositiveInt = 192
     candidates: PositiveInt = 256
     smallest: PositiveFloat = 0.1
     largest: PositiveFloat = 1.2
     neighbours: Annotated[int, Range(2)] = 16
+    first_weight: PositiveFloat = 10.0
+    largest_weight: PositiveFloat = 80.0
     chamfer: NonNegativeFloat = 1e-4
+    searches: PositiveInt = 10
+    iterations: PositiveInt = 100
+    rate: PositiveFloat = 1e-2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for low, high in (("centres", "candidates"), ("smallest", "largest")):
+        for low, high in (
+            ("centres", "candidates"),
+            ("smallest", "largest"),
+            ("first_weight", "largest_weight"),
+        ):
             if getattr(self, low) > getattr(self, high):
                 values = f"{getattr(self, low)} and {getattr(self, high)}"
                 raise ValueError(f"{low} must not exceed {high}, got {values}")
@@ -91,8 +101,21 @@ class HiTADV(CarliniWagner, Ball):
         """White-box, untargeted, smooth shifts."""
         return ThreatModel("white-box", "untargeted", "shift", "linf", self.epsilon)
 
-    def space(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> SearchSpace:
-        """Varies the shifts and widths at the centres."""
+    def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Searches shifts and widths at the centres."""
+        search = Search(
+            functools.partial(hinge, kappa=self.kappa),
+            self.first_weight,
+            self.largest_weight,
+            self.searches,
+            self.iterations,
+            self.rate,
+            evaluated_only=True,
+        )
+        return search(self._space(oracle, points), oracle, points, generator)
+
+    def _space(self, oracle: Oracle, points: Tensor) -> SearchSpace:
+        """Shifts and widths at the centres."""
         centres, curvature = self._centres(oracle, points)
         batch, count = centres.shape[:2]
         rough = _unit_range(curvature)

@@ -11,7 +11,6 @@ from attacks.base import Oracle, ThreatModel
 from attacks.functional import distances
 from attacks.functional.noise import shared_noise
 from attacks.optimised.carlini_wagner import CarliniWagner, SearchSpace
-from attacks.settings import NonNegativeFloat
 
 
 @dataclass(frozen=True)
@@ -23,12 +22,7 @@ class Perturb(CarliniWagner):
     ``hinge(logits) + weight * |shift|``, see `CarliniWagner`; the size of the shift is not bounded.
 
     Differs from IF-Defense's code in that all clouds of a batch share their noise.
-
-    Attributes:
-        noise: standard deviation of the noise at the start of a search (published: 1e-7).
     """
-
-    noise: NonNegativeFloat = 1e-7
 
     @property
     def threat(self) -> ThreatModel:
