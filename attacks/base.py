@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal, final, overload
 
 import torch
 from torch import Tensor, nn
 
 from attacks.functional import distances, projections
-from attacks.settings import check_settings
+from attacks.settings import check_epsilons, check_settings
+from ifdefense.geometry.points import directed_chamfer
+from ifdefense.guard import normal
 from ifdefense.logits import apart, classify
 
 Model = Callable[[Tensor], Any]
@@ -228,6 +232,41 @@ class Attack(ABC):
         """Budget of a cloud of ``num_points`` points in the norm of the threat model, or ``None``."""
         return self.threat.epsilon
 
+    def with_epsilon(self, epsilon: float) -> Attack:
+        """The attack with another budget, whatever the number of points; in the norm of its threat model.
+
+        Raises:
+            ValueError: if the attack has no budget that can be set.
+        """
+        if "epsilon" not in getattr(self, "__dataclass_fields__", ()):
+            raise ValueError(f"{type(self).__name__} has no field 'epsilon' to set")
+        changed: Attack = dataclasses.replace(self, epsilon=epsilon)  # type: ignore[type-var]
+        return changed
+
+    @overload
+    def __call__(
+        self,
+        model: Model,
+        points: Tensor,
+        labels: Tensor,
+        targets: Tensor | None = None,
+        *,
+        epsilons: None = None,
+        generator: torch.Generator | None = None,
+    ) -> AttackResult: ...
+
+    @overload
+    def __call__(
+        self,
+        model: Model,
+        points: Tensor,
+        labels: Tensor,
+        targets: Tensor | None = None,
+        *,
+        epsilons: Sequence[float],
+        generator: torch.Generator | None = None,
+    ) -> list[AttackResult]: ...
+
     @final
     def __call__(
         self,
@@ -236,14 +275,21 @@ class Attack(ABC):
         labels: Tensor,
         targets: Tensor | None = None,
         *,
+        epsilons: Sequence[float] | None = None,
         generator: torch.Generator | None = None,
-    ) -> AttackResult:
-        """Attacks a batch of clouds.
+    ) -> AttackResult | list[AttackResult]:
+        """Attacks a batch of clouds, within one budget or several.
 
         A module is attacked in evaluation mode and restored afterwards. All examples share their random
         numbers, so a result does not depend on the batch. Works in `torch.inference_mode`, too. The caller's
         autocast applies inside the model, not to the attack's own distances and updates; these are computed
         in float32 at least.
+
+        With ``epsilons``, an attack with a budget runs once per budget, always with the same random numbers.
+        An attack that minimises the shift runs once; what is farther away than a budget is projected onto it
+        and evaluated again. A cloud that is broken within a budget counts as broken within larger ones: where
+        the attack fails there, the smaller budget's cloud is the result. Queries and iterations are those of
+        the run and of the final check.
 
         Args:
             model: ``(B, N, 3)`` points to ``(B, C)`` logits, differentiable unless the attack is score-based;
@@ -251,27 +297,62 @@ class Attack(ABC):
             points: ``(B, N, 3)`` clean clouds in the model's frame, floating point; not modified.
             labels: ``(B,)`` true classes.
             targets: ``(B,)`` classes to aim at; untargeted without them.
+            epsilons: budgets in the norm of the threat model, in any order, instead of the attack's own.
             generator: source of randomness on the CPU; by default a new one with seed 0.
+
+        Returns:
+            The result, or with ``epsilons`` one result per budget in their order.
 
         Raises:
             TypeError: if an argument is not a tensor, or the generator not a `torch.Generator`.
-            ValueError: if the input or the model's output is not as described; names the example.
+            ValueError: if the input or the model's output is not as described; names the example. With
+                ``epsilons`` also if the attack adds or drops points, or minimises no norm.
             BudgetError: if the attack violates its own threat model.
         """
         labels, targets = self.validated(points, labels, targets)
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
             raise TypeError(f"generator must be a torch.Generator on the CPU, got {generator!r}")
+        if epsilons is not None:
+            return self._within(check_epsilons(epsilons), model, (points, labels, targets), generator)
         with apart(), torch.inference_mode(False), frozen(model), torch.no_grad():
-            clean = ordinary(points.detach()).to(torch.promote_types(points.dtype, torch.float32))
-            labels = ordinary(labels)
-            targets = None if targets is None else ordinary(targets)
+            clean = normal(points.detach()).to(torch.promote_types(points.dtype, torch.float32))
+            labels = normal(labels)
+            targets = None if targets is None else normal(targets)
             oracle = Oracle(model, labels, targets)
             attacked, iterations = self.run(oracle, clean.clone(), generator)
             attacked = self.constrain(attacked, clean).to(points.dtype)
             sizes = self._measured(attacked, clean)
             success = oracle.reached(oracle.logits(attacked))
         return AttackResult(attacked, success, sizes, oracle.queries, iterations)
+
+    def _within(
+        self,
+        epsilons: list[float],
+        model: Model,
+        batch: tuple[Tensor, Tensor, Tensor | None],
+        generator: torch.Generator,
+    ) -> list[AttackResult]:
+        """Results for several budgets; the batch is points, labels and targets."""
+        threat, name = self.threat, type(self).__name__
+        if threat.changes != "shift":
+            raise ValueError(f"{name} has no epsilon: it {threat.changes}s {threat.count} points")
+        if threat.norm is None:
+            raise ValueError(f"{name} takes no epsilons: its threat model has no norm to measure them in")
+        state = generator.get_state()
+        found = self(model, *batch, generator=generator) if threat.epsilon is None else None
+        results: dict[float, AttackResult] = {}
+        for epsilon in sorted(set(epsilons)):
+            if found is None:
+                generator.set_state(state)
+                new = self.with_epsilon(epsilon)(model, *batch, generator=generator)
+            else:
+                new = _Projected(dataclasses.replace(threat, epsilon=epsilon), found)(model, *batch)
+                new = dataclasses.replace(new, queries=new.queries + found.queries)
+            results[epsilon] = new
+        for smaller, larger in itertools.pairwise(results):
+            results[larger] = _joined(results[smaller], results[larger])
+        return [results[epsilon] for epsilon in epsilons]
 
     def validated(
         self, points: Tensor, labels: Tensor, targets: Tensor | None
@@ -334,7 +415,7 @@ class Attack(ABC):
         share = attacked.shape[1] / max(1, threat.count)
         return {
             "added": count,
-            "chamfer": distances.directed_chamfer(attacked, clean) * share,
+            "chamfer": directed_chamfer(attacked, clean) * share,
             "hausdorff": distances.directed_hausdorff(attacked, clean),
         }
 
@@ -363,9 +444,41 @@ class Ball(Attack):
         return clean + PROJECTIONS[norm](points - clean, budget)
 
 
-def ordinary(values: Tensor) -> Tensor:
-    """The tensor itself, or a copy that takes part in gradients if it was made in inference mode."""
-    return values.clone() if values.is_inference() else values
+@dataclass(frozen=True)
+class _Projected(Attack):
+    """The result of an attack without a budget, moved into one."""
+
+    stated: ThreatModel
+    found: AttackResult
+
+    @property
+    def threat(self) -> ThreatModel:
+        """That of the attack, with a budget."""
+        return self.stated
+
+    def constrain(self, points: Tensor, clean: Tensor) -> Tensor:
+        """Projects clouds outside of the budget; the others stay exactly as they are."""
+        norm, epsilon = self.stated.norm, self.stated.epsilon
+        assert norm is not None and epsilon is not None, "a budget has a norm"
+        inside = DISTANCES[norm](points, clean) <= epsilon
+        return torch.where(inside[:, None, None], points, clean + PROJECTIONS[norm](points - clean, epsilon))
+
+    def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What was found."""
+        return self.found.points, self.found.iterations
+
+
+def _joined(smaller: AttackResult, larger: AttackResult) -> AttackResult:
+    """The result of a larger budget, with that of a smaller one where the larger has failed."""
+    lost = smaller.success & ~larger.success
+    return dataclasses.replace(
+        larger,
+        points=torch.where(lost[:, None, None], smaller.points, larger.points),
+        success=larger.success | lost,
+        distances={
+            name: torch.where(lost, smaller.distances[name], size) for name, size in larger.distances.items()
+        },
+    )
 
 
 def _contains(whole: Tensor, part: Tensor) -> Tensor:
