@@ -22,6 +22,7 @@ from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.formats import replacing
 from ifdefense.devices import device_of_weights, synchronise
 from ifdefense.geometry.frame import to_unit_sphere
+from ifdefense.logits import classify
 from ifdefense.purifiers.base import Purifier, Trace
 from ifdefense.purifiers.registry import DEFAULT
 from ifdefense.report import Case, Reading, Table, render_html, render_png
@@ -149,7 +150,8 @@ def play(victim: nn.Module, clean: Tensor, clouds: CloudSet, effort: Effort) -> 
 def predict(victim: nn.Module, points: Tensor) -> Tensor:
     """``(S,)`` predicted classes, on the CPU."""
     device = device_of_weights(victim)
-    return torch.cat([victim(part.to(device)).argmax(1).cpu() for part in points.split(BATCH)])
+    parts = (part.to(device) for part in points.split(BATCH))
+    return torch.cat([classify(victim, part).argmax(1).cpu() for part in parts])
 
 
 def choose(played: Round, clean: Tensor, clouds: CloudSet, count: int) -> list[Case]:

@@ -28,9 +28,10 @@ from classifiers import NETWORKS, build
 from classifiers.adversarial import attacked
 from classifiers.layers import Sized
 from classifiers.pointnet import PointNet, orthogonality_penalty
-from ifdefense.checkpoints import load_into, load_state
+from ifdefense.checkpoints import load_weights
 from ifdefense.console import device_option, use_huge_pages
 from ifdefense.devices import device_of_weights
+from ifdefense.logits import classify
 from ifdefense.training.clouds import TrainingClouds, load_training_clouds
 from ifdefense.training.commands import options_of, output_options, prepare, reported
 from ifdefense.training.runs import ResumableRun, check_ranges, file_digest
@@ -230,7 +231,7 @@ def accuracy(model: nn.Module, clouds: TrainingClouds, batch_size: int = 64) -> 
     model.eval()
     device = device_of_weights(model)
     parts = zip(clouds.points.split(batch_size), clouds.labels.split(batch_size), strict=True)
-    hits = (model(points.to(device)).argmax(1) == labels.to(device) for points, labels in parts)
+    hits = (classify(model, points.to(device)).argmax(1) == labels.to(device) for points, labels in parts)
     return sum(int(right.sum()) for right in hits) / len(clouds)
 
 
@@ -307,7 +308,7 @@ class ClassifierRun(ResumableRun):
         if isinstance(self.model, PointNet):
             logits, alignment = self.model.with_alignment(points)
         else:
-            logits = self.model(points)
+            logits = classify(self.model, points)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.options.label_smoothing)
         if other is not None:
             second = F.cross_entropy(logits, labels[other], label_smoothing=self.options.label_smoothing)
@@ -483,7 +484,7 @@ def main(
     extra = {"feature_transform": feature_transform} if network == "pointnet" else {}
     model = build(network, num_classes, **extra)
     if init is not None:
-        load_into(model, load_state(init), init)
+        load_weights(model, init)
     run = ClassifierRun(
         model.to(device),
         train,

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ifdefense.checkpoints import load_into, load_metadata, load_state, save_safetensors
+from ifdefense.checkpoints import load_metadata, load_weights, save_safetensors
 from ifdefense.devices import in_float64
 from ifdefense.geometry.points import Neighbours
 from ifdefense.guard import loading
@@ -122,7 +122,7 @@ class AnomalyNetwork(nn.Module):
             raise ValueError(
                 f"{path}: its head was trained on other weights of {' or '.join(names.values())}"
             )
-        load_into(network.head, load_state(path), path)
+        load_weights(network.head, path)
         network.source = str(name_or_path)
         return network
 

@@ -41,6 +41,10 @@ SIGNS = {
 }
 """Beginnings of names of tensors by which public checkpoints are told apart; else ``occupancy``."""
 
+NAMES = dict.fromkeys(NETWORKS, ("decoder.fc_p.weight", "decoder.fc_out.weight"))
+NAMES["local"] = ("decoder.attend.weight", "decoder.out.weight")
+"""Tensors that a network has, whatever its sizes."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
@@ -187,16 +191,22 @@ def load_network(name_or_path: str | Path) -> ImplicitNetwork:
         CheckpointError: if the file cannot be read or does not fit.
         ValueError: if the name or the type of network is unknown.
     """
-    from ifdefense.checkpoints import load_into, load_metadata, load_state
+    from ifdefense.checkpoints import CheckpointError, load_into, load_metadata, load_state, unlike
 
     path = weights_path(name_or_path)
     metadata = load_metadata(path)
-    state = load_state(path)
+    names = NAMES.get(metadata.get("network", "occupancy"), ())
+    state = load_state(path, names)
     signs = (kind for sign, kind in SIGNS.items() if any(name.startswith(sign) for name in state))
     kind = metadata.get("network", next(signs, "occupancy"))
     if kind not in NETWORKS:
         raise ValueError(f"{path}: unknown network {kind!r}; there are {', '.join(NETWORKS)}")
     module, _, cls = NETWORKS[kind].partition(":")
+    if missing := [name for name in names if name not in state]:
+        raise CheckpointError(
+            f"{path} is no network of the kind {kind!r}: tensor {missing[0]} is missing; "
+            + unlike(state, names)
+        )
     network = getattr(importlib.import_module(module), cls).of_weights(state, metadata)
     load_into(network, state, path)
     network.source = str(name_or_path)

@@ -37,7 +37,7 @@ class PointNetwork(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """An untrained network of the sizes of a state dict."""
+        """An untrained network of the sizes of a state dict, which may lack tensors or all of them."""
 
     @classmethod
     @loading
@@ -55,7 +55,7 @@ class PointNetwork(nn.Module, ABC):
         path = Path(name_or_path)
         if not path.suffix and not path.is_file():
             path = shipped("ifdefense", str(name_or_path))
-        state = load_state(path)
+        state = load_state(path, cls.of_state({}).state_dict())
         network = cls.of_state(state)
         load_into(network, state, path)
         network.source = str(name_or_path)
