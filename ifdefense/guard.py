@@ -20,6 +20,7 @@ from torch import Tensor
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_KINDS = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "maia", "xla")
 _EXACT = ("none", "ieee")
 _lock = threading.Lock()
 _depth = 0
@@ -35,9 +36,8 @@ def isolated() -> Iterator[None]:
     """
     gradients = torch.is_grad_enabled()
     with contextlib.ExitStack() as stack:
-        for kind in _autocast_kinds():
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
+        for kind in autocast_kinds():
+            stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.set_grad_enabled(gradients))
@@ -85,16 +85,16 @@ def normal(values: Tensor) -> Tensor:
     return values.clone() if values.is_inference() else values
 
 
-def _autocast_kinds() -> set[str]:
-    """Kinds of devices that this PyTorch has autocast for."""
+def autocast_kinds() -> list[str]:
+    """Kinds of devices for which autocast is on."""
     accelerator = torch.accelerator.current_accelerator()
-    return _known_kinds() | (set() if accelerator is None else {accelerator.type})
+    kinds = _KINDS if accelerator is None or accelerator.type in _KINDS else (*_KINDS, accelerator.type)
+    return [kind for kind in kinds if _has_autocast(kind) and torch.is_autocast_enabled(kind)]
 
 
 @functools.cache
-def _known_kinds() -> set[str]:
-    kinds = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "maia", "xla")
-    return {kind for kind in kinds if torch.amp.is_autocast_available(kind)}
+def _has_autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ifdefense.guard import autocast_kinds
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -105,13 +107,7 @@ class _State(NamedTuple):
 
     @classmethod
     def now(cls) -> _State:
-        accelerator = torch.accelerator.current_accelerator()
-        kinds = {"cpu", *(() if accelerator is None else (accelerator.type,))}
-        autocast = {
-            kind: torch.get_autocast_dtype(kind)
-            for kind in sorted(kinds)
-            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        }
+        autocast = {kind: torch.get_autocast_dtype(kind) for kind in autocast_kinds()}
         return cls(autocast, torch.get_default_device())
 
 

@@ -23,6 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs tests of devices first: autograd's threads are those for the devices known at its first pass."""
+    items.sort(key=lambda item: "device" not in getattr(item, "fixturenames", ()))
+
+
 def sample_box(sides: tuple[float, float, float], count: int, rng: np.random.Generator) -> Points:
     """Samples the surface of a box that is centred on the origin, every face by its area."""
     half = np.asarray(sides) / 2

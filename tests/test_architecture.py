@@ -64,7 +64,7 @@ ROOMS: dict[str, set[str]] = {
     "arguments": set(),
     "console": set(),
     "checkpoints": set(),
-    "logits": set(),
+    "logits": {"guard"},
     "provenance": set(),
     "attributes": {"geometry"},
     "pyg": {"arguments"},

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 import torch
+from conftest import sample_box
 from torch import Tensor, nn
 
 import attacks
@@ -77,6 +79,16 @@ def test_the_classifier_of_the_example_folds() -> None:
     model.bn1.running_var.uniform_(0.5, 2)
     points = torch.randn(2, 30, 3, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(fold(model)(points), model(points))
+
+
+def test_the_loop_of_the_example_trains_the_classifier_alone() -> None:
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(256 * 3, 5))
+    start = classifier[1].weight.detach().clone()
+    points = torch.from_numpy(sample_box((1.0, 0.6, 0.4), 512, np.random.default_rng(1)))[None]
+    space: dict[str, Any] = {"classifier": classifier, "batches": [(points, torch.tensor([2]))]}
+    exec(example("docs/integration.md"), space)
+    assert space["predicted"].shape == (1,) and not torch.equal(classifier[1].weight, start)
+    assert all(weight.grad is None for weight in space["purifier"].parameters())
 
 
 def parse(command: str) -> None:

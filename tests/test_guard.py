@@ -18,7 +18,7 @@ from quick import CLOUDS, quick
 from torch import Tensor, nn
 
 from attacks.defence_aware.model import DefenceAware
-from ifdefense import Defended, Purifier, purify
+from ifdefense import Defended, Purifier, guard, purify
 from ifdefense.guard import guarded, isolated
 from ifdefense.implicit.base import load_network
 from ifdefense.purifiers.registry import METHODS
@@ -75,7 +75,6 @@ STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "inference mode": torch.inference_mode,
     "float64": lambda: default_dtype(torch.float64),
     "default device": lambda: default_device("meta"),
-    "device block": lambda: torch.device("meta"),
     "medium precision": lambda: products("medium"),
     "everything": everything,
 }
@@ -200,7 +199,9 @@ def test_tensors_of_inference_mode_pass_gradients_on_afterwards() -> None:
     with torch.inference_mode():
         clouds = CLOUDS.clone()
         result = purifier(clouds, POINTS, seed=1)
+        purifier._apply(torch.clone)  # as when it is moved to another device
     assert clouds.is_inference() and not result.is_inference()
+    assert not any(weight.is_inference() for weight in purifier.parameters())
     assert torch.equal(purifier(clouds, POINTS, seed=1), result)
     result.requires_grad_().square().sum().backward()
 
@@ -235,6 +236,26 @@ def test_an_inherited_precision_is_inherited_afterwards() -> None:
         assert convolution.fp32_precision == "bf16"
         torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
         assert convolution.fp32_precision == "ieee"
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this PyTorch has one precision")
+def test_convolutions_of_a_gpu_are_exact_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    convolution = torch.backends.cudnn.conv
+    assert convolution.fp32_precision == "tf32"  # PyTorch's default
+    with isolated():
+        assert convolution.fp32_precision == "tf32"  # nothing is asked of a GPU that is not in use
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with products("high"), isolated():
+        assert convolution.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert convolution.fp32_precision == "tf32"
+
+
+def test_older_versions_have_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_precisions", lambda: [guard._MatmulPrecision()])
+    with products("medium"):
+        with isolated():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "medium"
 
 
 def test_the_precision_comes_back_with_the_last_of_several_threads() -> None:

@@ -91,6 +91,12 @@ def test_a_pickle_holds_its_weights_whatever_becomes_of_their_file(tmp_path: Pat
     assert torch.equal(pickle.loads(data)(CLOUDS, 24), expected)
 
 
+def test_a_shallow_copy_shares_the_weights(purifier: Purifier) -> None:
+    twin = copy.copy(purifier)
+    assert twin is not purifier and next(twin.parameters()) is next(purifier.parameters())
+    assert torch.equal(twin(CLOUDS, 24), purifier(CLOUDS, 24))
+
+
 def test_what_was_set_comes_along() -> None:
     purifier = quick("sor-ae").requires_grad_()
     weight = next(purifier.parameters())

@@ -135,6 +135,7 @@ class Purifier(nn.Module, ABC):
 
         return build(name_or_path)
 
+    @guarded  # what is moved in inference mode would pass no gradients afterwards
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves the weights between devices but keeps them float32, e.g. in ``defended.half()``."""
 
@@ -157,6 +158,11 @@ class Purifier(nn.Module, ABC):
         super().__setstate__(attributes)  # type: ignore[no-untyped-call]
         if data is not None:
             unpack_into(self, data)
+
+    def __copy__(self) -> Self:
+        result = type(self).__new__(type(self))
+        vars(result).update(vars(self))
+        return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         memo[id(self)] = result = type(self).__new__(type(self))

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -88,8 +89,8 @@ def _bytes(value: Tensor) -> bytes:
 
 
 def _tensor(slot: _Slot, data: bytes) -> Tensor:
-    raw = torch.tensor(bytearray(data[slot.start : slot.end]), dtype=torch.uint8, device="cpu")
-    values = raw.view(slot.dtype).view(slot.shape).to(slot.device)
+    raw = np.frombuffer(data, np.uint8, slot.end - slot.start, slot.start).copy()
+    values = torch.from_numpy(raw).view(slot.dtype).view(slot.shape).to(slot.device)
     if slot.parameter:
         return nn.Parameter(values, slot.requires_grad)
     return values.requires_grad_(slot.requires_grad)
