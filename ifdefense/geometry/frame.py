@@ -22,10 +22,12 @@ class Frame:
     Attributes:
         centre: ``(3,)`` centre of the bounding box, caller's frame.
         extent: ``()`` longest side of the bounding box, caller's units.
+        host: the same on the CPU, where that is known, for meshes.
     """
 
     centre: Tensor
     extent: Tensor
+    host: Frame | None = None
 
     @classmethod
     def of(cls, points: Tensor) -> Frame:
@@ -37,10 +39,10 @@ class Frame:
             points: ``(N, 3)``, caller's frame.
 
         Raises:
-            ValueError: if the cloud has no extent.
+            ValueError: if the cloud has no extent. Off the CPU this is not seen, as it would mean to wait.
         """
         centre, extent = bounding_cubes(in_float64(points))
-        if not extent > 0:
+        if extent.device.type == "cpu" and not extent > 0:
             raise ValueError("the cloud has zero extent: all its points are the same")
         return cls(centre[0], extent[0, 0])
 
@@ -54,7 +56,8 @@ class Frame:
 
     def mesh_from_cube(self, mesh: Mesh) -> Mesh:
         """Maps a mesh back into the caller's frame."""
-        return mesh.transformed(float(self.extent.detach()), self.centre.detach().cpu().numpy())
+        frame = self.host or self
+        return mesh.transformed(float(frame.extent.detach()), frame.centre.detach().cpu().numpy())
 
 
 def bounding_cubes(points: Tensor) -> tuple[Tensor, Tensor]:

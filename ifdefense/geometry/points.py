@@ -27,8 +27,8 @@ _CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
 _TREE = 1 << 24
 # Queries beyond which a KD-tree is worth several threads.
 _THREADED = 1 << 14
-# Points of a batch up to which a step of farthest-point sampling takes a CPU no longer than its dozen launches
-# take an accelerator.
+# Points of a batch up to which a step of farthest-point sampling takes a CPU no longer than its dozen
+# launches take an accelerator.
 _STEP = 1 << 16
 _KERNEL_DEVICES = {"cuda"}
 # Where points stand that only fill up a batch: never neighbours, and their squares are finite.
@@ -395,7 +395,7 @@ def ball_query(query: Tensor, source: Tensor, radius: float, k: int) -> Tensor:
         chunks = torch.split(query, rows, dim=1)
         index = torch.cat([_first_inside(chunk, source, radius, k) for chunk in chunks], dim=1)
     empty = index[..., :1] < 0
-    if bool(empty.any()):
+    if query.device.type != "cpu" or bool(empty.any()):  # an accelerator searches rather than waits
         index = torch.where(empty, knn(query, source, 1)[1], index)
     return index
 
