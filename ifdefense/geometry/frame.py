@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ifdefense.devices import in_float64, on_host
+from ifdefense.devices import in_float64
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.geometry.points import lower_median
 
@@ -24,12 +22,12 @@ class Frame:
     Attributes:
         centre: ``(3,)`` centre of the bounding box, caller's frame.
         extent: ``()`` longest side of the bounding box, caller's units.
-        numbers: ``(4,)`` centre and extent on the host, so that meshes wait for no accelerator.
+        host: the same on the CPU, where that is known, for meshes.
     """
 
     centre: Tensor
     extent: Tensor
-    numbers: NDArray[np.float64]
+    host: Frame | None = None
 
     @classmethod
     def of(cls, points: Tensor) -> Frame:
@@ -41,22 +39,12 @@ class Frame:
             points: ``(N, 3)``, caller's frame.
 
         Raises:
-            ValueError: if the cloud has no extent.
+            ValueError: if the cloud has no extent. Off the CPU this is not seen, as it would mean to wait.
         """
-        return cls.of_each([points])[0]
-
-    @classmethod
-    def of_each(cls, clouds: Sequence[Tensor]) -> list[Frame]:
-        """Frames of clouds as `of` makes them, read by the host together."""
-        boxes = [bounding_cubes(in_float64(points)) for points in clouds]
-        rows = on_host([torch.cat(box, 1) for box in boxes])
-        frames = []
-        for (centre, extent), row in zip(boxes, rows, strict=True):
-            numbers = row[0].numpy()
-            if not numbers[3] > 0:
-                raise ValueError("the cloud has zero extent: all its points are the same")
-            frames.append(cls(centre[0], extent[0, 0], numbers))
-        return frames
+        centre, extent = bounding_cubes(in_float64(points))
+        if extent.device.type == "cpu" and not extent > 0:
+            raise ValueError("the cloud has zero extent: all its points are the same")
+        return cls(centre[0], extent[0, 0])
 
     def to_cube(self, points: Tensor) -> Tensor:
         """Maps points ``(N, 3)`` into the unit cube, float32."""
@@ -68,7 +56,8 @@ class Frame:
 
     def mesh_from_cube(self, mesh: Mesh) -> Mesh:
         """Maps a mesh back into the caller's frame."""
-        return mesh.transformed(float(self.numbers[3]), self.numbers[:3])
+        frame = self.host or self
+        return mesh.transformed(float(frame.extent.detach()), frame.centre.detach().cpu().numpy())
 
 
 def bounding_cubes(points: Tensor) -> tuple[Tensor, Tensor]:

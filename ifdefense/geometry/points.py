@@ -29,8 +29,8 @@ _TREE = 1 << 24
 _NEAREST_TREE = 1 << 20
 # Queries beyond which a KD-tree is worth several threads.
 _THREADED = 1 << 14
-# Points of a batch up to which a step of farthest-point sampling takes a CPU no longer than its dozen launches
-# take an accelerator.
+# Points of a batch up to which a step of farthest-point sampling takes a CPU no longer than its dozen
+# launches take an accelerator.
 _STEP = 1 << 16
 _KERNEL_DEVICES = {"cuda"}
 # Where points stand that only fill up a batch: never neighbours, and their squares are finite.
@@ -397,7 +397,7 @@ def ball_query(query: Tensor, source: Tensor, radius: float, k: int) -> Tensor:
         chunks = torch.split(query, rows, dim=1)
         index = torch.cat([_first_inside(chunk, source, radius, k) for chunk in chunks], dim=1)
     empty = index[..., :1] < 0
-    if bool(empty.any()):
+    if query.device.type != "cpu" or bool(empty.any()):  # an accelerator searches rather than waits
         index = torch.where(empty, knn(query, source, 1)[1], index)
     return index
 

@@ -150,7 +150,8 @@ def evaluated(
         cloud: ``(M,)`` int64 index of each query's cloud, ascending.
         chunk: queries per call of a field.
     """
-    counts = torch.bincount(cloud, minlength=len(fields)).tolist()
+    one = len(fields) == 1
+    counts = [len(points)] if one else torch.bincount(cloud, minlength=len(fields)).tolist()
     parts = []
     for field, part in zip(fields, points.split(counts), strict=True):
         if len(part):

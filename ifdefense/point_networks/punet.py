@@ -158,9 +158,9 @@ def _neighbourhoods(
     own = index != index[..., :1]  # what fills a small ball repeats its first point
     own[..., 0] = True
     start = torch.arange(0, len(of), points.shape[1], device=index.device)
-    point = (index + start[:, None, None])[own]
     count = own.sum(-1).flatten()
-    ball = torch.repeat_interleave(count)
+    ball, place = own.flatten(0, 1).nonzero().unbind(1)
+    point = (index + start[:, None, None]).flatten(0, 1)[ball, place]
     edges = (of.index_select(0, point) - at.index_select(0, ball)).relu_()
     edges = _applied(edges, rest)
     best = torch.segment_reduce(edges, "max", lengths=count)

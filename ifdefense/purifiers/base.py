@@ -302,10 +302,17 @@ class Purifier(nn.Module, ABC):
         removed first, so that they do not set the frame.
         """
         given = self._beside_weights(clouds)
-        used = on_device([usable(cloud) for cloud in on_host(given)], given[0].device)
+        hosts = on_host(given)
+        rows = [usable(cloud) for cloud in hosts]
+        used = on_device(rows, given[0].device)
         parts = [cloud[index] for cloud, index in zip(given, used, strict=True)]
-        frames = Frame.of_each(parts)
+        frames = [Frame.of(part) for part in parts]
         cubes = [frame.to_cube(part) for frame, part in zip(frames, parts, strict=True)]
+        if given[0].device.type != "cpu":  # meshes are on the host, as are checks
+            frames = [
+                dataclasses.replace(frame, host=Frame.of(cloud[index]))
+                for frame, cloud, index in zip(frames, hosts, rows, strict=True)
+            ]
         outcomes = self.run(cubes, counts, seed)
         outward = [_outward(*each) for each in zip(outcomes, frames, given, used, strict=True)]
         return [_returned(*each) for each in zip(outward, clouds, strict=True)]
@@ -326,7 +333,7 @@ def _outward(outcome: Outcome, frame: Frame, cloud: Tensor, used: Tensor) -> Out
 
     index = None if outcome.index is None else used[outcome.index]
     kept = torch.zeros(len(cloud), dtype=torch.bool, device=cloud.device)
-    kept[used if outcome.kept is None else used[outcome.kept]] = True
+    kept[used] = torch.ones_like(used, dtype=torch.bool) if outcome.kept is None else outcome.kept
     if index is not None:
         points = cloud[index]
     else:

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ifdefense.devices import on_device, on_host
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.base import Calibration, Field
 from ifdefense.restorers.base import Restored
@@ -113,8 +114,9 @@ class RidgeRestorer:
         ]
         spans = [slice(0, size) for size in first]
         found = self._evaluated(field, drawn, spans, rows, calibration)
-        sure = torch.stack([(peak >= self.margin).sum() for _, peak in found]).tolist()
-        lacking = [i for i, count in enumerate(counts) if sure[i] < count and first[i] < sizes[i]]
+        peaks = on_host([peak for _, peak in found])
+        short = [int((peak >= self.margin).sum()) < count for peak, count in zip(peaks, counts, strict=True)]
+        lacking = [i for i in range(len(counts)) if short[i] and first[i] < sizes[i]]
         if lacking:
             rest = self._evaluated(
                 field,
@@ -125,10 +127,10 @@ class RidgeRestorer:
             )
             for i, more in zip(lacking, rest, strict=True):
                 found[i] = torch.cat([found[i][0], more[0]]), torch.cat([found[i][1], more[1]])
-        return [
-            points[chosen(peak, count, self.margin)]
-            for (points, peak), count in zip(found, counts, strict=True)
-        ]
+            peaks = on_host([peak for _, peak in found])
+        taken = [chosen(peak, count, self.margin) for peak, count in zip(peaks, counts, strict=True)]
+        indices = on_device(taken, rows.device)
+        return [points[index] for (points, _), index in zip(found, indices, strict=True)]
 
     def _evaluated(
         self,
@@ -143,7 +145,7 @@ class RidgeRestorer:
         sizes = [len(part) for part in starts]
         start = torch.cat(starts)
         inward = -torch.cat([samples.normals[0, span] for samples, span in zip(drawn, spans, strict=True)])
-        owner = rows.repeat_interleave(torch.tensor(sizes, device=rows.device))
+        owner = rows.repeat_interleave(torch.tensor(sizes, device=rows.device), output_size=sum(sizes))
         depth, height = self._maxima(field, start, inward, owner, calibration)
         points = start + depth.unsqueeze(1) * inward
         return list(zip(points.split(sizes), height.split(sizes), strict=True))

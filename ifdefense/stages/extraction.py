@@ -356,12 +356,14 @@ def _mixed(inside: Tensor) -> Tensor:
 
 def _occupied(seeds: Sequence[Tensor], cells: int, box: float, like: Tensor) -> Tensor:
     """Mask of the cells that contain a seed, shaped as ``like`` (B, n, n, n)."""
-    marked = torch.zeros_like(like)
-    for row, points in enumerate(seeds):
-        cell = ((points / box + 0.5) * cells).floor().long()
-        x, y, z = cell[((cell >= 0) & (cell < cells)).all(1)].to(like.device).unbind(1)
-        marked[row, x, y, z] = True
-    return marked
+    owner = torch.arange(len(seeds)).repeat_interleave(torch.tensor([len(points) for points in seeds]))
+    cell = ((torch.cat(list(seeds)).to(like.device) / box + 0.5) * cells).floor().long()
+    place = owner.to(like.device)
+    for axis in cell.unbind(1):
+        place = place * cells + axis
+    marked = torch.zeros(like.numel() + 1, dtype=torch.bool, device=like.device)  # the last is for the rest
+    marked[place.where(((cell >= 0) & (cell < cells)).all(1), like.numel())] = True
+    return marked[:-1].view(like.shape)
 
 
 def _refined(values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
