@@ -277,9 +277,9 @@ class Purifier(nn.Module, ABC):
                 bar.update(len(part))
 
     def _beside_weights(self, clouds: Sequence[Tensor]) -> list[Tensor]:
-        """Clouds on the device of the weights; where they are if there are no weights."""
-        weight = next(itertools.chain(self.parameters(), self.buffers()), None)
-        return [normal(cloud if weight is None else cloud.to(weight.device)) for cloud in clouds]
+        """Clouds on the device of the weights, or of the first cloud if there are no weights."""
+        place = next(itertools.chain(self.parameters(), self.buffers(), clouds)).device
+        return [normal(cloud.to(place)) for cloud in clouds]
 
     def _passes_gradients(self, clouds: Sequence[Tensor]) -> bool:
         """Whether anybody may ask for a gradient of the result."""
