@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from attacks.functional import distances, projections
 from attacks.settings import check_epsilons, check_settings
 from ifdefense.geometry.points import directed_chamfer
+from ifdefense.guard import normal
+from ifdefense.logits import apart, classify
 
-Model = Callable[[Tensor], Tensor]
-"""``(B, N, 3)`` points to ``(B, C)`` logits."""
+Model = Callable[[Tensor], Any]
+"""``(B, N, 3)`` points to ``(B, C)`` logits, as `ifdefense.logits.classify` takes them."""
 
 Rows = Tensor | slice
 """Indices of examples in a batch."""
@@ -109,9 +111,11 @@ class Oracle:
         """``(B,)`` targets in a targeted attack, true classes otherwise."""
         self._largest = int(max(labels.max(), self.classes.max()))
         self.queries = torch.zeros_like(labels)
+        self._blind = False
         for module in model.modules() if isinstance(model, nn.Module) else ():
             if isinstance(module, Stochastic):
                 module.restart()
+            self._blind |= any(weight.is_inference() for weight in module.parameters(recurse=False))
 
     def part(self, rows: Tensor) -> Oracle:
         """An oracle of the examples ``rows`` alone, with its own count of queries."""
@@ -120,14 +124,13 @@ class Oracle:
     def logits(self, points: Tensor, rows: Rows = slice(None)) -> Tensor:
         """``(b, C)`` logits of clouds ``(b, N, 3)`` that belong to the examples ``rows``.
 
+        In the dtype and on the device of the points, whatever those of the model are.
+
         Raises:
             ValueError: if the logits have a wrong shape, are not finite, or lack a class of the batch.
         """
-        logits = self._model(points)
-        if logits.ndim != 2 or len(logits) != len(points):
-            raise ValueError(
-                f"the model must return logits of shape ({len(points)}, C), it returned {tuple(logits.shape)}"
-            )
+        # A copy, for models that work on their input in place.
+        logits = classify(self._model, points.clone()).to(points)
         if self._largest >= logits.shape[1]:
             raise ValueError(
                 f"class {self._largest} is out of range: the model has {logits.shape[1]} classes"
@@ -155,6 +158,11 @@ class Oracle:
         Raises:
             ValueError: as `logits`, or if the logits do not depend differentiably on the points.
         """
+        if self._blind:
+            raise ValueError(
+                "the model gives no gradient: its weights were made in inference mode; load or copy them "
+                "outside of torch.inference_mode()"
+            )
         with torch.enable_grad():
             points = points.detach().requires_grad_()
             logits = self.logits(points, rows)
@@ -178,7 +186,10 @@ def frozen(model: Model) -> Iterator[None]:
         yield
         return
     training = [module for module in model.modules() if module.training]
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Outside of inference mode, what was made in it cannot be told to require a gradient again.
+    trainable = [
+        weight for weight in model.parameters() if weight.requires_grad and not weight.is_inference()
+    ]
     try:
         model.eval()
         for parameter in trainable:
@@ -270,7 +281,9 @@ class Attack(ABC):
         """Attacks a batch of clouds, within one budget or several.
 
         A module is attacked in evaluation mode and restored afterwards. All examples share their random
-        numbers, so a result does not depend on the batch.
+        numbers, so a result does not depend on the batch. Works in `torch.inference_mode`, too. The caller's
+        autocast applies inside the model, not to the attack's own distances and updates; these are computed
+        in float32 at least.
 
         With ``epsilons``, an attack with a budget runs once per budget, always with the same random numbers.
         An attack that minimises the shift runs once; what is farther away than a budget is projected onto it
@@ -279,7 +292,8 @@ class Attack(ABC):
         the run and of the final check.
 
         Args:
-            model: ``(B, N, 3)`` points to ``(B, C)`` logits, differentiable unless the attack is score-based.
+            model: ``(B, N, 3)`` points to ``(B, C)`` logits, differentiable unless the attack is score-based;
+                what else it may return, and in which precision, see `ifdefense.logits.classify`.
             points: ``(B, N, 3)`` clean clouds in the model's frame, floating point; not modified.
             labels: ``(B,)`` true classes.
             targets: ``(B,)`` classes to aim at; untargeted without them.
@@ -301,11 +315,13 @@ class Attack(ABC):
             raise TypeError(f"generator must be a torch.Generator on the CPU, got {generator!r}")
         if epsilons is not None:
             return self._within(check_epsilons(epsilons), model, (points, labels, targets), generator)
-        clean = points.detach()
-        with frozen(model), torch.no_grad():
+        with apart(), torch.inference_mode(False), frozen(model), torch.no_grad():
+            clean = normal(points.detach()).to(torch.promote_types(points.dtype, torch.float32))
+            labels = normal(labels)
+            targets = None if targets is None else normal(targets)
             oracle = Oracle(model, labels, targets)
             attacked, iterations = self.run(oracle, clean.clone(), generator)
-            attacked = self.constrain(attacked, clean)
+            attacked = self.constrain(attacked, clean).to(points.dtype)
             sizes = self._measured(attacked, clean)
             success = oracle.reached(oracle.logits(attacked))
         return AttackResult(attacked, success, sizes, oracle.queries, iterations)
@@ -378,6 +394,8 @@ class Attack(ABC):
 
     def _measured(self, attacked: Tensor, clean: Tensor) -> dict[str, Tensor]:
         """Sizes of the change, which must be one that the threat model allows."""
+        eps = torch.finfo(attacked.dtype).eps
+        attacked = attacked.to(clean.dtype)
         threat = self.threat
         added = attacked.shape[1] - clean.shape[1]
         expected = {"shift": 0, "add": threat.count, "drop": -threat.count}[threat.changes]
@@ -386,7 +404,7 @@ class Attack(ABC):
                 f"{type(self).__name__} returned shape {tuple(attacked.shape)} for {tuple(clean.shape)}"
             )
         if threat.changes == "shift":
-            return self._measured_shift(attacked, clean)
+            return self._measured_shift(attacked, clean, eps)
         whole, part = (attacked, clean) if threat.changes == "add" else (clean, attacked)
         if not _contains(whole, part).all():
             raise BudgetError(f"{type(self).__name__} moved points, but may only {threat.changes} them")
@@ -401,11 +419,11 @@ class Attack(ABC):
             "hausdorff": distances.directed_hausdorff(attacked, clean),
         }
 
-    def _measured_shift(self, attacked: Tensor, clean: Tensor) -> dict[str, Tensor]:
+    def _measured_shift(self, attacked: Tensor, clean: Tensor, eps: float) -> dict[str, Tensor]:
         sizes: dict[str, Tensor] = {name: size(attacked, clean) for name, size in DISTANCES.items()}
         norm, budget = self.threat.norm, self.budget(clean.shape[1])
         if norm is not None and budget is not None:
-            rounding = torch.finfo(clean.dtype).eps * clean.abs().max() * clean.shape[1] ** 0.5
+            rounding = eps * clean.abs().max() * clean.shape[1] ** 0.5
             over = sizes[norm] > budget * (1 + TOLERANCE) + rounding
             if over.any():
                 example = int(over.nonzero()[0])

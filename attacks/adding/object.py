@@ -80,7 +80,8 @@ class AddObject(AddGroups):
         shape = (_aeroplane() if self.shape is None else self.shape.detach()).to(points)
         shape = shape - shape.mean(0)
         shape = self.scale * shape / torch.linalg.vector_norm(shape, dim=1).max()
-        draw = torch.rand(self.num, len(shape), generator=generator).argsort(1)[:, : self.size]
+        draw = torch.rand(self.num, len(shape), generator=generator, dtype=torch.float32)
+        draw = draw.argsort(1)[:, : self.size]
         objects: Tensor = shape[draw.to(points.device)]
         return objects
 

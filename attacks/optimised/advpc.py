@@ -15,6 +15,7 @@ from attacks.functional import distances
 from attacks.functional.losses import hinge
 from attacks.functional.noise import shared_noise
 from attacks.settings import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from ifdefense.logits import placed
 from ifdefense.point_networks.autoencoder import SHIPPED, AutoEncoder
 
 
@@ -98,7 +99,7 @@ def _through(
     """Logits of the reconstruction and the ``(B, N, 3)`` gradient of its loss by the points."""
     with torch.enable_grad():
         source = points.detach().requires_grad_()
-        rebuilt = encode(source)
+        rebuilt = encode(placed(encode, source)).to(source)
         if not rebuilt.requires_grad:
             raise ValueError("the auto-encoder passes no gradient")
         logits, gradient = oracle.gradient(rebuilt, loss)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +21,8 @@ from ifdefense.arguments import MAX_POINTS, MAX_SEED, count_of, integer
 from ifdefense.clouds import Clouds, unpack
 from ifdefense.geometry.frame import Frame, first_occurrences, within_reach
 from ifdefense.geometry.mesh import Mesh
+from ifdefense.guard import guarded, normal
+from ifdefense.purifiers.packing import packed, unpack_into
 from ifdefense.purifiers.specs import describe
 from ifdefense.stages.repair import Repair
 from ifdefense.threads import parallel_map, workers
@@ -90,7 +94,9 @@ class Purifier(nn.Module, ABC):
     """Base class of purifiers.
 
     Subclasses implement `run` on clouds in the unit cube and set the attributes below. The base class checks
-    and unpacks the input, normalises it to the unit cube and back, and verifies the number of points.
+    and unpacks the input, moves it to the weights, normalises it to the unit cube and back, and verifies the
+    number of points. The caller's settings of PyTorch have no effect on it (`ifdefense.guard`), and it is in
+    evaluation mode always.
 
     Attributes:
         name: name of the method.
@@ -139,6 +145,24 @@ class Purifier(nn.Module, ABC):
         super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
         return self
 
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode, also as a part of a model that is trained."""
+        return super().train(False)
+
+    def __getstate__(self) -> tuple[dict[str, Any], bytes | None]:
+        return packed(self)
+
+    def __setstate__(self, state: tuple[dict[str, Any], bytes | None]) -> None:
+        attributes, data = state
+        super().__setstate__(attributes)  # type: ignore[no-untyped-call]
+        if data is not None:
+            unpack_into(self, data)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        memo[id(self)] = result = type(self).__new__(type(self))
+        vars(result).update(copy.deepcopy(vars(self), memo))
+        return result
+
     def spec(self) -> dict[str, Any]:
         """JSON-serialisable description of everything that results depend on.
 
@@ -151,6 +175,7 @@ class Purifier(nn.Module, ABC):
         return {}
 
     @final  # type: ignore[misc]  # nn.Module declares `forward` as an attribute
+    @guarded
     def forward(
         self,
         points: Clouds,
@@ -183,6 +208,7 @@ class Purifier(nn.Module, ABC):
         return unpacked.pack([each.points for each in outcomes], [each.index for each in outcomes])
 
     @final
+    @guarded
     def trace(
         self, points: Clouds, num_points: int | None = None, seed: int = 0, *, batch_size: int = 16
     ) -> list[Trace]:
@@ -195,6 +221,7 @@ class Purifier(nn.Module, ABC):
             traces += [_trace(next(rest), outcome, share) for outcome in outcomes]
         return traces
 
+    @guarded
     def outcomes(
         self,
         clouds: list[Tensor],
@@ -213,13 +240,13 @@ class Purifier(nn.Module, ABC):
         """Yields the outcomes of each batch in the caller's frame, with the time per stage."""
         num_points, batch_size = count_of(num_points), integer("batch_size", batch_size, 1, MAX_POINTS)
         seed = integer("seed", seed, 0, MAX_SEED)
-        gradients = self.differentiable and torch.is_grad_enabled()
         with tqdm(total=len(clouds), desc="purify", unit="cloud", disable=not progress) as bar:
             for start in range(0, len(clouds), batch_size):
-                part = clouds[start : start + batch_size]
+                part = self._beside_weights(clouds[start : start + batch_size])
                 counts = [num_points or len(cloud) for cloud in part]
-                with torch.set_grad_enabled(gradients), timed() as seconds:
+                with torch.set_grad_enabled(self._passes_gradients(part)), timed() as seconds:
                     outcomes, threads = self._restored(part, counts, seed)
+                outcomes = [_returned(*each) for each in zip(outcomes, clouds[start:], strict=False)]
                 for index, (outcome, count) in enumerate(zip(outcomes, counts, strict=True), start):
                     if outcome.points.shape != (count, 3):
                         raise RuntimeError(
@@ -232,6 +259,16 @@ class Purifier(nn.Module, ABC):
                         )
                 yield outcomes, {stage: value / threads for stage, value in seconds.items()}
                 bar.update(len(part))
+
+    def _beside_weights(self, clouds: Sequence[Tensor]) -> list[Tensor]:
+        """Clouds on the device of the weights; where they are if there are no weights."""
+        weight = next(itertools.chain(self.parameters(), self.buffers()), None)
+        return [normal(cloud if weight is None else cloud.to(weight.device)) for cloud in clouds]
+
+    def _passes_gradients(self, clouds: Sequence[Tensor]) -> bool:
+        """Whether anybody may ask for a gradient of the result."""
+        inputs = itertools.chain(clouds, self.parameters())
+        return self.differentiable and torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
     def _restored(self, clouds: list[Tensor], counts: Sequence[int], seed: int) -> tuple[list[Outcome], int]:
         """`restore`, on a CPU with one thread per share of the clouds, and the number of threads."""
@@ -248,12 +285,14 @@ class Purifier(nn.Module, ABC):
         Duplicates, such as padding, and extreme outliers (`ifdefense.geometry.frame.within_reach`) are
         removed first, so that they do not set the frame.
         """
-        used = [usable(cloud) for cloud in clouds]
-        parts = [cloud[index] for cloud, index in zip(clouds, used, strict=True)]
+        given = self._beside_weights(clouds)
+        used = [usable(cloud) for cloud in given]
+        parts = [cloud[index] for cloud, index in zip(given, used, strict=True)]
         frames = [Frame.of(part) for part in parts]
         cubes = [frame.to_cube(part) for frame, part in zip(frames, parts, strict=True)]
         outcomes = self.run(cubes, counts, seed)
-        return [_outward(*each) for each in zip(outcomes, frames, clouds, used, strict=True)]
+        outward = [_outward(*each) for each in zip(outcomes, frames, given, used, strict=True)]
+        return [_returned(*each) for each in zip(outward, clouds, strict=True)]
 
 
 def usable(cloud: Tensor) -> Tensor:
@@ -280,6 +319,20 @@ def _outward(outcome: Outcome, frame: Frame, cloud: Tensor, used: Tensor) -> Out
     if repair is not None:
         repair = dataclasses.replace(repair, mesh=moved(repair.mesh) or Mesh.empty())
     return Outcome(points, index, kept, moved(outcome.mesh), repair, outcome.fallback)
+
+
+def _returned(outcome: Outcome, cloud: Tensor) -> Outcome:
+    """An outcome on the device of its cloud."""
+
+    def moved(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.to(cloud.device)
+
+    return dataclasses.replace(
+        outcome,
+        points=outcome.points.to(cloud.device),
+        index=moved(outcome.index),
+        kept=moved(outcome.kept),
+    )
 
 
 def _trace(cloud: Tensor, outcome: Outcome, seconds: dict[str, float]) -> Trace:
