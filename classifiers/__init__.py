@@ -55,6 +55,8 @@ def build(network: str, num_classes: int = 40, **options: Any) -> nn.Module:
 def load(name: str, weights: str | Path | None = None) -> nn.Module:
     """Loads a classifier, in evaluation mode.
 
+    Its attribute ``up_axis`` is the up axis of the clouds it expects; ``None`` if its weights state none.
+
     Args:
         name: shipped weights, such as ``"pointnet-modelnet40-hybrid"``; or a network of `NETWORKS` together
             with ``weights``.
@@ -66,7 +68,7 @@ def load(name: str, weights: str | Path | None = None) -> nn.Module:
         ValueError: if the name is unknown, or the weights cannot be read or do not fit; the message names the
             tensors.
     """
-    from ifdefense.checkpoints import CheckpointError, load_into, load_state, shipped
+    from ifdefense.checkpoints import CheckpointError, load_into, load_state, shipped, stated_axis
 
     known = [network for network in NETWORKS if name == network or name.startswith(network + "-")]
     if not known:
@@ -82,6 +84,7 @@ def load(name: str, weights: str | Path | None = None) -> nn.Module:
         options["feature_transform"] = any(tensor.startswith("feat.fstn.") for tensor in state)
     model = build(network, len(state[last]), **options)
     load_into(model, state, path)
+    model.up_axis = stated_axis(path)  # type: ignore[assignment]  # Module takes any attribute
     return model.eval()
 
 

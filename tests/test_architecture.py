@@ -62,7 +62,7 @@ ROOMS: dict[str, set[str]] = {
     "threads": set(),
     "arguments": set(),
     "console": set(),
-    "checkpoints": set(),
+    "checkpoints": {"geometry"},
     "provenance": set(),
     "attributes": {"geometry"},
     "pyg": {"arguments"},
@@ -86,7 +86,7 @@ ROOMS: dict[str, set[str]] = {
         "threads",
         "timing",
     },
-    "transforms": {"arguments", "purifiers"},
+    "transforms": {"arguments", "geometry", "purifiers"},
     "report": {"geometry", "purifiers"},
     "training": {
         "checkpoints",
@@ -100,7 +100,7 @@ ROOMS: dict[str, set[str]] = {
         "stages",
     },
     "batch": {"arguments", "clouds", "data", "purifiers", "report"},
-    "cli": {"batch", "console", "data", "ifdefense", "purifiers"},
+    "cli": {"batch", "console", "data", "geometry", "ifdefense", "purifiers"},
     "__main__": {"cli"},
     "ifdefense": {"geometry", "purifiers"},
 }
