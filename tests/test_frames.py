@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import classifiers
+from benchmarks.protocol import Victim
 from ifdefense import Defended, Mesh, Purifier, cli, purify
 from ifdefense.checkpoints import CheckpointError, load_metadata, stated_axis
 from ifdefense.data import read_cloud, write_cloud
@@ -73,6 +74,22 @@ def test_loaded_networks_and_classifiers_tell_their_axis():
     assert AnomalyNetwork.load().up_axis == "z"
     model = classifiers.load("pointnet-procedural")
     assert model.up_axis == classifiers.fold(model).up_axis == "z"
+
+
+def test_a_public_classifier_gets_clouds_with_its_own_axis(tmp_path, table_cloud):
+    model = classifiers.build("pointnet", 4, feature_transform=False).eval()
+    torch.save(model.state_dict(), tmp_path / "mine.pth")
+    cloud = torch.from_numpy(table_cloud)[None]
+    assert classifiers.load("pointnet", tmp_path / "mine.pth").up_axis is None
+    loaded = classifiers.load("pointnet", tmp_path / "mine.pth", up="y")
+    expected = model(turned(cloud, "z", "y"))
+    torch.testing.assert_close(classifiers.upright(loaded)(cloud), expected)
+    assert classifiers.upright(model) is model
+    victim, other = (Victim.load(f"pointnet:{tmp_path / 'mine.pth'}{axis}") for axis in ("@y", ""))
+    assert victim.title == other.title == "pointnet-mine"
+    torch.testing.assert_close(victim.model(cloud), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(other.model(cloud), model(cloud), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(expected, model(cloud), rtol=1e-3, atol=1e-5)
 
 
 def test_public_weights_state_an_axis_only_where_it_is_known(tmp_path):

@@ -33,7 +33,7 @@ WORST = 3.0
 FEWEST = 20
 """Clouds that an answer needs."""
 
-MOST = 400
+MOST = 200
 """Clouds that are looked at, evenly spread over the set."""
 
 MARGIN = 0.5
