@@ -111,7 +111,7 @@ def test_modelnet40_c_is_read_by_corruption_and_severity(tmp_path):
         load_part(root, "test")
     with pytest.raises(DataError, match="no variant 'gaussian_9'; there are background_5, lidar_1, original"):
         load_part(root, "test", variant="gaussian_9")
-    with pytest.raises(DataError, match="ModelNet40-C has no part 'train'; there are test"):
+    with pytest.raises(DataError, match="ModelNet40-C has no part 'train', only test"):
         load_part(root, "train", variant="original")
     with pytest.raises(DataError, match=r"lidar_1\.npy: its clouds have 30 points, 31 are asked for"):
         load_part(root, "test", 31, variant="lidar_1")

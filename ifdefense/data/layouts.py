@@ -132,7 +132,7 @@ def load_part(
     name = detect_layout(root)
     layout = LAYOUTS[name]
     if part not in layout.parts:
-        raise DataError(f"{root}: {name} has no part {part!r}; there are {' and '.join(layout.parts)}")
+        raise DataError(f"{root}: {name} has no part {part!r}, only {', '.join(layout.parts)}")
     if variant is not None and not layout.variants:
         raise DataError(f"{root}: {name} has no variants, so there is no {variant!r}")
     if not (background or layout.background):
