@@ -64,7 +64,7 @@ ROOMS: dict[str, set[str]] = {
     "threads": set(),
     "arguments": {"devices"},
     "console": {"arguments"},
-    "checkpoints": set(),
+    "checkpoints": {"geometry"},
     "logits": {"guard"},
     "provenance": set(),
     "attributes": {"geometry"},
@@ -92,7 +92,7 @@ ROOMS: dict[str, set[str]] = {
         "threads",
         "timing",
     },
-    "transforms": {"arguments", "purifiers"},
+    "transforms": {"arguments", "geometry", "purifiers"},
     "report": {"geometry", "purifiers"},
     "training": {
         "checkpoints",
@@ -108,7 +108,7 @@ ROOMS: dict[str, set[str]] = {
         "stages",
     },
     "batch": {"arguments", "clouds", "data", "purifiers", "report"},
-    "cli": {"batch", "console", "data", "ifdefense", "purifiers"},
+    "cli": {"batch", "console", "data", "geometry", "ifdefense", "purifiers"},
     "__main__": {"cli"},
     "ifdefense": {"geometry", "purifiers"},
 }

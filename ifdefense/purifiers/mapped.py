@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ifdefense.geometry.axes import UP, trained_axis, turned
 from ifdefense.geometry.points import spread_sampling
 from ifdefense.implicit.base import random_subset
 from ifdefense.point_networks.base import PointNetwork
@@ -65,14 +66,19 @@ class MappedPurifier(Purifier):
     def _mapped(self, clouds: list[Tensor], seed: int) -> list[Tensor]:
         """The results of the network, ``(M_i, 3)`` in the unit cube."""
         device = next(self.network.parameters()).device
-        given = [random_subset(cloud, self.network.points, seed).to(device) for cloud in clouds]
+        up = trained_axis(self.network) or UP
+        given = [
+            turned(random_subset(cloud, self.network.points, seed).to(device), UP, up) for cloud in clouds
+        ]
         centres = [cloud.mean(0) for cloud in given]
         radii = [(cloud - centre).norm(dim=1).max() for cloud, centre in zip(given, centres, strict=True)]
         spheres = [
             (cloud - centre) / radius for cloud, centre, radius in zip(given, centres, radii, strict=True)
         ]
         results = zip(self.network.mapped(spheres), centres, radii, clouds, strict=True)
-        return [(points * radius + centre).to(cloud.device) for points, centre, radius, cloud in results]
+        return [
+            turned(points * radius + centre, up).to(cloud.device) for points, centre, radius, cloud in results
+        ]
 
     def _taken(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Tensor | None]:
         """Indices ``(count,)`` of the points that are taken of each cloud; ``None`` for all."""
