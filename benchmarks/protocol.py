@@ -34,6 +34,7 @@ from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.formats import replacing
 from ifdefense.data.modelnet import Split, load_modelnet40
 from ifdefense.data.selection import stratified
+from ifdefense.geometry.axes import AXES
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.logits import classify
 from ifdefense.point_networks import autoencoder
@@ -71,11 +72,17 @@ class Victim:
 
     @classmethod
     def load(cls, name: str) -> Self:
-        """A shipped classifier by its name, or another one as ``NETWORK:FILE``."""
+        """A shipped classifier by its name, or another one as ``NETWORK:FILE`` or ``NETWORK:FILE@AXIS``.
+
+        ``AXIS`` is the up axis of its training clouds, such as y for ModelNet40 as HDF5.
+        """
         network, colon, path = name.partition(":")
-        model = classifiers.load(network, path) if colon else classifiers.load(name)
+        file, _, up = path.rpartition("@")
+        path, axis = (file, up) if up in AXES else (path, None)
+        model = classifiers.load(network, path, up=axis) if colon else classifiers.load(name)
         title = f"{network}-{Path(path).stem}" if colon else name
-        return cls(title, classifiers.fold(model), digest_of_weights(model))
+        folded = classifiers.upright(classifiers.fold(model))
+        return cls(title, folded, digest_of_weights(model))
 
 
 @functools.cache
@@ -262,7 +269,7 @@ def protocol_options(
     ]
     if victims is not None:
         options += [
-            several("victim", victims, help="A shipped name or NETWORK:FILE; repeatable."),
+            several("victim", victims, help="A shipped name or NETWORK:FILE[@AXIS]; repeatable."),
             several("defence", DEFENCES, type=click.Choice(DEFENCES), help="Repeatable; all by default."),
         ]
 

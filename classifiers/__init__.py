@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from classifiers.fold import fold
+from classifiers.upright import upright
+from ifdefense.geometry.axes import axis_of
 
-__all__ = ["NETWORKS", "build", "fold", "load"]
+__all__ = ["NETWORKS", "build", "fold", "load", "upright"]
 
 NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "pointnet": ("classifiers.pointnet", "PointNet", {}),
@@ -54,21 +56,32 @@ def build(network: str, num_classes: int = 40, **options: Any) -> nn.Module:
     return model
 
 
-def load(name: str, weights: str | Path | None = None) -> nn.Module:
+def load(name: str, weights: str | Path | None = None, *, up: str | None = None) -> nn.Module:
     """Loads a classifier, in evaluation mode.
+
+    Its attribute ``up_axis`` is the up axis of the clouds it expects; ``None`` if its weights state none.
 
     Args:
         name: shipped weights, such as ``"pointnet-modelnet40-hybrid"``; or a network of `NETWORKS` together
             with ``weights``.
         weights: ``.safetensors`` file, or a public checkpoint with the tensor names of yanx27, antao97,
             Strawberry-Eat-Mango, ma-xu or IF-Defense; see `ifdefense.checkpoints.load_state`.
+        up: the up axis of its training clouds, by default as the weights state it. Those of IF-Defense and of
+            all that were trained on ModelNet40 as HDF5 are y up, and do not state it.
 
     Raises:
         FileNotFoundError: if ``weights`` names no file.
         ValueError: if the name is unknown, or the weights cannot be read or do not fit; the message names the
             tensors.
     """
-    from ifdefense.checkpoints import CheckpointError, load_into, load_state, shipped, unlike
+    from ifdefense.checkpoints import (
+        CheckpointError,
+        load_into,
+        load_state,
+        shipped,
+        stated_axis,
+        unlike,
+    )
 
     known = [network for network in NETWORKS if name == network or name.startswith(network + "-")]
     if not known:
@@ -86,6 +99,7 @@ def load(name: str, weights: str | Path | None = None) -> nn.Module:
         options["feature_transform"] = any(tensor.startswith("feat.fstn.") for tensor in state)
     model = build(network, len(state[last]), **options)
     load_into(model, state, path)
+    model.up_axis = stated_axis(path) if up is None else axis_of(up)  # type: ignore[assignment]  # Module takes any attribute
     return model.eval()
 
 

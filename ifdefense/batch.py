@@ -53,6 +53,7 @@ class Settings:
         columns: names or numbers of the columns with x, y and z, as for `ifdefense.data.read_cloud`.
         key: name of the array of points in .npz and .h5 files.
         max_points: larger files are refused.
+        up: up axis of the clouds; z by default.
     """
 
     num_points: int | None = None
@@ -64,6 +65,7 @@ class Settings:
     columns: str | None = None
     key: str | None = None
     max_points: int = MAX_POINTS
+    up: str | None = None
 
     def __post_init__(self) -> None:
         if self.force and self.skip_existing:
@@ -428,7 +430,7 @@ class Run:
         settings = self.settings
         try:
             traces = self.purifier.trace(
-                clouds, settings.num_points, settings.seed, batch_size=settings.batch_size
+                clouds, settings.num_points, settings.seed, batch_size=settings.batch_size, up=settings.up
             )
         except Exception as error:  # one bad cloud never stops the others
             if len(jobs) == 1:

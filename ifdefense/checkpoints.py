@@ -16,10 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ifdefense.geometry.axes import axis_of
+
 _LOG = logging.getLogger(__name__)
 
 DEPTH = 8
 """Levels of keys, and parts of a prefix, around the tensors of a network."""
+
+RELEASED = re.compile(r"onet_\w+-[0-9a-f]{8}\.pt|shapenet_\w+\.pt")
+"""Files that the authors of (Convolutional) Occupancy Networks released: trained on ShapeNet, which is y up
+(https://github.com/autonomousvision/convolutional_occupancy_networks/issues/25)."""
 
 
 class CheckpointError(ValueError):
@@ -225,6 +231,24 @@ def load_metadata(path: str | Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from None
+
+
+def stated_axis(path: str | Path) -> str | None:
+    """Up axis of the shapes that weights were trained on, as the entry ``"up"`` of their metadata states it.
+
+    Public checkpoints state none, but those in `RELEASED` are known to be y up. ``None`` if it is not known.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if the file is damaged or states an unknown axis.
+    """
+    up = load_metadata(path).get("up")
+    if up is None:
+        return "y" if RELEASED.fullmatch(Path(path).name) else None
+    try:
+        return axis_of(up)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path = "the checkpoint") -> None:

@@ -17,6 +17,7 @@ from click.shell_completion import CompletionItem
 
 from ifdefense import __version__
 from ifdefense.console import LazyGroup, use_huge_pages
+from ifdefense.geometry.axes import AXES
 from ifdefense.purifiers.registry import DEFAULT, METHODS
 
 if TYPE_CHECKING:
@@ -144,6 +145,11 @@ def info() -> None:
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Clouds at a time."
 )
+@click.option(
+    "--up",
+    type=click.Choice(AXES),
+    help="Up axis of the clouds, for methods that know shapes as they stand; z by default.",
+)
 @click.option("--mesh", is_flag=True, help="Write the repaired surface as well, as NAME.mesh.ply.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write an HTML page of what was done.")
 @click.option(
@@ -169,6 +175,7 @@ def purify(
     seed: int,
     device: str,
     batch_size: int,
+    up: str | None,
     mesh: bool,
     report: Path | None,
     report_clouds: int,
@@ -205,6 +212,7 @@ def purify(
             columns=columns,
             key=key,
             max_points=max_points or MAX_POINTS,
+            up=up,
         )
         todo = plan(sources, output, form=form, report=report, force=force)
     except Refusal as error:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ifdefense.arguments import count_of, device_of, seed_of
+from ifdefense.geometry.axes import axis_of
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.function import purify
 from ifdefense.purifiers.registry import DEFAULT, METHODS
@@ -35,6 +36,7 @@ class Purify(BaseTransform):  # type: ignore[misc]
         num_points: points of each result; by default as many as came in.
         seed: seed of every draw; ``None`` draws a fresh one at every call.
         device: where to compute; by default where the positions are.
+        up: up axis of the positions, z by default, as in `ifdefense.purify`.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -47,6 +49,7 @@ class Purify(BaseTransform):  # type: ignore[misc]
         num_points: int | None = None,
         seed: int | None = 0,
         device: str | torch.device | None = None,
+        up: str | None = None,
     ) -> None:
         if not isinstance(method, (str, Path, Purifier)):
             raise TypeError(f"method must be a name, a path or a purifier, got {type(method).__name__}")
@@ -56,13 +59,15 @@ class Purify(BaseTransform):  # type: ignore[misc]
         self.num_points = count_of(num_points)
         self.seed = None if seed is None else seed_of(seed)
         self.device = None if device is None else device_of(device)
+        self.up = None if up is None else axis_of(up)
 
     def forward(self, data: Any) -> Any:
         """The purified data, a copy; a ``Batch`` and lists of ``Data`` are taken as well."""
-        return purify(data, self.method, self.num_points, self.seed, self.device)
+        return purify(data, self.method, self.num_points, self.seed, self.device, up=self.up)
 
     def __repr__(self) -> str:
         # Data sets compare this text to tell whether what they have stored is still right.
         method = self.method
         shown = f"{method.name}-{hashed(method.spec())}" if isinstance(method, Purifier) else str(method)
-        return f"Purify({shown!r}, num_points={self.num_points}, seed={self.seed})"
+        axis = "" if self.up is None else f", up={self.up!r}"
+        return f"Purify({shown!r}, num_points={self.num_points}, seed={self.seed}{axis})"

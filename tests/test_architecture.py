@@ -63,7 +63,7 @@ ROOMS: dict[str, set[str]] = {
     "threads": set(),
     "arguments": set(),
     "console": set(),
-    "checkpoints": set(),
+    "checkpoints": {"geometry"},
     "logits": {"guard"},
     "provenance": set(),
     "attributes": {"geometry"},
@@ -90,7 +90,7 @@ ROOMS: dict[str, set[str]] = {
         "threads",
         "timing",
     },
-    "transforms": {"arguments", "purifiers"},
+    "transforms": {"arguments", "geometry", "purifiers"},
     "report": {"geometry", "purifiers"},
     "training": {
         "checkpoints",
@@ -104,7 +104,7 @@ ROOMS: dict[str, set[str]] = {
         "stages",
     },
     "batch": {"arguments", "clouds", "data", "purifiers", "report"},
-    "cli": {"batch", "console", "data", "ifdefense", "purifiers"},
+    "cli": {"batch", "console", "data", "geometry", "ifdefense", "purifiers"},
     "__main__": {"cli"},
     "ifdefense": {"geometry", "purifiers"},
 }

@@ -107,7 +107,7 @@ def test_faces_of_an_obj(text: str, faces: list[list[int]] | None, tmp_path: Pat
         ("v 0 0 0\nv 1 0 0\nv 0 1 0\nvn 0 0 1\nf 1//1 2//1 3//7\n", r"names a normal outside 1\.\.1"),
         ("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1//1 2//1 3//1\n", r"names a normal outside 1\.\.0"),
         ("v 0 0 0\nv 1 0 0\nv 0 1 0\nvn 0 0 1\nf 1//0 2//1 3//1\n", "names vertex 1//0, they count from 1"),
-        ("v 0 0 0\nv 1 x 0\nv 0 1 0\nf 1 2 3\n", "a vertex has 'x' for a number"),
+        ("v 0 0 0\nv 1 x 0\nv 0 1 0\nf 1 2 3\n", "line 2: 'x' is no number"),
         ("v 0 0 0\nv 1 0 0\nf 1 2\n", "line 3: a face of 2 corners"),
         ("v 0 0 0\nv nan 0 0\n", "point 1 is not finite"),
     ],

@@ -274,7 +274,8 @@ def test_the_command_writes_weights_with_their_calibration_and_a_card(
     code, output = command(tmp_path, "--out", str(out))
     assert code == 0, output
     metadata = load_metadata(out)
-    assert metadata.keys() == {"network", "config", "calibration"}
+    assert metadata.keys() == {"network", "config", "calibration", "up"}
+    assert metadata["up"] == "z"
     assert json.loads(metadata["config"]) == dataclasses.asdict(OccupancyConfig(16, 16, 16, 5))
     network = load_network(out)
     assert isinstance(network, OccupancyNetwork) and network.config == OccupancyConfig(16, 16, 16, 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +16,13 @@ class CloudSet:
     """Labelled clouds of one size.
 
     Attributes:
-        points: ``(S, N, 3)`` float32, in the frame of the source.
+        points: ``(S, N, 3)`` float32, in the source's centre and unit.
         labels: ``(S,)`` int64 index into ``classes``.
         names: ``(S,)`` str, the name of each example, unique in its source.
         classes: name of each class.
         targets: ``(S,)`` int64, the class a targeted attack aims at, where the source fixes it.
+        up: the axis that points up, one of `ifdefense.geometry.axes.AXES`; ``None`` if it is not known.
+        turned_from: the axis that pointed up in the source, if the clouds have been turned.
 
     Raises:
         ValueError: if the arrays do not fit each other or a label is no class.
@@ -30,6 +33,8 @@ class CloudSet:
     names: NDArray[np.str_]
     classes: tuple[str, ...]
     targets: NDArray[np.int64] | None = None
+    up: str | None = None
+    turned_from: str | None = None
 
     def __post_init__(self) -> None:
         if self.points.ndim != 3 or self.points.shape[2] != 3:
@@ -53,8 +58,13 @@ class CloudSet:
 
     def __getitem__(self, index: slice | NDArray[np.integer] | NDArray[np.bool_]) -> CloudSet:
         """The clouds that a slice, a mask or an array of indices selects, as a set with the same classes."""
-        targets = None if self.targets is None else self.targets[index]
-        return CloudSet(self.points[index], self.labels[index], self.names[index], self.classes, targets)
+        return dataclasses.replace(
+            self,
+            points=self.points[index],
+            labels=self.labels[index],
+            names=self.names[index],
+            targets=None if self.targets is None else self.targets[index],
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,47 +1,83 @@
-"""Finds out how a folder lays out its labelled clouds, and reads its training or its test part.
+"""Finds out how a folder lays out its labelled clouds, and reads a part of them.
 
 Known are this project's packed files, ``modelnet40_ply_hdf5_2048`` (Qi et al., arXiv:1612.00593),
 ``modelnet40_normal_resampled`` (Qi et al., arXiv:1706.02413), folders of meshes or clouds laid out like
-ModelNet's (Wu et al., arXiv:1406.5670), what PyTorch Geometric's ``ModelNet`` leaves behind, and IF-Defense's
-npz files (Wu et al., arXiv:2010.05272).
+ModelNet's (Wu et al., arXiv:1406.5670), what PyTorch Geometric's ``ModelNet`` leaves behind, IF-Defense's npz
+files (Wu et al., arXiv:2010.05272), ModelNet40-C and ModelNet-C, ScanObjectNN and ShapeNetPart; the last ones
+are described in their modules. docs/data.md says where the axes of each are known from.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ifdefense.data import modelnet_c, scanobjectnn, shapenet_part
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.errors import DataError, optional
-from ifdefense.data.formats import CLOUD_SUFFIXES, hdf5, read_cloud, text
-from ifdefense.data.formats.arrays import Arrays, clouds_of, read_npz
-from ifdefense.data.formats.files import naming, read_bytes
-from ifdefense.data.formats.table import Options, checked_points
+from ifdefense.data.formats import CLOUD_SUFFIXES, read_cloud
+from ifdefense.data.formats.arrays import read_npz
+from ifdefense.data.formats.files import naming
+from ifdefense.data.formats.table import checked_points
+from ifdefense.data.orientation import looks_up
 from ifdefense.data.packed import load_packed_clouds, read_classes, require
+from ifdefense.data.parts import (
+    MODELNET40_CLASSES,
+    Part,
+    Request,
+    batch_of,
+    cloud_set,
+    first,
+    found,
+    numbered,
+    read_hdf5_arrays,
+    read_rows,
+    stacked,
+)
+from ifdefense.geometry.axes import UP, axis_of, turned
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.geometry.sampling import sample_surface
 
-Part = Literal["train", "test"]
-Reader = Callable[[Path, Part, int], CloudSet]
+logger = logging.getLogger(__name__)
+
+SOURCE = "source"
+"""In place of an axis: clouds stay as they are stored."""
 
 # fmt: off
-MODELNET40_CLASSES = (
-    "airplane", "bathtub", "bed", "bench", "bookshelf", "bottle", "bowl", "car", "chair", "cone", "cup",
-    "curtain", "desk", "door", "dresser", "flower_pot", "glass_box", "guitar", "keyboard", "lamp",
-    "laptop", "mantel", "monitor", "night_stand", "person", "piano", "plant", "radio", "range_hood",
-    "sink", "sofa", "stairs", "stool", "table", "tent", "toilet", "tv_stand", "vase", "wardrobe", "xbox",
-)
 MODELNET10_CLASSES = (
     "bathtub", "bed", "chair", "desk", "dresser", "monitor", "night_stand", "sofa", "table", "toilet",
 )
 # fmt: on
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a labelled set is stored.
+
+    Attributes:
+        matches: whether a folder or file has this layout.
+        read: reads a part of it, in the frame of the source.
+        up: up axis of the source; ``None`` if the layout says nothing about it.
+        parts: the parts it has.
+        variants: whether a part has several versions.
+        background: whether its clouds have points of a background.
+    """
+
+    matches: Callable[[Path], bool]
+    read: Callable[[Path, Request], CloudSet]
+    up: str | None
+    parts: tuple[Part, ...] = ("train", "test")
+    variants: bool = False
+    background: bool = False
 
 
 def detect_layout(root: str | Path) -> str:
@@ -53,55 +89,103 @@ def detect_layout(root: str | Path) -> str:
     root = Path(root)
     if not root.exists():
         raise DataError(f"{root}: there is no such file or folder")
-    for name, (matches, _) in LAYOUTS.items():
-        if matches(root):
+    for name, layout in LAYOUTS.items():
+        if layout.matches(root):
             return name
     raise DataError(f"{root}: its layout is not known; known are {', '.join(LAYOUTS)}")
 
 
-def load_part(root: str | Path, part: Part, num_points: int = 1024) -> CloudSet:
-    """Reads the training or the test part of labelled clouds in any known layout.
+def load_part(
+    root: str | Path,
+    part: Part,
+    num_points: int | None = None,
+    *,
+    up: str | None = None,
+    variant: str | None = None,
+    background: bool = True,
+) -> CloudSet:
+    """Reads a part of labelled clouds in any known layout, with z up.
+
+    Layouts state their up axis. Clouds of another one are turned, which is logged at level INFO and shown by
+    `CloudSet.turned_from`. A set of ModelNet's classes that looks as if another axis pointed up is warned of.
 
     Args:
         root: folder, or npz file of IF-Defense.
-        part: ``"train"`` or ``"test"``, as the source has them.
-        num_points: points a cloud: the first of those stored, as is the custom with these data, or drawn
-            uniformly from the surface where meshes are stored.
-
-    Returns:
-        Clouds in the frame of the source.
+        part: ``"train"`` or ``"test"``, or ``"val"`` of ShapeNetPart, as the source has them.
+        num_points: points a cloud, 1,024 by default: the first of those stored, as is the custom with these
+            data, or drawn uniformly from the surface where meshes are stored. Of sets of corrupted clouds all
+            by default, else the same random ones of each cloud.
+        up: the up axis of the source, one of `ifdefense.geometry.axes.AXES`, by default what the layout
+            states; or ``"source"``, which leaves the clouds as they are. Either turns the warning off.
+        variant: which of several versions of the part: ``"gaussian_3"`` (ModelNet40-C), ``"add_global_4"``
+            (ModelNet-C), ``"PB_T50_RS"`` (ScanObjectNN).
+        background: whether points of the background are kept (ScanObjectNN).
 
     Raises:
-        DataError: if the layout is not known, the part is not there, or a file cannot be used.
+        DataError: if the layout is not known, the part or variant is not there, or a file cannot be used.
         ImportError: if the package that reads this layout is not installed.
+        ValueError: if ``up`` is unknown.
     """
     root = Path(root)
-    _, read = LAYOUTS[detect_layout(root)]
+    if up not in (None, SOURCE):
+        axis_of(up)
+    name = detect_layout(root)
+    layout = LAYOUTS[name]
+    if part not in layout.parts:
+        raise DataError(f"{root}: {name} has no part {part!r}, only {', '.join(layout.parts)}")
+    if variant is not None and not layout.variants:
+        raise DataError(f"{root}: {name} has no variants, so there is no {variant!r}")
+    if not (background or layout.background):
+        raise DataError(f"{root}: {name} does not say which points are background")
     try:
-        return read(root, part, num_points)
+        clouds = layout.read(root, Request(part, num_points, variant, background))
     except DataError:
         raise
     except ValueError as error:  # clouds and labels that were read but do not fit each other
         raise DataError(f"{root}: {error}") from error
+    return _upright(clouds, layout.up, up, root, name)
 
 
-def _read_packed(root: Path, part: Part, num_points: int) -> CloudSet:
-    paths = sorted(root.glob("test.npz" if part == "test" else "train_*.npz"))
-    clouds = load_packed_clouds(_some(paths, root, part))
-    points = _first(clouds.points, num_points, root)
+def _upright(clouds: CloudSet, stated: str | None, up: str | None, root: Path, name: str) -> CloudSet:
+    """Turns clouds z up, unless they are to stay as they are or nothing is known."""
+    if up is None:
+        seen = looks_up(clouds, stated or UP)
+        if seen is not None:
+            logger.warning(
+                "%s: %s is read as %s up, but its clouds look %s up: use up=%r, or up=%r if that is wrong",
+                root,
+                name,
+                stated or UP,
+                seen,
+                seen,
+                stated or UP,
+            )
+    if up == SOURCE:
+        return dataclasses.replace(clouds, up=stated)
+    axis = up or stated
+    if axis in (None, UP):
+        return dataclasses.replace(clouds, up=axis)
+    logger.info("%s: %s, %s up, was turned %s up; up=%r leaves it as it is", root, name, axis, UP, SOURCE)
+    return dataclasses.replace(clouds, points=turned(clouds.points, axis), up=UP, turned_from=axis)
+
+
+def _read_packed(root: Path, request: Request) -> CloudSet:
+    paths = sorted(root.glob("test.npz" if request.part == "test" else "train_*.npz"))
+    clouds = load_packed_clouds(found(paths, root, request.part))
+    points = first(clouds.points, request.points, root)
     return CloudSet(points, clouds.labels, clouds.names, clouds.classes)
 
 
-def _read_hdf5(root: Path, part: Part, num_points: int) -> CloudSet:
+def _read_hdf5(root: Path, request: Request) -> CloudSet:
     points, labels, names = [], [], []
-    for path in _some(sorted(root.glob(f"ply_data_{part}*.h5")), root, part):
-        arrays = _read_hdf5_arrays(path)
+    for path in found(sorted(root.glob(f"ply_data_{request.part}*.h5")), root, request.part):
+        arrays = read_hdf5_arrays(path)
         require(arrays, ("data", "label"), path)
-        points.append(_first(_batch(arrays["data"], path), num_points, path))
+        points.append(first(batch_of(arrays["data"], path), request.points, path))
         labels.append(arrays["label"].reshape(-1))
-        names += _names_beside(path, part, len(points[-1]))
+        names += _names_beside(path, request.part, len(points[-1]))
     classes = read_classes(root / "shape_names.txt")
-    return _cloud_set(np.concatenate(points), np.concatenate(labels), names, classes)
+    return cloud_set(np.concatenate(points), np.concatenate(labels), names, classes)
 
 
 def _names_beside(path: Path, part: Part, count: int) -> list[str]:
@@ -109,42 +193,33 @@ def _names_beside(path: Path, part: Part, count: int) -> list[str]:
     number = path.stem.removeprefix(f"ply_data_{part}")
     listing = path.with_name(f"ply_data_{part}_{number}_id2file.json")
     if not listing.is_file():
-        return [f"{path.stem}_{index:04d}" for index in range(count)]
+        return numbered(path, count)
     return [Path(entry).stem for entry in json.loads(listing.read_text(encoding="utf-8"))]
 
 
-def _read_resampled(root: Path, part: Part, num_points: int) -> CloudSet:
+def _read_resampled(root: Path, request: Request) -> CloudSet:
     names_file = max(root.glob("modelnet*_shape_names.txt"))  # the list of ModelNet10 lies there too
     classes = read_classes(names_file)
-    names = read_classes(names_file.with_name(names_file.name.replace("shape_names", part)))
+    names = read_classes(names_file.with_name(names_file.name.replace("shape_names", request.part)))
     paths = [root / name.rpartition("_")[0] / f"{name}.txt" for name in names]
-    points = [_of_size(_read_text(path, num_points), num_points, path) for path in paths]
-    return _cloud_set(np.stack(points), [classes.index(path.parent.name) for path in paths], names, classes)
+    points = stacked([read_rows(path, request.points) for path in paths], request.points, paths)
+    return cloud_set(points, [classes.index(path.parent.name) for path in paths], names, classes)
 
 
-def _read_hdf5_arrays(path: Path) -> Arrays:
-    with naming(path):
-        return hdf5.load(read_bytes(path, Options()), Options())
-
-
-def _read_text(path: Path, max_rows: int) -> NDArray[np.float64]:
-    """The first points of a file without a line of names."""
-    options = Options(max_rows=max_rows)
-    with naming(path):
-        return text.decode(read_bytes(path, options), options).clouds[0].points
-
-
-def _read_folders(root: Path, part: Part, num_points: int) -> CloudSet:
-    classes = tuple(sorted(folder.parent.name for folder in root.glob(f"*/{part}") if folder.is_dir()))
-    paths = [path for name in classes for path in sorted((root / name / part).iterdir())]
-    paths = _some([path for path in paths if path.suffix.lower() in CLOUD_SUFFIXES], root, part)
-    points = [_of_size(read_cloud(path, mesh_points=num_points), num_points, path) for path in paths]
+def _read_folders(root: Path, request: Request) -> CloudSet:
+    classes = tuple(
+        sorted(folder.parent.name for folder in root.glob(f"*/{request.part}") if folder.is_dir())
+    )
+    paths = [path for name in classes for path in sorted((root / name / request.part).iterdir())]
+    paths = found([path for path in paths if path.suffix.lower() in CLOUD_SUFFIXES], root, request.part)
+    clouds = [read_cloud(path, mesh_points=request.points) for path in paths]
+    points = stacked(clouds, request.points, paths)
     labels = [classes.index(path.parent.parent.name) for path in paths]
-    return _cloud_set(np.stack(points), labels, [path.stem for path in paths], classes)
+    return cloud_set(points, labels, [path.stem for path in paths], classes)
 
 
-def _read_geometric(root: Path, part: Part, num_points: int) -> CloudSet:
-    path = root / "processed" / ("test.pt" if part == "test" else "training.pt")
+def _read_geometric(root: Path, request: Request) -> CloudSet:
+    path = root / "processed" / ("test.pt" if request.part == "test" else "training.pt")
     data, slices = _load_geometric(path)
     points = []
     for index in range(len(slices["pos"]) - 1):
@@ -152,11 +227,12 @@ def _read_geometric(root: Path, part: Part, num_points: int) -> CloudSet:
         if "face" in data:
             faces = data["face"][:, slices["face"][index] : slices["face"][index + 1]].numpy().T
             rng = np.random.default_rng(index)
-            pos = sample_surface(Mesh(pos, faces), num_points, generator=rng)[0]
-        points.append(_of_size(_checked(pos, index, path), num_points, path))
+            pos = sample_surface(Mesh(pos, faces), request.points, generator=rng)[0]
+        points.append(_checked(pos, index, path))
     labels = data["y"].reshape(-1).numpy()
     names = [f"{path.stem}_{index:05d}" for index in range(len(points))]
-    return _cloud_set(np.stack(points), labels, names, _geometric_classes(root, labels))
+    whole = stacked(points, request.points, [f"{path}, cloud {index}" for index in range(len(points))])
+    return cloud_set(whole, labels, names, _geometric_classes(root, labels))
 
 
 def _load_geometric(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -182,71 +258,49 @@ def _geometric_classes(root: Path, labels: NDArray[Any]) -> tuple[str, ...]:
     )
 
 
-def _read_if_defense(path: Path, part: Part, num_points: int) -> CloudSet:
+def _read_if_defense(path: Path, request: Request) -> CloudSet:
     arrays = read_npz(path)
-    require(arrays, (f"{part}_pc", f"{part}_label"), path)
-    points = _first(_batch(arrays[f"{part}_pc"], path), num_points, path)
-    targets = arrays.get("target_label") if part == "test" else None
-    names = [f"{path.stem}_{index:04d}" for index in range(len(points))]
-    return _cloud_set(points, arrays[f"{part}_label"].reshape(-1), names, MODELNET40_CLASSES, targets)
+    require(arrays, (f"{request.part}_pc", f"{request.part}_label"), path)
+    points = first(batch_of(arrays[f"{request.part}_pc"], path), request.points, path)
+    targets = arrays.get("target_label") if request.part == "test" else None
+    names = numbered(path, len(points))
+    return cloud_set(points, arrays[f"{request.part}_label"], names, MODELNET40_CLASSES, targets)
 
 
-LAYOUTS: dict[str, tuple[Callable[[Path], bool], Reader]] = {
-    "packed": (lambda root: any(root.glob("train_*.npz")) or (root / "test.npz").is_file(), _read_packed),
-    "modelnet40_ply_hdf5_2048": (lambda root: any(root.glob("ply_data_*.h5")), _read_hdf5),
-    "modelnet40_normal_resampled": (
-        lambda root: any(root.glob("modelnet*_shape_names.txt")),
-        _read_resampled,
+def _is_modelnet40_hdf5(root: Path) -> bool:
+    return any(root.glob("ply_data_*.h5")) and not shapenet_part.is_hdf5(root)
+
+
+LAYOUTS = {
+    "packed": Layout(
+        lambda root: any(root.glob("train_*.npz")) or (root / "test.npz").is_file(), _read_packed, "z"
     ),
-    "torch_geometric": (lambda root: any(root.glob("processed/*.pt")), _read_geometric),
-    "CLASS/train|test/*": (lambda root: any(root.glob("*/train")) or any(root.glob("*/test")), _read_folders),
-    "IF-Defense npz": (lambda root: root.is_file() and root.suffix == ".npz", _read_if_defense),
+    "modelnet40_ply_hdf5_2048": Layout(_is_modelnet40_hdf5, _read_hdf5, "y"),
+    "modelnet40_normal_resampled": Layout(
+        lambda root: any(root.glob("modelnet*_shape_names.txt")), _read_resampled, "y"
+    ),
+    "torch_geometric": Layout(lambda root: any(root.glob("processed/*.pt")), _read_geometric, "z"),
+    "CLASS/train|test/*": Layout(
+        lambda root: any(root.glob("*/train")) or any(root.glob("*/test")), _read_folders, None
+    ),
+    "IF-Defense npz": Layout(lambda root: root.is_file() and root.suffix == ".npz", _read_if_defense, "y"),
+    "ModelNet40-C": Layout(
+        modelnet_c.is_modelnet40_c, modelnet_c.read_modelnet40_c, "y", ("test",), variants=True
+    ),
+    "ModelNet-C": Layout(modelnet_c.is_modelnet_c, modelnet_c.read_modelnet_c, "y", ("test",), variants=True),
+    "ScanObjectNN": Layout(
+        scanobjectnn.is_scanobjectnn, scanobjectnn.read_scanobjectnn, "y", variants=True, background=True
+    ),
+    "shapenet_part_seg_hdf5_data": Layout(
+        shapenet_part.is_hdf5, shapenet_part.read_hdf5, "y", ("train", "val", "test")
+    ),
+    "shapenetcore_partanno_segmentation_benchmark_v0_normal": Layout(
+        shapenet_part.is_text, shapenet_part.read_text, "y", ("train", "val", "test")
+    ),
 }
-"""Name of each layout, how it is recognised and how a part of it is read."""
-
-
-def _cloud_set(
-    points: NDArray[Any],
-    labels: Iterable[int] | NDArray[Any],
-    names: Iterable[str],
-    classes: tuple[str, ...],
-    targets: NDArray[Any] | None = None,
-) -> CloudSet:
-    return CloudSet(
-        points=points.astype(np.float32),
-        labels=np.asarray(labels, dtype=np.int64),
-        names=np.asarray(names, dtype=np.str_),
-        classes=classes,
-        targets=None if targets is None else targets.reshape(-1).astype(np.int64),
-    )
-
-
-def _some(paths: list[Path], root: Path, part: Part) -> list[Path]:
-    if not paths:
-        raise DataError(f"{root}: there are no files of the {part} part in it")
-    return paths
-
-
-def _batch(clouds: NDArray[Any], path: Path) -> NDArray[np.float64]:
-    """The clouds ``(S, N, 3)`` of an array, checked."""
-    if clouds.ndim != 3:
-        raise DataError(f"{path}: the clouds must be (S, N, 3), got {clouds.shape}")
-    with naming(path):
-        file = clouds_of({"points": clouds}, Options(), "npz")
-        return np.stack([cloud.points for cloud in file.clouds])
+"""How each set is laid out, by name; a folder has the first layout that matches."""
 
 
 def _checked(points: NDArray[Any], index: int, path: Path) -> NDArray[np.float64]:
     with naming(path):
         return checked_points(points, f"cloud {index}, ")
-
-
-def _first(clouds: NDArray[Any], num_points: int, path: Path) -> NDArray[Any]:
-    if clouds.shape[1] < num_points:
-        raise DataError(f"{path}: its clouds have {clouds.shape[1]} points, {num_points} are asked for")
-    return clouds[:, :num_points]
-
-
-def _of_size(points: NDArray[Any], num_points: int, path: Path) -> NDArray[Any]:
-    cut: NDArray[Any] = _first(points[None], num_points, path)[0]
-    return cut

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.layouts import load_part
 from ifdefense.data.packed import data_folder
+from ifdefense.data.parts import Part
 
 Split = Literal["train", "validation", "test"]
 
 
 def load_modelnet40(
-    root: str | Path | None = None, split: Split = "train", num_points: int = 1024
+    root: str | Path | None = None, split: Split = "train", num_points: int = 1024, *, up: str | None = None
 ) -> CloudSet:
     """ModelNet40's clouds of a split, from any layout that `ifdefense.data.layouts` knows.
 
@@ -26,9 +27,10 @@ def load_modelnet40(
         split: ``"test"`` is the official one; the official training set is cut by `holdout` into ``"train"``
             and ``"validation"``.
         num_points: points a cloud.
+        up: up axis of the source, or ``"source"``; see `ifdefense.data.layouts.load_part`.
 
     Returns:
-        Clouds in the frame of the source.
+        Clouds with z up.
 
     Raises:
         DataError: if there is no ModelNet40 in a known layout or a file of it cannot be used.
@@ -36,7 +38,8 @@ def load_modelnet40(
     """
     if split not in ("train", "validation", "test"):
         raise ValueError(f"no split {split!r}; there are train, validation and test")
-    clouds = load_part(data_folder(root, "modelnet40"), "test" if split == "test" else "train", num_points)
+    part: Part = "test" if split == "test" else "train"
+    clouds = load_part(data_folder(root, "modelnet40"), part, num_points, up=up)
     if split == "test":
         return clouds
     held_out = holdout(clouds.labels)

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ifdefense.checkpoints import load_metadata, load_weights, save_safetensors
+from ifdefense.checkpoints import load_metadata, load_weights, save_safetensors, stated_axis
+from ifdefense.geometry.axes import UP
 from ifdefense.geometry.points import Neighbours
 from ifdefense.guard import loading
-from ifdefense.implicit.base import Field, ImplicitNetwork, load_network, weights_path
+from ifdefense.implicit.base import Field, ImplicitNetwork, field_of, load_network, weights_path
 from ifdefense.implicit.local import LocalField, LocalOccupancyNetwork
 from ifdefense.implicit.occupancy import OccupancyNetwork
 from ifdefense.provenance import digest_of_weights
@@ -75,6 +76,7 @@ class AnomalyNetwork(nn.Module):
     """
 
     source: str | None = None
+    up_axis: str | None = None
 
     def __init__(self, local: LocalOccupancyNetwork, prior: OccupancyNetwork) -> None:
         super().__init__()
@@ -123,11 +125,13 @@ class AnomalyNetwork(nn.Module):
             )
         load_weights(network.head, path)
         network.source = str(name_or_path)
+        network.up_axis = stated_axis(path)
         return network
 
     def save(self, path: Path, **metadata: str) -> None:
         """Writes what `load` reads, with further metadata."""
-        save_safetensors(self.head, path, {"networks": json.dumps(self.networks()), **metadata})
+        networks = json.dumps(self.networks())
+        save_safetensors(self.head, path, {"networks": networks, "up": UP, **metadata})
 
     def networks(self) -> dict[str, dict[str, str]]:
         """Names and digests of the weights of both networks."""
@@ -163,7 +167,7 @@ class AnomalyNetwork(nn.Module):
         points = neighbours.source
         if self.head.mean.device != points.device:  # a shared network was moved with its purifier
             self.to(points.device)
-        prior = self.prior.field(self.prior.encode([cloud]))
+        prior = field_of(self.prior, [cloud])
         inside = prior(points, torch.zeros(len(points), dtype=torch.long, device=points.device))
         inside = inside - self.prior.calibration.level
         centred = inside - inside.median()

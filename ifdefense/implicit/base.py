@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
+from ifdefense.geometry.axes import UP, trained_axis, turned
 from ifdefense.guard import loading
 from ifdefense.threads import parallel_map
 
@@ -111,7 +112,8 @@ class ImplicitNetwork(Protocol):
     """An implicit function conditioned on point clouds.
 
     To add one, write a class with these members and register it in `NETWORKS`. The parameters of a
-    `torch.nn.Module` become those of the purifier.
+    `torch.nn.Module` become those of the purifier. An attribute ``up_axis`` states the up axis of the clouds
+    that it expects, if that is not z; see `field_of`.
     """
 
     @property
@@ -129,6 +131,19 @@ class ImplicitNetwork(Protocol):
     def field(self, code: Any) -> Field:
         """The fields of encoded clouds."""
         ...
+
+
+def field_of(network: ImplicitNetwork, clouds: Sequence[Tensor], seed: int = 0) -> Field:
+    """The fields of clouds, in the library's frame, by a network that may have another up axis.
+
+    Args:
+        network: the network; it sees clouds and queries turned to its ``up_axis``.
+        clouds: ``(N_i, 3)`` in the unit cube, z up.
+        seed: of `ImplicitNetwork.encode`.
+    """
+    up = trained_axis(network) or UP
+    field = network.field(network.encode([turned(cloud, UP, up) for cloud in clouds], seed))
+    return field if up == UP else lambda points, cloud: field(turned(points, UP, up), cloud)
 
 
 def random_subset(cloud: Tensor, most: int | None, seed: int) -> Tensor:
@@ -185,7 +200,14 @@ def load_network(name_or_path: str | Path) -> ImplicitNetwork:
         CheckpointError: if the file cannot be read or does not fit.
         ValueError: if the name or the type of network is unknown.
     """
-    from ifdefense.checkpoints import CheckpointError, load_into, load_metadata, load_state, unlike
+    from ifdefense.checkpoints import (
+        CheckpointError,
+        load_into,
+        load_metadata,
+        load_state,
+        stated_axis,
+        unlike,
+    )
 
     path = weights_path(name_or_path)
     metadata = load_metadata(path)
@@ -204,5 +226,6 @@ def load_network(name_or_path: str | Path) -> ImplicitNetwork:
     network = getattr(importlib.import_module(module), cls).of_weights(state, metadata)
     load_into(network, state, path)
     network.source = str(name_or_path)
+    network.up_axis = stated_axis(path)
     loaded: ImplicitNetwork = network
     return loaded

@@ -9,7 +9,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from ifdefense.checkpoints import load_into, load_state, shipped
+from ifdefense.checkpoints import load_into, load_state, shipped, stated_axis
 from ifdefense.guard import loading
 
 
@@ -18,12 +18,14 @@ class PointNetwork(nn.Module, ABC):
 
     Attributes:
         source: name or file of the weights, ``None`` if they were not loaded.
+        up_axis: up axis of the clouds that it expects, as its weights state it; ``None`` if they do not.
         points: points that a cloud has at most; larger ones are to be subsampled. ``None`` for any number.
 
     Shapes: ``(B, N, 3)`` to ``(B, M, 3)``.
     """
 
     source: str | None = None
+    up_axis: str | None = None
     points: int | None = None
 
     @abstractmethod
@@ -55,4 +57,5 @@ class PointNetwork(nn.Module, ABC):
         network = cls.of_state(state)
         load_into(network, state, path)
         network.source = str(name_or_path)
+        network.up_axis = stated_axis(path)
         return network

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ifdefense.arguments import MAX_POINTS, MAX_SEED, count_of, integer
 from ifdefense.clouds import Clouds, unpack
+from ifdefense.geometry.axes import UP, axis_of, turned, turned_mesh
 from ifdefense.geometry.frame import Frame, first_occurrences, within_reach
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.guard import guarded, normal
@@ -190,6 +191,7 @@ class Purifier(nn.Module, ABC):
         *,
         batch_size: int = 16,
         progress: bool = False,
+        up: str | None = None,
     ) -> Clouds:
         """Purifies clouds.
 
@@ -201,6 +203,8 @@ class Purifier(nn.Module, ABC):
             seed: random seed; results do not depend on the batch.
             batch_size: clouds processed together; affects memory and speed only.
             progress: show a progress bar.
+            up: up axis of the points, one of `ifdefense.geometry.axes.AXES`; z by default. Networks that know
+                shapes as they stand see the clouds turned to their own axis; results are turned back.
 
         Returns:
             The same kind of array as ``points``, in the same frame, precision and on the same device.
@@ -210,19 +214,25 @@ class Purifier(nn.Module, ABC):
             ValueError: if a cloud is unusable (the message names it), or an argument is out of range.
         """
         unpacked = unpack(points, detach=not self.differentiable)
-        outcomes = self.outcomes(unpacked.clouds, num_points, seed, batch_size, progress)
+        outcomes = self.outcomes(unpacked.clouds, num_points, seed, batch_size, progress, up)
         return unpacked.pack([each.points for each in outcomes], [each.index for each in outcomes])
 
     @final
     @guarded
     def trace(
-        self, points: Clouds, num_points: int | None = None, seed: int = 0, *, batch_size: int = 16
+        self,
+        points: Clouds,
+        num_points: int | None = None,
+        seed: int = 0,
+        *,
+        batch_size: int = 16,
+        up: str | None = None,
     ) -> list[Trace]:
         """Purifies clouds and returns intermediate results; arguments and errors as `forward`."""
         clouds = unpack(points).clouds
         rest = iter(clouds)
         traces = []
-        for outcomes, seconds in self._batches(clouds, num_points, seed, batch_size, progress=False):
+        for outcomes, seconds in self._batches(clouds, num_points, seed, batch_size, False, up):
             share = {stage: value / len(outcomes) for stage, value in seconds.items()}
             traces += [_trace(next(rest), outcome, share) for outcome in outcomes]
         return traces
@@ -235,20 +245,29 @@ class Purifier(nn.Module, ABC):
         seed: int = 0,
         batch_size: int = 16,
         progress: bool = False,
+        up: str | None = None,
     ) -> list[Outcome]:
         """As `forward`, for clouds ``(N_i, 3)`` checked by `ifdefense.clouds.unpack`."""
-        parts = self._batches(clouds, num_points, seed, batch_size, progress)
+        parts = self._batches(clouds, num_points, seed, batch_size, progress, up)
         return [outcome for part, _ in parts for outcome in part]
 
     def _batches(
-        self, clouds: list[Tensor], num_points: int | None, seed: int, batch_size: int, progress: bool
+        self,
+        clouds: list[Tensor],
+        num_points: int | None,
+        seed: int,
+        batch_size: int,
+        progress: bool,
+        up: str | None,
     ) -> Iterator[tuple[list[Outcome], dict[str, float]]]:
         """Yields the outcomes of each batch in the caller's frame, with the time per stage."""
         num_points, batch_size = count_of(num_points), integer("batch_size", batch_size, 1, MAX_POINTS)
         seed = integer("seed", seed, 0, MAX_SEED)
+        up = UP if up is None else axis_of(up)
         with tqdm(total=len(clouds), desc="purify", unit="cloud", disable=not progress) as bar:
             for start in range(0, len(clouds), batch_size):
-                part = self._beside_weights(clouds[start : start + batch_size])
+                given = self._beside_weights(clouds[start : start + batch_size])
+                part = [turned(cloud, up) for cloud in given]
                 counts = [num_points or len(cloud) for cloud in part]
                 with torch.set_grad_enabled(self._passes_gradients(part)), timed() as seconds:
                     outcomes, threads = self._restored(part, counts, seed)
@@ -263,6 +282,7 @@ class Purifier(nn.Module, ABC):
                         logger.warning(
                             "cloud %d: %s, the filtered input is resampled", index, outcome.fallback
                         )
+                outcomes = [_turned_back(outcome, up) for outcome in outcomes]
                 yield outcomes, {stage: value / threads for stage, value in seconds.items()}
                 bar.update(len(part))
 
@@ -338,6 +358,19 @@ def _returned(outcome: Outcome, cloud: Tensor) -> Outcome:
         points=outcome.points.to(cloud.device),
         index=moved(outcome.index),
         kept=moved(outcome.kept),
+    )
+
+
+def _turned_back(outcome: Outcome, up: str) -> Outcome:
+    """An outcome in the library's frame, for clouds with another up axis."""
+    if up == UP:
+        return outcome
+    repair, mesh = outcome.repair, outcome.mesh
+    return dataclasses.replace(
+        outcome,
+        points=turned(outcome.points, UP, up),
+        mesh=None if mesh is None else turned_mesh(mesh, UP, up),
+        repair=repair and dataclasses.replace(repair, mesh=turned_mesh(repair.mesh, UP, up)),
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ifdefense.arguments import MAX_SEED, count_of, integer, seed_of
 from ifdefense.clouds import Clouds, is_geometric, tensors
+from ifdefense.geometry.axes import UP, axis_of, trained_axis, turned
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.logits import classify, placed
 
@@ -29,6 +30,8 @@ class Defended(nn.Module):
             default `Purifier.normalise`. Disable it for classifiers trained without this normalisation.
         seed: random seed of the purifier for reproducible calls; ``None`` draws one per call.
         draws: number of purifications whose logits are averaged; 1 if the purifier is deterministic.
+        up: up axis of the points, z by default, for the purifier. A classifier that states another one in its
+            attribute ``up_axis``, as those of `classifiers.load` do, is given the clouds turned to it.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -47,6 +50,7 @@ class Defended(nn.Module):
         normalise: bool | None = None,
         seed: int | None = None,
         draws: int = 1,
+        up: str | None = None,
     ) -> None:
         super().__init__()
         for name, part in (("classifier", classifier), ("purifier", purifier)):
@@ -58,6 +62,7 @@ class Defended(nn.Module):
         self.normalise = bool(getattr(purifier, "normalise", True)) if normalise is None else normalise
         self.seed = None if seed is None else seed_of(seed)
         self.draws = integer("draws", draws, 1)
+        self.up = None if up is None else axis_of(up)
 
     def seeds(self) -> list[int]:
         """Seeds of one call: ``seed``, ``seed + 1``, …, or fresh ones."""
@@ -81,7 +86,8 @@ class Defended(nn.Module):
         return sum(rest, first) / (1 + len(rest)) if rest else first
 
     def _logits(self, points: Any, seed: int) -> Tensor:
-        clean = self.purifier(points, self.num_points, seed)
+        axis = {} if self.up is None else {"up": self.up}  # other callables than ours need not know it
+        clean = self.purifier(points, self.num_points, seed, **axis)
         if isinstance(clean, list):
             if len({cloud.shape for cloud in clean if isinstance(cloud, Tensor)}) == 1:
                 return self._classified(torch.stack(clean))
@@ -95,13 +101,18 @@ class Defended(nn.Module):
     def _classified(self, clean: Any) -> Tensor:
         if is_geometric(clean):
             clean = copy.copy(clean)
-            clean.pos = self._normalised_parts(clean.pos, getattr(clean, "batch", None))
+            clean.pos = self._normalised_parts(self._turned(clean.pos), getattr(clean, "batch", None))
             clean = clean.to(self._like(clean.pos).device)
         else:
-            points, columns = clean[..., :3], clean[..., 3:]
+            points, columns = self._turned(clean[..., :3]), clean[..., 3:]
             points = to_unit_sphere(points) if self.normalise else points
             clean = self._like(torch.cat([points, columns], -1) if columns.shape[-1] else points)
         return classify(self.classifier, clean)
+
+    def _turned(self, points: Tensor) -> Tensor:
+        """Points with the up axis that the classifier states, if it states one."""
+        up = self.up or UP
+        return turned(points, up, trained_axis(self.classifier) or up)
 
     def _normalised_parts(self, positions: Tensor, batch: Tensor | None) -> Tensor:
         """Positions normalised per cloud, in the classifier's dtype."""

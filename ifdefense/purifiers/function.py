@@ -26,6 +26,7 @@ def purify(
     device: str | torch.device | None = None,
     batch_size: int = 16,
     progress: bool = False,
+    up: str | None = None,
 ) -> C:
     """Purifies point clouds.
 
@@ -40,6 +41,8 @@ def purify(
         device: by default the device of the points. A purifier that is passed in stays on its device.
         batch_size: clouds processed together.
         progress: show a progress bar.
+        up: up axis of the points, one of `ifdefense.geometry.axes.AXES`, such as ``"y"``; z by default.
+            Networks that know shapes as they stand, as those of ``onet-mesh`` and ``sor-ae`` do, need it.
 
     Returns:
         The same kind of array as ``points``, in the same frame, unit and dtype, on the same device. Integers
@@ -64,7 +67,7 @@ def purify(
     else:
         raise TypeError(f"method must be a name, a path or a purifier, got {type(method).__name__}")
     with torch.no_grad():
-        outcomes = purifier.outcomes(given, num_points, seed_of(seed), batch_size, bool(progress))
+        outcomes = purifier.outcomes(given, num_points, seed_of(seed), batch_size, bool(progress), up)
     results = [each.points.to(device) for each, device in zip(outcomes, home, strict=True)]
     return clouds.pack(results, [each.index for each in outcomes])  # type: ignore[no-any-return]
 

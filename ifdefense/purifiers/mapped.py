@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from ifdefense.geometry.axes import UP, trained_axis, turned
 from ifdefense.geometry.points import spread_sampling
 from ifdefense.implicit.base import random_subset
 from ifdefense.point_networks.base import PointNetwork
@@ -63,11 +64,12 @@ class MappedPurifier(Purifier):
     def _mapped(self, cloud: Tensor, seed: int) -> Tensor:
         """The result of the network, ``(M, 3)`` in the unit cube."""
         device = next(self.network.parameters()).device
-        given = random_subset(cloud, self.network.points, seed).to(device)
+        up = trained_axis(self.network) or UP
+        given = turned(random_subset(cloud, self.network.points, seed).to(device), UP, up)
         centre = given.mean(0)
         radius = (given - centre).norm(dim=1).max()
         points: Tensor = self.network(((given - centre) / radius)[None])[0]
-        result: Tensor = points * radius + centre
+        result: Tensor = turned(points * radius + centre, up)
         return result.to(cloud.device)
 
     def _taken(self, points: Tensor, count: int, seed: int) -> Tensor:

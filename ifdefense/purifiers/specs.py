@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from ifdefense.geometry.axes import UP, trained_axis
 from ifdefense.provenance import digest_of_weights
 
 
@@ -37,13 +38,15 @@ def describe(value: Any) -> Any:
         options = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"class": describe(type(value)), "options": options}
     if isinstance(value, nn.Module):
-        calibration = getattr(value, "calibration", None)
+        calibration, up = getattr(value, "calibration", None), trained_axis(value)
         return {
             "class": describe(type(value)),
             "source": getattr(value, "source", None),
             "weights": digest_of_weights(value),
             "calibration": describe(calibration),
             "settings": getattr(value, "settings", dict)(),
+            # Left out where it changes nothing, so that specs from before there were axes stay equal.
+            **({} if up in (None, UP) else {"up_axis": up}),
         }
     raise TypeError(f"a {type(value).__name__} cannot be described: give it a method spec()")
 
@@ -67,6 +70,7 @@ def rebuild(spec: Mapping[str, Any]) -> Any:
             raise ValueError(f"the weights in {spec['source']} are not those that are described")
         for name, value in spec["settings"].items():
             setattr(network, name, value)
+        network.up_axis = spec.get("up_axis", getattr(network, "up_axis", None))
         return network
     return cls(**{name: _undescribed(value) for name, value in spec.get("options", {}).items()})
 

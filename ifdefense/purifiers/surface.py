@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ifdefense.implicit.base import ImplicitNetwork
+from ifdefense.implicit.base import ImplicitNetwork, field_of
 from ifdefense.purifiers.base import Outcome, Purifier
 from ifdefense.purifiers.filters import refilled
 from ifdefense.purifiers.specs import describe
@@ -47,7 +47,7 @@ class SurfacePurifier(Purifier):
         """Encodes the clouds and restores points from their fields."""
         sizes = [len(cloud) if count is None else count for cloud, count in zip(clouds, counts, strict=True)]
         with stage("implicit function"):
-            field = self.network.field(self.network.encode(clouds, seed))
+            field = field_of(self.network, clouds, seed)
         restored = self.restorer(field, clouds, sizes, self.network.calibration, seed)
         return [_outcome(*each, seed) for each in zip(restored, clouds, sizes, strict=True)]
 

@@ -21,6 +21,7 @@ from torch import nn
 
 from ifdefense.data.modelnet import Split
 from ifdefense.data.packed import data_folder
+from ifdefense.geometry.axes import AXES, UP, turned
 from ifdefense.implicit.base import Calibration
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
 from ifdefense.training.collections import (
@@ -65,6 +66,7 @@ class Shapes:
         cache: folder of the prepared shapes.
         per_class: procedural shapes per class.
         seed: of their draw.
+        up: up axis of the clouds, which are turned z up, as the other sources are.
     """
 
     mix: dict[str, float]
@@ -74,6 +76,7 @@ class Shapes:
     cache: Path
     per_class: int
     seed: int
+    up: str = UP
 
     def train(self) -> OccupancySet:
         """Shapes of all sources, named by them."""
@@ -114,9 +117,9 @@ class Shapes:
 
     @functools.cached_property
     def _read(self) -> list[NDArray[np.floating]]:
-        """The clouds of the folder."""
+        """The clouds of the folder, z up."""
         assert self.clouds is not None
-        return read_folder(self.clouds)
+        return [turned(cloud, self.up) for cloud in read_folder(self.clouds)]
 
     def _clouds(self, held: bool) -> OccupancySet:
         """Every tenth cloud of the folder, or the others."""
@@ -144,6 +147,13 @@ def shape_options(sampling: SamplingOptions) -> Callable[[Command], Command]:
             "clouds",
             type=click.Path(exists=True, file_okay=False, path_type=Path),
             help="Folder of clouds without meshes, the source points; every tenth cloud validates.",
+        ),
+        click.option(
+            "--up",
+            type=click.Choice(AXES),
+            default=UP,
+            show_default=True,
+            help="Up axis of the clouds of --from-points; the network is trained on them z up.",
         ),
         click.option(
             "--labels",
@@ -176,6 +186,7 @@ def train_on_shapes(
     mix: dict[str, float],
     root: str | None,
     clouds: Path | None,
+    up: str,
     labels: Labels,
     cache: Path,
     folder: Path,
@@ -200,6 +211,7 @@ def train_on_shapes(
         mix: weights of the sources.
         root: data folder.
         clouds: folder of clouds, the source ``"points"``.
+        up: up axis of these clouds.
         labels: who says which solid is behind a cloud.
         cache: folder of the prepared shapes.
         folder: of the run.
@@ -217,7 +229,7 @@ def train_on_shapes(
     mix = mix or {"procedural" if clouds is None else POINTS: 1.0}
     if (POINTS in mix) != (clouds is not None):
         raise ValueError("the source points and --from-points FOLDER belong together")
-    shapes = Shapes(mix, root, clouds, labels, cache, per_class, options.seed)
+    shapes = Shapes(mix, root, clouds, labels, cache, per_class, options.seed, up)
     calibration = Calibration(sampling.box, options.threshold, SECOND_THRESHOLD, OFFSET, sampling.points)
     torch.manual_seed(options.seed)
     network = create(calibration).to(device)

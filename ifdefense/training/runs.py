@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from ifdefense.checkpoints import CheckpointError, load_pickle, load_weights, save_safetensors
+from ifdefense.geometry.axes import UP
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class ResumableRun(ABC):
         seed: of `generator`.
         folder: folder of the run, created if missing.
         may_change: settings with which a run may be resumed though they differ.
-        metadata: text entries of the exported weights.
+        metadata: text entries of the exported weights, besides their up axis.
         decay: of a moving average of the weights, which is then validated and exported; 0 for none. `_train`
             calls `update_average` after every step.
     """
@@ -130,7 +131,7 @@ class ResumableRun(ABC):
         self.generator = torch.Generator().manual_seed(seed)
         self.folder = folder
         self.may_change = may_change
-        self.metadata = dict(metadata or {})
+        self.metadata = {"up": UP, **(metadata or {})}
         self.position = 0
         self.best: dict[str, float] = {}
         self.changes: list[str] = []

@@ -38,9 +38,15 @@ IGNORED = set(
     """.split()  # noqa: SIM905
 )
 """Statements that have nothing to do with vertices and faces."""
+NUMBER = r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf)"
 CORNER = r"[1-9]\d{0,17}(?:/\d*(?:/(?:[1-9]\d{0,17})?)?)?"
 """A vertex, vertex/texture, vertex//normal or vertex/texture/normal."""
-FACE = re.compile(f"{CORNER}(?: {CORNER}){{2,}}")
+FORMS = {
+    "v": rf"{NUMBER}(?: {NUMBER}){{2}}(?: {NUMBER}(?:(?: {NUMBER}){{2}}(?: {NUMBER})?)?)?",  # 3, 4, 6 or 7
+    "vn": rf"{NUMBER}(?: {NUMBER}){{2}}",
+    "f": rf"{CORNER}(?: {CORNER}){{2,}}",
+}
+"""What may follow the keywords that are read."""
 
 
 def decode(data: bytes, options: Options) -> Geometry:
@@ -53,12 +59,11 @@ def decode(data: bytes, options: Options) -> Geometry:
     if not vertices:
         raise DataError("there are no points in it")
     options.check_points(len(vertices))
-    coloured = sum(len(words) >= 6 for words in vertices)
+    coloured = sum(row.count(" ") >= 5 for row in vertices)
     if 0 < coloured < len(vertices):
         warn(f"only {coloured} of {len(vertices)} vertices have colours; they are left out")
-    width = 6 if coloured == len(vertices) else 3
     text = "\n".join(faces)
-    points, colours, triangles = _load(vertices, width, re.sub(r"/\S*", "", text), "vertex")
+    points, colours, triangles = _load(vertices, re.sub(r"/\S*", "", text), "vertex")
     columns: Columns = dict(zip("xyz", points.T, strict=True))
     if colours is not None:
         columns |= dict(zip(COLOURS, colours.T, strict=False))
@@ -68,10 +73,10 @@ def decode(data: bytes, options: Options) -> Geometry:
         if count < len(text.split()):
             warn("only some corners of its faces have normals; they are left out")
         else:
-            values, _, index = _load(normals, 3, numbers, "normal")
+            values, _, index = _load(normals, numbers, "normal")
             corners = dict(zip(NORMALS, values[index].transpose(2, 0, 1), strict=True))
     elif len(normals) == len(vertices):
-        columns |= dict(zip(NORMALS, _load(normals, 3, "", "normal")[0].T, strict=True))
+        columns |= dict(zip(NORMALS, _load(normals, "", "normal")[0].T, strict=True))
     elif normals:
         warn(f"{len(normals)} normals do not fit {len(vertices)} vertices; they are left out")
     table, coordinates, _ = table_of(columns, options)
@@ -79,89 +84,70 @@ def decode(data: bytes, options: Options) -> Geometry:
     return Geometry(table, triangles, layout, corners)
 
 
-def _statements(text: str) -> tuple[list[list[str]], list[list[str]], list[str]]:
-    """The words of vertices and normals, and faces with corners that count from 1."""
-    vertices: list[list[str]] = []
-    normals: list[list[str]] = []
-    faces: list[str] = []
+def _statements(text: str) -> tuple[list[str], list[str], list[str]]:
+    """Vertices, normals, and faces with corners that count from 1, with single blanks between their words."""
+    rows: dict[str, list[str]] = {keyword: [] for keyword in FORMS}
+    forms = {keyword: re.compile(form, re.ASCII | re.IGNORECASE) for keyword, form in FORMS.items()}
     for number, line in enumerate(re.sub("#.*", "", text).replace("\\\n", " ").split("\n"), 1):
-        words = line.split()
-        if not words:
-            continue
-        keyword = words.pop(0)
-        try:
-            if keyword == "v":
-                vertices.append(_counted(words, (3, 4, 6, 7)))
-            elif keyword == "vn":
-                normals.append(_counted(words, (3,)))
-            elif keyword in ("f", "fo"):
-                if "-" in line:
-                    words = [_from_one(word, len(vertices), len(normals)) for word in words]
-                faces.append(_face(words))
-            elif keyword not in IGNORED:
-                raise ValueError(f"{keyword[:40]!r} is no statement of an obj file")
-        except ValueError as error:
-            raise DataError(f"not a complete obj file: line {number}: {error}") from None
-    return vertices, normals, faces
-
-
-def _counted(words: list[str], sizes: tuple[int, ...]) -> list[str]:
-    if len(words) not in sizes:
-        raise ValueError(f"{len(words)} numbers, {' or '.join(map(str, sizes))} are expected")
-    return words
+        keyword, _, values = " ".join(line.split()).partition(" ")
+        keyword = "f" if keyword == "fo" else keyword
+        if keyword in rows:
+            if keyword == "f" and "-" in values:
+                counts = len(rows["v"]), len(rows["vn"])
+                values = " ".join(_from_one(corner, *counts) for corner in values.split())
+            if not forms[keyword].fullmatch(values):
+                raise DataError(f"not a complete obj file: line {number}: {_fault(keyword, values.split())}")
+            rows[keyword].append(values)
+        elif keyword and keyword not in IGNORED:
+            raise DataError(
+                f"not a complete obj file: line {number}: {keyword[:40]!r} is no statement of an obj file"
+            )
+    return rows["v"], rows["vn"], rows["f"]
 
 
 def _from_one(corner: str, vertices: int, normals: int) -> str:
-    """A corner whose negative numbers, which count backwards from the last so far, are replaced."""
-    words = corner.split("/")
+    """A corner without its texture, with numbers from 1 in place of those backwards from the last so far."""
+    words = [*corner.split("/"), "", ""]
     for place, count in ((0, vertices), (2, normals)):
-        if words[place:] and words[place].startswith("-"):
+        if re.fullmatch(r"-\d{1,18}", words[place]):
             words[place] = str(count + 1 + int(words[place]))
-    return "/".join([words[0], "", *words[2:]])
+    return f"{words[0]}//{words[2]}"
 
 
-def _face(words: list[str]) -> str:
-    face = " ".join(words)
-    if not FACE.fullmatch(face):
+def _fault(keyword: str, words: list[str]) -> str:
+    """Why these words do not fit the keyword."""
+    if keyword == "f":
         if len(words) < 3:
-            raise ValueError(f"a face of {len(words)} corners")
-        wrong = next(word for word in words if not re.fullmatch(CORNER, word))
-        raise ValueError(f"a face names vertex {wrong[:40]}, they count from 1")
-    return face
+            return f"a face of {len(words)} corners"
+        wrong = next(word for word in words if not re.fullmatch(CORNER, word, re.ASCII))
+        return f"a face names vertex {wrong[:40]}, they count from 1"
+    for word in words:
+        if not re.fullmatch(NUMBER, word, re.ASCII | re.IGNORECASE):
+            return f"{word[:40]!r} is no number"
+    return f"{len(words)} numbers, {'3' if keyword == 'vn' else '3 or 4 or 6 or 7'} are expected"
 
 
 def _load(
-    rows: list[list[str]], width: int, faces: str, what: str
+    rows: list[str], faces: str, what: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None, NDArray[np.int64]]:
     """Points or normals ``(N, 3)``, their colours, and triangles ``(F, 3)``, in the order of the file.
 
     Raises:
-        DataError: if something is no number, or a face names what is not there.
+        DataError: if a face names what is not there.
     """
     from trimesh.exchange.obj import load_obj
 
-    lines = ["v " + " ".join(words[:width]) for words in rows]
-    lines += ["f " + face for face in faces.splitlines()]
+    widths = {row.count(" ") + 1 for row in rows}
+    if len(widths) > 1:
+        rows = [" ".join(row.split()[: min(widths)]) for row in rows]
+    text = "".join(f"v {row}\n" for row in rows) + "".join(f"f {face}\n" for face in faces.splitlines())
     try:
-        if not rows:
-            raise IndexError
-        found = load_obj(io.StringIO("\n".join(lines)), maintain_order=True)
-        (found,) = found.get("geometry", {"": found}).values()
-    except IndexError:
+        found = load_obj(io.StringIO(text), maintain_order=True) if rows else {}
+        (mesh,) = found.get("geometry", {"": found}).values()
+        index = fan(mesh.get("faces", np.zeros((0, 3), np.int64)))
+        return mesh["vertices"], mesh.get("vertex_colors"), index
+    except (IndexError, KeyError):
         raise DataError(f"a face names a {what} outside 1..{len(rows)}") from None
-    except ValueError:
-        wrong = next((word for words in rows for word in words[:width] if not _is_number(word)), "a word")
-        raise DataError(f"not a complete obj file: a {what} has {wrong[:40]!r} for a number") from None
-    index = found.get("faces", np.zeros((0, 3), np.int64))
-    return found["vertices"], found.get("vertex_colors"), fan(index)
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def encode(file: CloudFile, suffix: str) -> bytes:

@@ -50,7 +50,7 @@ def decode(data: bytes, options: Options) -> CloudFile:
     else:
         raise DataError(f"not a pcd file: DATA {form}")
     columns = {name: values for name, values in columns.items() if not name.startswith("\0")}
-    table, coordinates, _ = table_of(columns, options, sparse=True)
+    table, coordinates, _ = table_of(columns, options, drop_missing=True)
     single = all(dtype[name].base == np.float32 for name in coordinates)
     layout = Layout(
         kind=KIND,

@@ -92,7 +92,7 @@ def decode(data: bytes, options: Options) -> Geometry:
         elif element.name == "face" and element.count:
             faces = _triangles(element, lists)
     read.finish()
-    table, coordinates, _ = table_of(columns, options, sparse=not len(faces))
+    table, coordinates, _ = table_of(columns, options, drop_missing=not len(faces))
     (vertex,) = (element for element in elements if element.name == "vertex")
     single = all(prop.kind == "f4" for prop in vertex.properties if prop.name in coordinates)
     layout = Layout(

@@ -234,14 +234,14 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 
 def table_of(
-    columns: Columns, options: Options, *, sparse: bool = False
+    columns: Columns, options: Options, *, drop_missing: bool = False
 ) -> tuple[PointTable, tuple[str, str, str], bool]:
     """A table of named columns, the names of its coordinates, and whether these are float32.
 
     Args:
         columns: the columns.
         options: which of them are the coordinates.
-        sparse: leave points out, with a warning, whose coordinates are all NaN: there a scanner saw nothing.
+        drop_missing: leave out, with a warning, points whose coordinates are all NaN, as scanners write them.
 
     Raises:
         DataError: if the coordinates cannot be found, are no real numbers or not finite.
@@ -256,7 +256,7 @@ def table_of(
         points = np.stack([axis.astype(np.float64) for axis in axes], axis=1)
     fields = {name: values for name, values in columns.items() if name not in chosen}
     missing = np.isnan(points).all(axis=1)
-    if sparse and missing.any() and not missing.all():
+    if drop_missing and missing.any() and not missing.all():
         warn(
             f"{np.count_nonzero(missing)} of {len(points)} points have no coordinates (NaN) and are left out"
         )

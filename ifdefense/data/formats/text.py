@@ -74,7 +74,7 @@ def decode(data: bytes, options: Options) -> CloudFile:
     if names is None and options.columns is None:
         _refuse_index(columns)
         options = dataclasses.replace(options, columns=tuple(list(columns)[:3]))
-    table, coordinates, _ = table_of(columns, options, sparse=True)
+    table, coordinates, _ = table_of(columns, options, drop_missing=True)
     layout = Layout(
         kind=KIND,
         columns=tuple(columns),

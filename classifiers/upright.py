@@ -1,0 +1,31 @@
+"""Classifiers with another up axis than the library's, for clouds with z up."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ifdefense.geometry.axes import UP, trained_axis, turned
+
+
+class Upright(nn.Module):
+    """Turns clouds ``(B, N, 3)`` with z up to the axis of a classifier, and classifies them.
+
+    Args:
+        model: the classifier.
+        up: its up axis.
+    """
+
+    def __init__(self, model: nn.Module, up: str) -> None:
+        super().__init__()
+        self.model, self.up = model, up
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Logits ``(B, C)``."""
+        logits: Tensor = self.model(turned(points, UP, self.up))
+        return logits
+
+
+def upright(model: nn.Module) -> nn.Module:
+    """A classifier for clouds with z up: ``model`` itself unless it states another axis in ``up_axis``."""
+    up = trained_axis(model)
+    return model if up in (None, UP) else Upright(model, up)

@@ -1,0 +1,92 @@
+"""Up axes, and exact turns between them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:  # the command line offers the axes before it loads anything heavy
+    from ifdefense.geometry.mesh import Mesh
+
+UP = "z"
+"""The up axis of the library: of its weights, its classifiers and its labelled sets."""
+
+_TO_Z = {
+    "z": ("x", "y", "z"),
+    "y": ("x", "-z", "y"),
+    "x": ("-z", "y", "x"),
+    "-z": ("x", "-y", "-z"),
+    "-y": ("x", "z", "-y"),
+    "-x": ("z", "y", "-x"),
+}
+"""New x, y and z by the axis that points up: half and quarter turns about x, or about y if x points up."""
+
+AXES = tuple(_TO_Z)
+"""Names of the axes that may point up."""
+
+P = TypeVar("P", bound=Any)
+
+
+def axis_of(value: object, name: str = "up") -> str:
+    """The name of an up axis, checked.
+
+    Raises:
+        TypeError: if it is no string.
+        ValueError: if it is none of `AXES`.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {type(value).__name__}")
+    if value not in AXES:
+        raise ValueError(f"{name} must be one of {', '.join(AXES)}, got {value!r}")
+    return value
+
+
+def trained_axis(network: object) -> str | None:
+    """The up axis that a network states in its attribute ``up_axis``; ``None`` if it states none."""
+    value = getattr(network, "up_axis", None)
+    return None if value is None else axis_of(value, "up_axis")
+
+
+def turned(points: P, up: str, to: str = UP) -> P:
+    """Turns points from one up axis to another.
+
+    Columns are exchanged and signs changed, so no bit of a coordinate is lost and the turn back is exact. y
+    up becomes z up by a quarter turn about x, ``(x, y, z) → (x, -z, y)``.
+
+    Args:
+        points: ``(..., 3)`` array or tensor; differentiable.
+        up: their up axis, one of `AXES`.
+        to: the new one.
+
+    Returns:
+        New points, or the same object if there is nothing to turn.
+
+    Raises:
+        ValueError: if an axis is unknown.
+    """
+    columns = _composed(axis_of(up), axis_of(to, "to"))
+    if columns == ("x", "y", "z"):
+        return points
+    import numpy as np
+    import torch
+
+    parts = [points[..., "xyz".index(name[-1])] for name in columns]
+    parts = [-part if name[0] == "-" else part for name, part in zip(columns, parts, strict=True)]
+    result: Any = torch.stack(parts, -1) if isinstance(points, torch.Tensor) else np.stack(parts, -1)
+    return result  # type: ignore[no-any-return]
+
+
+def turned_mesh(mesh: Mesh, up: str, to: str = UP) -> Mesh:
+    """`turned` for the vertices of a mesh."""
+    from ifdefense.geometry.mesh import Mesh
+
+    return mesh if up == to else Mesh(turned(mesh.vertices, up, to), mesh.faces)
+
+
+def _composed(up: str, to: str) -> tuple[str, ...]:
+    """New x, y and z in terms of the old ones."""
+    forward, backward = _TO_Z[up], _TO_Z[to]
+    result = [""] * 3
+    for new, old in zip(forward, backward, strict=True):  # both are the same coordinate of the z-up points
+        sign = "-" if (new[0] == "-") != (old[0] == "-") else ""
+        result["xyz".index(old[-1])] = sign + new[-1]
+    return tuple(result)
