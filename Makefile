@@ -18,84 +18,9 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
-# Trains every shipped network again: the commands of the model cards, some hours on two cores. Needs IFDEFENSE_DATA.
-# Stopped, it goes on where it was: each run keeps its checkpoints in runs/.
-ONET := $(BIN)/ifdefense train onet --force --mix modelnet40=0.85 --mix procedural=0.15
-GENERATIVE := $(BIN)/ifdefense train generative --force
-LOCAL := $(BIN)/ifdefense train local --force
-TRAIN := $(BIN)/python -m classifiers.train --force
-HYBRID := $(TRAIN) --hybrid cache/hybrid-train.npz --hybrid-validation cache/hybrid-validation.npz
-ADVERSARIAL := $(TRAIN) --hybrid cache/random-train.npz --hybrid-validation cache/random-validation.npz \
-	--adversarial 0.8 --attack-steps 2 --average 0.998
-WIDER := $(ADVERSARIAL) --lr 1e-3 --delta 0.06 --no-half-search
-SHIPPED := classifiers/weights
+# Trains every shipped network again, in hours: see weights.mk.
 weights: $(READY)
-	$(ONET) --labels estimated --steps 1250 --cooldown 0 --muon-lr 0.02 --weight-decay 0.05 --run runs/onet_start \
-		--out runs/onet_start.safetensors
-	$(ONET) --labels estimated --init runs/onet_start.safetensors --steps 4300 --cooldown 0.9 --muon-lr 0.01 \
-		--weight-decay 0.02 --run runs/onet_middle --out runs/onet_middle.safetensors
-	$(LOCAL) --mix meshes=0.5 --mix furniture=0.25 --mix procedural=0.25 --steps 9000 --cooldown 0 \
-		--run runs/local_start --out runs/local_start.safetensors
-	$(LOCAL) --mix meshes=0.35 --mix furniture=0.2 --mix procedural=0.1 --mix modelnet40=0.35 --steps 8000 \
-		--cooldown 1 --init runs/local_start.safetensors --teacher runs/local_start.safetensors \
-		--run runs/local --out ifdefense/weights/local.safetensors
-	$(TRAIN) --data procedural --no-feature-transform --schedule 256x6,512x1,1024x1 \
-		--run runs/pointnet_procedural --out $(SHIPPED)/pointnet-procedural.safetensors
-	$(TRAIN) --run runs/pointnet_clean --out $(SHIPPED)/pointnet-modelnet40.safetensors
-	$(TRAIN) --model pointnet2-ssg --schedule 256x16,512x3,1024x0.4 --weight-decay 0.02 --test \
-		--run runs/pointnet2-ssg-modelnet40 --out $(SHIPPED)/pointnet2-ssg-modelnet40.safetensors
-	$(TRAIN) --model dgcnn --schedule 128x10,256x7,512x1.5,1024x0.25 --weight-decay 0.02 \
-		--run runs/dgcnn-modelnet40 --out runs/dgcnn-modelnet40.safetensors
-	$(TRAIN) --model dgcnn --init runs/dgcnn-modelnet40.safetensors --schedule 256x7,512x2,1024x0.4 --lr 1.5e-3 \
-		--weight-decay 0.02 --seed 1 --run runs/dgcnn-modelnet40-second --out runs/dgcnn-modelnet40-second.safetensors
-	$(TRAIN) --model dgcnn --init runs/dgcnn-modelnet40-second.safetensors --schedule 1024x1 --lr 8e-4 \
-		--weight-decay 0.02 --seed 2 --test --run runs/dgcnn-modelnet40-third \
-		--out $(SHIPPED)/dgcnn-modelnet40.safetensors
-	$(BIN)/ifdefense train punet --force --mix meshes=0.5 --mix procedural=0.5 --steps 800 --run runs/punet \
-		--out ifdefense/weights/punet.safetensors
-	$(ONET) --init runs/onet_middle.safetensors --steps 1600 --cooldown 0.9 --muon-lr 0.008 --weight-decay 0.02 \
-		--every 200 --run runs/onet --out ifdefense/weights/onet.safetensors
-	$(BIN)/ifdefense train anomaly --force --clouds 12000 --out ifdefense/weights/anomaly.safetensors
-	$(BIN)/ifdefense train convonet --force --mix modelnet40=0.85 --mix procedural=0.15 --steps 4500 --every 300 \
-		--out ifdefense/weights/convonet.safetensors
-	$(BIN)/ifdefense train voxel --force --steps 1000 --cooldown 0.6 --every 125 \
-		--out ifdefense/weights/voxel.safetensors
-	$(GENERATIVE) --steps 2200 --cooldown 0.6 --every 275 --run runs/generative_1 --out runs/generative_1.safetensors
-	$(GENERATIVE) --init runs/generative_1.safetensors --kl 6 --steps 1200 --cooldown 0.8 --every 200 \
-		--run runs/generative_6 --out runs/generative_6.safetensors
-	$(GENERATIVE) --init runs/generative_6.safetensors --kl 15 --offset 0.04 --threshold 0.3 --steps 1000 \
-		--cooldown 0.8 --every 200 --run runs/generative --out ifdefense/weights/generative.safetensors
-	$(BIN)/ifdefense train image --force --steps 1500 --cooldown 0.6 --out ifdefense/weights/image.safetensors
-	$(BIN)/ifdefense train autoencoder --force --epochs 20 --run runs/autoencoder \
-		--out ifdefense/weights/autoencoder-modelnet40.safetensors
-	$(BIN)/ifdefense-bench purified-set --method local-mesh --split train --corrupted 0.5 --out cache/hybrid-train.npz
-	$(BIN)/ifdefense-bench purified-set --method local-mesh --split validation --corrupted 0.5 \
-		--limit 400 --out cache/hybrid-validation.npz
-	$(BIN)/ifdefense-bench purified-set --method local-random --split train --corrupted 0.3 --limit 5000 \
-		--out cache/random-train.npz
-	$(BIN)/ifdefense-bench purified-set --method local-random --split validation --corrupted 0.3 \
-		--limit 400 --out cache/random-validation.npz
-	$(HYBRID) --init $(SHIPPED)/pointnet-modelnet40.safetensors --schedule 256x3,512x1,1024x0.6 --lr 1e-3 \
-		--average 0.998 --no-half-search --test --run runs/pointnet_hybrid --out $(SHIPPED)/pointnet-modelnet40-hybrid.safetensors
-	$(HYBRID) --init $(SHIPPED)/pointnet-modelnet40-hybrid.safetensors --schedule 256x2.5,512x0.4,1024x0.12 \
-		--lr 1e-3 --adversarial 0.8 --attack-steps 3 --run runs/pointnet_adversarial_1 \
-		--out runs/pointnet_adversarial_1.safetensors
-	$(HYBRID) --init runs/pointnet_adversarial_1.safetensors --schedule 256x4.5,512x1.2,1024x0.8 --lr 1e-3 \
-		--adversarial 0.8 --attack-steps 2 --coherent 8 --average 0.998 --no-half-search \
-		--run runs/pointnet_adversarial_2 --out runs/pointnet_adversarial_2.safetensors
-	$(WIDER) --init runs/pointnet_adversarial_2.safetensors --schedule 256x3.5,512x0.8,1024x0.5 \
-		--coherent 8 --run runs/pointnet_adversarial_3 --out runs/pointnet_adversarial_3.safetensors
-	$(WIDER) --init runs/pointnet_adversarial_3.safetensors --schedule 256x4,512x1,1024x0.5 \
-		--coherent 12 --coherent-share 1 --run runs/pointnet_adversarial_4 --out runs/pointnet_adversarial_4.safetensors
-	$(ADVERSARIAL) --init runs/pointnet_adversarial_4.safetensors --schedule 256x11,512x3,1024x1.5 --lr 1.5e-3 \
-		--max-scale 1.1 --max-shift 0.05 --coherent 12 --coherent-share 1 --matmul-precision medium --test \
-		--run runs/pointnet_adversarial \
-		--out $(SHIPPED)/pointnet-modelnet40-adversarial.safetensors
-	$(HYBRID) --model dgcnn --init $(SHIPPED)/dgcnn-modelnet40.safetensors --schedule 512x0.5,1024x0.25 \
-		--lr 8e-4 --weight-decay 0.02 --run runs/dgcnn_hybrid_1 --out runs/dgcnn_hybrid_1.safetensors
-	$(HYBRID) --model dgcnn --init runs/dgcnn_hybrid_1.safetensors --schedule 256x1,512x1.25,1024x0.4 \
-		--lr 8e-4 --weight-decay 0.02 --average 0.998 --test --run runs/dgcnn_hybrid \
-		--out $(SHIPPED)/dgcnn-modelnet40-hybrid.safetensors
+	$(MAKE) --file weights.mk
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

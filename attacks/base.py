@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal, final, overload
 
 import torch
 from torch import Tensor, nn
 
 from attacks.functional import distances, projections
-from attacks.settings import check_settings
+from attacks.settings import check_epsilons, check_settings
+from ifdefense.geometry.points import directed_chamfer
+from ifdefense.guard import normal
+from ifdefense.logits import apart, classify
 
-Model = Callable[[Tensor], Tensor]
-"""``(B, N, 3)`` points to ``(B, C)`` logits."""
+Model = Callable[[Tensor], Any]
+"""``(B, N, 3)`` points to ``(B, C)`` logits, as `ifdefense.logits.classify` takes them."""
 
 Rows = Tensor | slice
 """Indices of examples in a batch."""
@@ -106,9 +111,11 @@ class Oracle:
         """``(B,)`` targets in a targeted attack, true classes otherwise."""
         self._largest = int(max(labels.max(), self.classes.max()))
         self.queries = torch.zeros_like(labels)
+        self._blind = False
         for module in model.modules() if isinstance(model, nn.Module) else ():
             if isinstance(module, Stochastic):
                 module.restart()
+            self._blind |= any(weight.is_inference() for weight in module.parameters(recurse=False))
 
     def part(self, rows: Tensor) -> Oracle:
         """An oracle of the examples ``rows`` alone, with its own count of queries."""
@@ -117,14 +124,13 @@ class Oracle:
     def logits(self, points: Tensor, rows: Rows = slice(None)) -> Tensor:
         """``(b, C)`` logits of clouds ``(b, N, 3)`` that belong to the examples ``rows``.
 
+        In the dtype and on the device of the points, whatever those of the model are.
+
         Raises:
             ValueError: if the logits have a wrong shape, are not finite, or lack a class of the batch.
         """
-        logits = self._model(points)
-        if logits.ndim != 2 or len(logits) != len(points):
-            raise ValueError(
-                f"the model must return logits of shape ({len(points)}, C), it returned {tuple(logits.shape)}"
-            )
+        # A copy, for models that work on their input in place.
+        logits = classify(self._model, points.clone()).to(points)
         if self._largest >= logits.shape[1]:
             raise ValueError(
                 f"class {self._largest} is out of range: the model has {logits.shape[1]} classes"
@@ -152,6 +158,11 @@ class Oracle:
         Raises:
             ValueError: as `logits`, or if the logits do not depend differentiably on the points.
         """
+        if self._blind:
+            raise ValueError(
+                "the model gives no gradient: its weights were made in inference mode; load or copy them "
+                "outside of torch.inference_mode()"
+            )
         with torch.enable_grad():
             points = points.detach().requires_grad_()
             logits = self.logits(points, rows)
@@ -175,7 +186,10 @@ def frozen(model: Model) -> Iterator[None]:
         yield
         return
     training = [module for module in model.modules() if module.training]
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Outside of inference mode, what was made in it cannot be told to require a gradient again.
+    trainable = [
+        weight for weight in model.parameters() if weight.requires_grad and not weight.is_inference()
+    ]
     try:
         model.eval()
         for parameter in trainable:
@@ -218,6 +232,41 @@ class Attack(ABC):
         """Budget of a cloud of ``num_points`` points in the norm of the threat model, or ``None``."""
         return self.threat.epsilon
 
+    def with_epsilon(self, epsilon: float) -> Attack:
+        """The attack with another budget, whatever the number of points; in the norm of its threat model.
+
+        Raises:
+            ValueError: if the attack has no budget that can be set.
+        """
+        if "epsilon" not in getattr(self, "__dataclass_fields__", ()):
+            raise ValueError(f"{type(self).__name__} has no field 'epsilon' to set")
+        changed: Attack = dataclasses.replace(self, epsilon=epsilon)  # type: ignore[type-var]
+        return changed
+
+    @overload
+    def __call__(
+        self,
+        model: Model,
+        points: Tensor,
+        labels: Tensor,
+        targets: Tensor | None = None,
+        *,
+        epsilons: None = None,
+        generator: torch.Generator | None = None,
+    ) -> AttackResult: ...
+
+    @overload
+    def __call__(
+        self,
+        model: Model,
+        points: Tensor,
+        labels: Tensor,
+        targets: Tensor | None = None,
+        *,
+        epsilons: Sequence[float],
+        generator: torch.Generator | None = None,
+    ) -> list[AttackResult]: ...
+
     @final
     def __call__(
         self,
@@ -226,37 +275,84 @@ class Attack(ABC):
         labels: Tensor,
         targets: Tensor | None = None,
         *,
+        epsilons: Sequence[float] | None = None,
         generator: torch.Generator | None = None,
-    ) -> AttackResult:
-        """Attacks a batch of clouds.
+    ) -> AttackResult | list[AttackResult]:
+        """Attacks a batch of clouds, within one budget or several.
 
         A module is attacked in evaluation mode and restored afterwards. All examples share their random
-        numbers, so a result does not depend on the batch.
+        numbers, so a result does not depend on the batch. Works in `torch.inference_mode`, too. The caller's
+        autocast applies inside the model, not to the attack's own distances and updates; these are computed
+        in float32 at least.
+
+        With ``epsilons``, an attack with a budget runs once per budget, always with the same random numbers.
+        An attack that minimises the shift runs once; what is farther away than a budget is projected onto it
+        and evaluated again. A cloud that is broken within a budget counts as broken within larger ones: where
+        the attack fails there, the smaller budget's cloud is the result. Queries and iterations are those of
+        the run and of the final check.
 
         Args:
-            model: ``(B, N, 3)`` points to ``(B, C)`` logits, differentiable unless the attack is score-based.
+            model: ``(B, N, 3)`` points to ``(B, C)`` logits, differentiable unless the attack is score-based;
+                what else it may return, and in which precision, see `ifdefense.logits.classify`.
             points: ``(B, N, 3)`` clean clouds in the model's frame, floating point; not modified.
             labels: ``(B,)`` true classes.
             targets: ``(B,)`` classes to aim at; untargeted without them.
+            epsilons: budgets in the norm of the threat model, in any order, instead of the attack's own.
             generator: source of randomness on the CPU; by default a new one with seed 0.
+
+        Returns:
+            The result, or with ``epsilons`` one result per budget in their order.
 
         Raises:
             TypeError: if an argument is not a tensor, or the generator not a `torch.Generator`.
-            ValueError: if the input or the model's output is not as described; names the example.
+            ValueError: if the input or the model's output is not as described; names the example. With
+                ``epsilons`` also if the attack adds or drops points, or minimises no norm.
             BudgetError: if the attack violates its own threat model.
         """
         labels, targets = self.validated(points, labels, targets)
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
             raise TypeError(f"generator must be a torch.Generator on the CPU, got {generator!r}")
-        clean = points.detach()
-        with frozen(model), torch.no_grad():
+        if epsilons is not None:
+            return self._within(check_epsilons(epsilons), model, (points, labels, targets), generator)
+        with apart(), torch.inference_mode(False), frozen(model), torch.no_grad():
+            clean = normal(points.detach()).to(torch.promote_types(points.dtype, torch.float32))
+            labels = normal(labels)
+            targets = None if targets is None else normal(targets)
             oracle = Oracle(model, labels, targets)
             attacked, iterations = self.run(oracle, clean.clone(), generator)
-            attacked = self.constrain(attacked, clean)
+            attacked = self.constrain(attacked, clean).to(points.dtype)
             sizes = self._measured(attacked, clean)
             success = oracle.reached(oracle.logits(attacked))
         return AttackResult(attacked, success, sizes, oracle.queries, iterations)
+
+    def _within(
+        self,
+        epsilons: list[float],
+        model: Model,
+        batch: tuple[Tensor, Tensor, Tensor | None],
+        generator: torch.Generator,
+    ) -> list[AttackResult]:
+        """Results for several budgets; the batch is points, labels and targets."""
+        threat, name = self.threat, type(self).__name__
+        if threat.changes != "shift":
+            raise ValueError(f"{name} has no epsilon: it {threat.changes}s {threat.count} points")
+        if threat.norm is None:
+            raise ValueError(f"{name} takes no epsilons: its threat model has no norm to measure them in")
+        state = generator.get_state()
+        found = self(model, *batch, generator=generator) if threat.epsilon is None else None
+        results: dict[float, AttackResult] = {}
+        for epsilon in sorted(set(epsilons)):
+            if found is None:
+                generator.set_state(state)
+                new = self.with_epsilon(epsilon)(model, *batch, generator=generator)
+            else:
+                new = _Projected(dataclasses.replace(threat, epsilon=epsilon), found)(model, *batch)
+                new = dataclasses.replace(new, queries=new.queries + found.queries)
+            results[epsilon] = new
+        for smaller, larger in itertools.pairwise(results):
+            results[larger] = _joined(results[smaller], results[larger])
+        return [results[epsilon] for epsilon in epsilons]
 
     def validated(
         self, points: Tensor, labels: Tensor, targets: Tensor | None
@@ -298,6 +394,8 @@ class Attack(ABC):
 
     def _measured(self, attacked: Tensor, clean: Tensor) -> dict[str, Tensor]:
         """Sizes of the change, which must be one that the threat model allows."""
+        eps = torch.finfo(attacked.dtype).eps
+        attacked = attacked.to(clean.dtype)
         threat = self.threat
         added = attacked.shape[1] - clean.shape[1]
         expected = {"shift": 0, "add": threat.count, "drop": -threat.count}[threat.changes]
@@ -306,7 +404,7 @@ class Attack(ABC):
                 f"{type(self).__name__} returned shape {tuple(attacked.shape)} for {tuple(clean.shape)}"
             )
         if threat.changes == "shift":
-            return self._measured_shift(attacked, clean)
+            return self._measured_shift(attacked, clean, eps)
         whole, part = (attacked, clean) if threat.changes == "add" else (clean, attacked)
         if not _contains(whole, part).all():
             raise BudgetError(f"{type(self).__name__} moved points, but may only {threat.changes} them")
@@ -317,15 +415,15 @@ class Attack(ABC):
         share = attacked.shape[1] / max(1, threat.count)
         return {
             "added": count,
-            "chamfer": distances.directed_chamfer(attacked, clean) * share,
+            "chamfer": directed_chamfer(attacked, clean) * share,
             "hausdorff": distances.directed_hausdorff(attacked, clean),
         }
 
-    def _measured_shift(self, attacked: Tensor, clean: Tensor) -> dict[str, Tensor]:
+    def _measured_shift(self, attacked: Tensor, clean: Tensor, eps: float) -> dict[str, Tensor]:
         sizes: dict[str, Tensor] = {name: size(attacked, clean) for name, size in DISTANCES.items()}
         norm, budget = self.threat.norm, self.budget(clean.shape[1])
         if norm is not None and budget is not None:
-            rounding = torch.finfo(clean.dtype).eps * clean.abs().max() * clean.shape[1] ** 0.5
+            rounding = eps * clean.abs().max() * clean.shape[1] ** 0.5
             over = sizes[norm] > budget * (1 + TOLERANCE) + rounding
             if over.any():
                 example = int(over.nonzero()[0])
@@ -344,6 +442,43 @@ class Ball(Attack):
         norm, budget = self.threat.norm, self.budget(clean.shape[1])
         assert norm is not None and budget is not None, "a ball has a norm and a radius"
         return clean + PROJECTIONS[norm](points - clean, budget)
+
+
+@dataclass(frozen=True)
+class _Projected(Attack):
+    """The result of an attack without a budget, moved into one."""
+
+    stated: ThreatModel
+    found: AttackResult
+
+    @property
+    def threat(self) -> ThreatModel:
+        """That of the attack, with a budget."""
+        return self.stated
+
+    def constrain(self, points: Tensor, clean: Tensor) -> Tensor:
+        """Projects clouds outside of the budget; the others stay exactly as they are."""
+        norm, epsilon = self.stated.norm, self.stated.epsilon
+        assert norm is not None and epsilon is not None, "a budget has a norm"
+        inside = DISTANCES[norm](points, clean) <= epsilon
+        return torch.where(inside[:, None, None], points, clean + PROJECTIONS[norm](points - clean, epsilon))
+
+    def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What was found."""
+        return self.found.points, self.found.iterations
+
+
+def _joined(smaller: AttackResult, larger: AttackResult) -> AttackResult:
+    """The result of a larger budget, with that of a smaller one where the larger has failed."""
+    lost = smaller.success & ~larger.success
+    return dataclasses.replace(
+        larger,
+        points=torch.where(lost[:, None, None], smaller.points, larger.points),
+        success=larger.success | lost,
+        distances={
+            name: torch.where(lost, smaller.distances[name], size) for name, size in larger.distances.items()
+        },
+    )
 
 
 def _contains(whole: Tensor, part: Tensor) -> Tensor:

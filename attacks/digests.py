@@ -81,6 +81,9 @@ def _children(value: object, name: str) -> Iterable[tuple[str, Any]]:
     elif isinstance(value, set | frozenset):
         yield "members", sorted(digest(member) for member in value)
     elif isinstance(value, nn.Module):
+        if "_orig_mod" in value._modules:
+            yield "compiled", value._modules["_orig_mod"]
+            return
         if callable(spec := getattr(value, "spec", None)):
             try:
                 described = spec()

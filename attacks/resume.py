@@ -77,7 +77,8 @@ def attack_in_batches(
         if path is not None and key is not None:
             _write(path, key, result)
         results.append(result)
-    return _joined(results)
+    with torch.inference_mode(False):
+        return _joined(results)
 
 
 def _run_digest(attack: Attack, model: Model, seed: int) -> str:

@@ -6,9 +6,12 @@ import dataclasses
 import functools
 import math
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,23 @@ def check_settings(settings: object) -> None:
             unbounded = "a finite number" if rule.finite and math.isinf(rule.high) else "a number"
             called = "an integer" if kind is int else unbounded
             raise ValueError(f"{owner}: {name} must be {called} {rule}".rstrip() + f", got {value!r}")
+
+
+def check_epsilons(epsilons: object) -> list[float]:
+    """Several budgets as floats.
+
+    Raises:
+        TypeError: if it is not a sequence.
+        ValueError: if it is empty, or an entry is not a finite number >= 0.
+    """
+    if isinstance(epsilons, str) or not isinstance(epsilons, Sequence | np.ndarray):
+        raise TypeError(f"epsilons must be a list of numbers, got {epsilons!r}")
+    if len(epsilons) == 0:
+        raise ValueError("epsilons must not be empty")
+    for index, value in enumerate(epsilons):
+        if isinstance(value, bool) or not isinstance(value, Real) or float(value) not in Range(0):
+            raise ValueError(f"epsilons must be finite numbers >= 0, got {value!r} at index {index}")
+    return [float(value) for value in epsilons]
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.base import Attack, Oracle, ThreatModel
+from attacks.best_so_far import BestSoFar
 
 _STRONGEST = ("white-box", "score-based", "transfer")
 
@@ -54,32 +55,30 @@ class WorstOf(Attack):
         budgets = [attack.budget(num_points) for attack in self.attacks]
         return max((budget for budget in budgets if budget is not None), default=None)
 
+    def with_epsilon(self, epsilon: float) -> WorstOf:
+        """All attacks with another budget."""
+        return WorstOf(tuple(attack.with_epsilon(epsilon) for attack in self.attacks))
+
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Runs the attacks on the clouds that have resisted so far."""
         state = generator.get_state()
-        rank, iterations = torch.zeros_like(oracle.queries), torch.zeros_like(oracle.queries)
-        attacked = points
-        for number, attack in enumerate(self.attacks):
-            rows = (rank < 2).nonzero().squeeze(1)
+        best, iterations = BestSoFar(points), torch.zeros_like(oracle.queries)
+        for attack in self.attacks:
+            rows = (best.rank < 3).nonzero().squeeze(1)
             if len(rows) == 0:
                 break
             generator.set_state(state)
             part = oracle.part(rows)
             found, taken = attack.run(part, points[rows], generator)
             found = attack.constrain(found, points[rows])
-            new = _rank(part, found)
+            best.see([found], _rank(part, found), rows=rows)
             oracle.queries[rows] += part.queries
             iterations[rows] += taken
-            if number == 0:
-                attacked, rank = found, new
-            else:
-                better = new > rank[rows]
-                attacked[rows[better]], rank[rows[better]] = found[better], new[better]
-        return attacked, iterations
+        return best.kept[0], iterations
 
 
 def _rank(oracle: Oracle, points: Tensor) -> Tensor:
-    """``(b,)`` 2 where the goal is reached, 1 where the cloud is misclassified otherwise, else 0."""
+    """``(b,)`` 3 where the goal is reached, 2 where the cloud is misclassified otherwise, else 1."""
     logits = oracle.logits(points)
     reached, wrong = oracle.reached(logits), logits.argmax(1) != oracle.labels
-    return reached.long() + (reached | wrong).long()
+    return 1 + reached.long() + (reached | wrong).long()

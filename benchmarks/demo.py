@@ -20,6 +20,7 @@ from benchmarks.layout import text_table
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.formats import replacing
 from ifdefense.geometry.frame import to_unit_sphere
+from ifdefense.logits import classify
 from ifdefense.purifiers.base import Purifier, Trace
 from ifdefense.purifiers.registry import DEFAULT
 from ifdefense.report import Case, Reading, Table, render_html, render_png
@@ -144,7 +145,7 @@ def play(victim: nn.Module, clean: Tensor, clouds: CloudSet, effort: Effort) -> 
 @torch.no_grad()
 def predict(victim: nn.Module, points: Tensor) -> Tensor:
     """``(S,)`` predicted classes."""
-    return torch.cat([victim(part).argmax(1) for part in points.split(BATCH)])
+    return torch.cat([classify(victim, part).argmax(1) for part in points.split(BATCH)])
 
 
 def choose(played: Round, clean: Tensor, clouds: CloudSet, count: int) -> list[Case]:

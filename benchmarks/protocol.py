@@ -36,6 +36,7 @@ from ifdefense.data.modelnet import Split, load_modelnet40
 from ifdefense.data.selection import stratified
 from ifdefense.geometry.axes import AXES
 from ifdefense.geometry.frame import to_unit_sphere
+from ifdefense.logits import classify
 from ifdefense.point_networks import autoencoder
 from ifdefense.provenance import code_digest, digest, digest_of_weights, modules_of, versions
 from ifdefense.purifiers.registry import METHODS
@@ -186,7 +187,7 @@ class Bench:
     @torch.no_grad()
     def predictions(self, victim: Victim, points: Tensor) -> Tensor:
         """``(S,)`` predicted classes."""
-        return torch.cat([victim.model(part).argmax(1) for part in points.split(self.batch)])
+        return torch.cat([classify(victim.model, part).argmax(1) for part in points.split(self.batch)])
 
     def about(self) -> dict[str, Any]:
         """What results say of their clouds."""

@@ -5,12 +5,14 @@ Clouds are mean-centred and of largest norm 1.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from classifiers.fold import fold
@@ -72,17 +74,19 @@ def load(name: str, weights: str | Path | None = None, *, up: str | None = None)
         ValueError: if the name is unknown, or the weights cannot be read or do not fit; the message names the
             tensors.
     """
-    from ifdefense.checkpoints import CheckpointError, load_into, load_state, shipped, stated_axis
+    from ifdefense.checkpoints import CheckpointError, load_into, load_state, shipped, stated_axis, unlike
 
     known = [network for network in NETWORKS if name == network or name.startswith(network + "-")]
     if not known:
         raise ValueError(f"unknown classifier {name!r}; there are: {', '.join(NETWORKS)}")
     network = max(known, key=len)
     path = shipped("classifiers", name) if weights is None else weights
-    state = canonical(network, load_state(path))
+    names = _names(network)
+    state = load_state(path, names, functools.partial(canonical, network))
     last = _LAST.get(network, "fc3.bias")
     if last not in state:
-        raise CheckpointError(f"{path} is no {_TITLE.get(network, network)}: tensor {last} is missing")
+        title = _TITLE.get(network, network)
+        raise CheckpointError(f"{path} is no {title}: tensor {last} is missing; {unlike(state, names)}")
     options: dict[str, Any] = {}
     if network == "pointnet":
         options["feature_transform"] = any(tensor.startswith("feat.fstn.") for tensor in state)
@@ -90,6 +94,14 @@ def load(name: str, weights: str | Path | None = None, *, up: str | None = None)
     load_into(model, state, path)
     model.up_axis = stated_axis(path) if up is None else axis_of(up)  # type: ignore[assignment]  # Module takes any attribute
     return model.eval()
+
+
+@functools.cache
+def _names(network: str) -> tuple[str, ...]:
+    """Tensors that every network of this name has."""
+    options = {"feature_transform": False} if network == "pointnet" else {}
+    with torch.device("meta"):  # takes no time to initialise
+        return tuple(build(network, 1, **options).state_dict())
 
 
 def canonical(network: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

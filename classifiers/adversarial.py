@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ifdefense.geometry.points import gather, knn
+from ifdefense.logits import classify
 
 
 def attacked(
@@ -48,7 +49,7 @@ def attacked(
 
     for _ in range(steps):
         shift.requires_grad_()
-        loss = F.cross_entropy(model(moved(shift)), labels, reduction="sum")
+        loss = F.cross_entropy(classify(model, moved(shift)), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, shift)
         with torch.no_grad():
             shift = (shift + 2 * delta / steps * gradient.sign()).clamp(-delta, delta)

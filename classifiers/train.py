@@ -28,8 +28,9 @@ from classifiers import NETWORKS, build
 from classifiers.adversarial import attacked
 from classifiers.layers import Sized
 from classifiers.pointnet import PointNet, orthogonality_penalty
-from ifdefense.checkpoints import load_into, load_state
+from ifdefense.checkpoints import load_weights
 from ifdefense.console import use_huge_pages
+from ifdefense.logits import classify
 from ifdefense.training.clouds import TrainingClouds, load_training_clouds
 from ifdefense.training.commands import options_of, output_options, prepare, reported
 from ifdefense.training.runs import ResumableRun, check_ranges, file_digest
@@ -228,7 +229,8 @@ def accuracy(model: nn.Module, clouds: TrainingClouds, batch_size: int = 64) -> 
     """Share of clouds that are classified correctly, with the model in evaluation mode."""
     model.eval()
     parts = zip(clouds.points.split(batch_size), clouds.labels.split(batch_size), strict=True)
-    return sum(int((model(points).argmax(1) == labels).sum()) for points, labels in parts) / len(clouds)
+    hits = sum(int((classify(model, points).argmax(1) == labels).sum()) for points, labels in parts)
+    return hits / len(clouds)
 
 
 class ClassifierRun(ResumableRun):
@@ -304,7 +306,7 @@ class ClassifierRun(ResumableRun):
         if isinstance(self.model, PointNet):
             logits, alignment = self.model.with_alignment(points)
         else:
-            logits = self.model(points)
+            logits = classify(self.model, points)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.options.label_smoothing)
         if other is not None:
             second = F.cross_entropy(logits, labels[other], label_smoothing=self.options.label_smoothing)
@@ -477,7 +479,7 @@ def main(
     extra = {"feature_transform": feature_transform} if network == "pointnet" else {}
     model = build(network, num_classes, **extra)
     if init is not None:
-        load_into(model, load_state(init), init)
+        load_weights(model, init)
     run = ClassifierRun(
         model, train, validation, options, folder, {"model": network, **extra, "init": file_digest(init)}
     )

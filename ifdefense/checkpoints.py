@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ from torch import Tensor, nn
 
 from ifdefense.geometry.axes import axis_of
 
-WRAPPERS = ("model", "model_state_dict", "state_dict", "net")
-"""Keys under which public checkpoints store the state dict."""
+_LOG = logging.getLogger(__name__)
+
+DEPTH = 8
+"""Levels of keys, and parts of a prefix, around the tensors of a network."""
 
 RELEASED = re.compile(r"onet_\w+-[0-9a-f]{8}\.pt|shapenet_\w+\.pt")
 """Files that the authors of (Convolutional) Occupancy Networks released: trained on ShapeNet, which is y up
@@ -69,35 +73,120 @@ def _kind(path: Path) -> str:
     return "is truncated or no checkpoint"
 
 
-def load_state(path: str | Path) -> dict[str, Tensor]:
-    """Loads a state dict from a ``.safetensors`` file or a file of `torch.save`, such as ``.pth``.
+def load_state(
+    path: str | Path,
+    names: Collection[str] = (),
+    rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict,
+) -> dict[str, Tensor]:
+    """Loads the tensors of one network from a ``.safetensors`` file or a file of `torch.save`, as ``.pth``.
 
-    Public checkpoints load unchanged: the state dict may be stored under one of `WRAPPERS`, beside optimiser
-    state and numbers, and names may have the prefix ``module.``.
+    Files load as training programs and wrappers write them: the tensors may lie under any key, beside
+    optimiser state and numbers, and their names may have any prefix in common, such as ``module.``,
+    ``model.`` or ``_orig_mod.``. Key and prefix are those under which all ``names`` are found; tensors beside
+    them, such as the weights of a loss, are left out, which is logged. If all are found nowhere, the result
+    is where most of them are, for `load_into` to say what is wrong.
+
+    Args:
+        path: the file.
+        names: of tensors that the network has, whatever its sizes. Without them, the result is the outermost
+            dictionary of tensors and nothing else, without ``module.``.
+        rename: from a public naming to that of ``names``, for the tensors of a place without its prefix.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if the file is damaged, has no tensors, is a pickle that would execute code, or a
-            tensor is not finite.
+        CheckpointError: if the file is damaged, has no tensors, is a pickle that would execute code, has the
+            names in several places with different values, or a tensor is not finite.
     """
     path = _existing(path)
-    state = _load_safetensors(path) if path.suffix == ".safetensors" else load_pickle(path)
-    for wrapper in WRAPPERS:
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if (
-        not isinstance(state, Mapping)
-        or not state
-        or not all(isinstance(value, Tensor) for value in state.values())
-    ):
-        raise CheckpointError(
-            f"{path} holds no dict of tensors, neither bare nor under one of {', '.join(WRAPPERS)}"
-        )
+    content = _load_safetensors(path) if path.suffix == ".safetensors" else load_pickle(path)
+    dictionaries = _dictionaries(content, pure=not names)
+    if not dictionaries:
+        raise CheckpointError(f"{path} holds no dict of tensors, neither bare nor under any key")
+    if names:
+        state = _place(dictionaries, names, rename, path)
+    else:
+        state = {
+            name.removeprefix("module."): value for name, value in next(iter(dictionaries.values())).items()
+        }
     for name, value in state.items():
         bad = int((~value.isfinite()).sum())
         if bad:
             raise CheckpointError(f"{path}: {bad} of the {value.numel()} values of {name} are not finite")
-    return {str(name).removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
+def _dictionaries(content: Any, pure: bool) -> dict[str, dict[str, Tensor]]:
+    """Tensors by name of every dictionary in a file, by the keys that lead to it; outermost first.
+
+    Args:
+        content: what the file holds.
+        pure: leave out dictionaries that hold something else beside tensors.
+    """
+    found, seen = {}, set()
+    level = [("", content)]
+    for _ in range(DEPTH):
+        inner = []
+        for key, value in level:
+            if not isinstance(value, Mapping) or id(value) in seen:
+                continue
+            seen.add(id(value))
+            tensors = {str(name): each for name, each in value.items() if isinstance(each, Tensor)}
+            if tensors and not (pure and len(tensors) < len(value)):
+                # torch.compile writes its part of a name wherever a compiled module is.
+                found[key] = {
+                    re.sub(r"(^|\.)(?:_orig_mod\.)+", r"\1", name): tensors[name] for name in tensors
+                }
+            inner += [(f"{key}.{name}" if key else str(name), each) for name, each in value.items()]
+        level = inner
+    return found
+
+
+def _place(
+    dictionaries: Mapping[str, Mapping[str, Tensor]],
+    names: Collection[str],
+    rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+    path: Path,
+) -> dict[str, Tensor]:
+    """Tensors of the place that has all names, or else most of them; see `load_state`."""
+    wanted, places = set(names), {}
+    for key, tensors in dictionaries.items():
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            for end in (0, *(dot.end() for dot in itertools.islice(re.finditer(r"\.", name), DEPTH))):
+                parts.setdefault(name[:end], {})[name[end:]] = value
+        for prefix in sorted(parts, key=len):
+            places[key, prefix] = dict(rename(parts[prefix]))
+    key, prefix = max(places, key=lambda place: (len(wanted & places[place].keys()), len(places[place])))
+    state = places[key, prefix]
+    if wanted <= state.keys():
+        others = [place for place in places if wanted <= places[place].keys()]
+        if any(not _equal(places[place], state) for place in others):
+            labels = (".".join(filter(None, place)).rstrip(".") for place in others)
+            shown = " and ".join(f"under {label!r}" if label else "at the top" for label in labels)
+            raise CheckpointError(
+                f"{path} holds several networks that fit, {shown}: save the one that is meant by itself"
+            )
+        beside = [name for name in dictionaries[key] if not name.startswith(prefix)]
+        if beside:
+            _LOG.info("%s: tensors that are not the network's are left out: %s", path, _first(beside))
+    return state
+
+
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether both have the same names with the same values."""
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
+
+
+def _first(names: Collection[str]) -> str:
+    """The first names, for messages."""
+    return ", ".join(list(names)[:3]) + (f", … ({len(names)})" if len(names) > 3 else "")
+
+
+def unlike(found: Collection[str], expected: Collection[str]) -> str:
+    """Says which names of tensors were found and which ones were expected, for error messages."""
+    return f"its tensors are {_first(found)}; expected are {_first(expected)}"
 
 
 def _existing(path: str | Path) -> Path:
@@ -166,7 +255,8 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path
     """Loads a state dict into a module, in the module's dtype; on errors the module is unchanged.
 
     Raises:
-        CheckpointError: if tensors are missing, unexpected or of another shape; lists them.
+        CheckpointError: if tensors are missing, unexpected or of another shape; lists them, and the first
+            names found and expected.
     """
     own = module.state_dict()
     faults = [f"{name} is missing" for name in own.keys() - state.keys()]
@@ -177,9 +267,15 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path
     if faults:
         shown = "; ".join(sorted(faults)[:8]) + ("; …" if len(faults) > 8 else "")
         raise CheckpointError(
-            f"{source} does not fit {type(module).__name__}: {len(faults)} tensors differ: {shown}"
+            f"{source} does not fit {type(module).__name__}: {len(faults)} tensors differ: {shown}; "
+            + unlike(state, own)
         )
     module.load_state_dict(dict(state))
+
+
+def load_weights(module: nn.Module, path: str | Path) -> None:
+    """Loads a file into a module; errors as `load_state` and `load_into`."""
+    load_into(module, load_state(path, module.state_dict()), path)
 
 
 def _fits_half(value: Tensor) -> bool:

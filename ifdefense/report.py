@@ -17,9 +17,11 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ifdefense.geometry.mesh import Mesh
+from ifdefense.geometry.points import chamfer_distance
 from ifdefense.purifiers.base import Trace
 
 if TYPE_CHECKING:
@@ -139,9 +141,8 @@ class Numbers:
 
 
 def _chamfer(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
-    from scipy.spatial import KDTree
-
-    return float(np.mean(KDTree(b).query(a)[0]) + np.mean(KDTree(a).query(b)[0]))
+    one, other = (torch.tensor(points, dtype=torch.float64)[None] for points in (a, b))
+    return float(chamfer_distance(one, other, squared=False))
 
 
 def _anomalies(trace: Trace) -> tuple[int, float]:

@@ -1,15 +1,31 @@
-"""Fixtures: clouds on analytic solids, and the folder of ModelNet40 if available."""
+"""Fixtures: clouds on analytic solids, an accelerator or its stand-in, and the folder of ModelNet40."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import fake_device
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 Points = NDArray[np.float32]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        default=fake_device.NAME,
+        help="Where tests of devices compute, such as cuda. The default is a stand-in for an accelerator.",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs tests of devices first: autograd's threads are those for the devices known at its first pass."""
+    items.sort(key=lambda item: "device" not in getattr(item, "fixturenames", ()))
 
 
 def sample_box(sides: tuple[float, float, float], count: int, rng: np.random.Generator) -> Points:
@@ -47,6 +63,29 @@ def table_cloud() -> Points:
         for y in (-0.3, 0.3)
     ]
     return np.concatenate([top, *leg]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """The device of ``--device``, with its index."""
+    name = request.config.getoption("--device")
+    if name != fake_device.NAME:
+        yield torch.empty(0, device=name).device
+        return
+    try:
+        fake_device.register()
+    except ImportError as error:
+        pytest.skip(f"this PyTorch takes no stand-in for an accelerator: {error}")
+    with fake_device.present() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def stand_in(device: torch.device) -> torch.device:
+    """The stand-in, for tests that count launches or take float64 away."""
+    if device.type != fake_device.NAME:
+        pytest.skip("only the stand-in counts launches and lacks what it is told to")
+    return device
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from attack_checks import check, clouds, linear_case, victim
 from torch import Tensor
 
 from attacks.base import ThreatModel
-from attacks.nearest import Nearest
 from attacks.optimised.aof import AOF, graph_laplacian, low_frequencies
 
 SMALL = AOF(epsilon=0.5, neighbours=6, frequencies=12, iterations=20, rate=0.03)
@@ -84,18 +83,6 @@ def test_a_success_is_kept_even_if_the_low_frequencies_never_succeed_alone() -> 
     result = AOF(neighbours=20, frequencies=1, restarts=1, iterations=40)(model, points, torch.tensor([0]))
     assert result.success.all()
     assert result.distances["linf"].item() == pytest.approx(0.1, abs=0.02)  # the nearest, not the last
-
-
-def test_nearest_prefers_rank_then_nearness() -> None:
-    nearest = Nearest(torch.zeros(3, 1, 3))
-    for value, size, rank in (
-        (1.0, [3.0, 3.0, 1.0], [1, 0, 1]),
-        (2.0, [2.0, 1.0, 2.0], [1, 0, 1]),
-        (3.0, [9.0, 1.0, 0.5], [2, 0, 0]),
-        (4.0, [1.0, 1.0, 1.0], [1, 0, 1]),
-    ):
-        nearest.see(torch.full((3, 1, 3), value), torch.tensor(size), torch.tensor(rank))
-    assert nearest.result(torch.full((3, 1, 3), 7.0))[:, 0, 0].tolist() == [3.0, 7.0, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Oracle
-from attacks.optimised.carlini_wagner import CarliniWagner, Problem
+from attacks.best_so_far import BestSoFar
+from attacks.optimised.carlini_wagner import Search, SearchSpace
 from attacks.optimised.perturb import Perturb
 
 
@@ -138,19 +139,21 @@ def test_weights_are_bisected_and_doubled_while_they_have_no_upper_end(
     asked: list[list[float]] = []
 
     def search(
-        self: CarliniWagner,
+        self: Search,
         oracle: Oracle,
-        problem: Problem,
+        space: SearchSpace,
         weight: Tensor,
         start: list[Tensor],
+        best: BestSoFar,
         taken: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, Tensor]:
         distance = torch.tensor(outcomes[len(asked)], dtype=weight.dtype)
         asked.append(weight.tolist())
         clouds = torch.full((3, 4, 3), float(len(asked)), dtype=weight.dtype)
-        return clouds, distance, -clouds, start
+        best.see([clouds, *start], distance.isfinite().long(), distance)
+        return distance, -clouds
 
-    monkeypatch.setattr(CarliniWagner, "_search", search)
+    monkeypatch.setattr(Search, "_once", search)
     monkeypatch.setattr(Perturb, "nearer_only", nearer_only)
     attack = Perturb(first_weight=8, largest_weight=inf, searches=4, iterations=1, refine=refine)
     result = attack(

@@ -13,6 +13,7 @@ from attacks.base import ThreatModel
 from attacks.functional import distances
 from attacks.optimised.geoa3 import GeoA3
 from ifdefense.geometry.normals import estimated_normals
+from ifdefense.geometry.points import chamfer_distance
 
 QUICK = GeoA3(k=6, searches=2, iterations=20, first_weight=0.1, rate=0.05)
 ZERO = torch.zeros(2, dtype=torch.long)
@@ -54,9 +55,7 @@ def test_geoa3_comes_within_105_percent_of_the_optimum(
     attack = GeoA3(**weights, k=6, searches=3, iterations=90, rate=5e-3, misclassification=loss, noise=1e-5)
     result = attack(model, points, ZERO, ZERO + 1 if targeted else None)
     assert result.success.all()
-    size = distances.chamfer(result.points, points) + 0.1 * distances.directed_hausdorff(
-        result.points, points
-    )
+    size = chamfer_distance(result.points, points) + 0.1 * distances.directed_hausdorff(result.points, points)
     size = size + distances.curvature_difference(result.points, points, estimated_normals(points), k=6)
     assert (size >= 2.1 * move**2 * (1 - 1e-9)).all()
     assert (size <= 2.1 * (1.05 * move) ** 2).all()
@@ -64,16 +63,16 @@ def test_geoa3_comes_within_105_percent_of_the_optimum(
 
 def test_the_distance_is_the_sum_of_its_parts() -> None:
     points, moved = clouds(), clouds() + 0.05 * clouds().roll(1, 1)
-    problem = QUICK.problem(None, points, torch.Generator())  # type: ignore[arg-type]
+    space = QUICK.space(None, points, torch.Generator())  # type: ignore[arg-type]
     normals = estimated_normals(points)
     expected = (
-        distances.chamfer(moved, points)
+        chamfer_distance(moved, points)
         + 0.1 * distances.directed_hausdorff(moved, points)
         + distances.curvature_difference(moved, points, normals, k=6)
     )
-    torch.testing.assert_close(problem.distance([], moved, slice(None)), expected)
+    torch.testing.assert_close(space.distance([], moved, slice(None)), expected)
     # Normals may be given, of either sign.
-    given = GeoA3(**{**vars(QUICK), "normals": -normals}).problem(None, points, torch.Generator())  # type: ignore[arg-type]
+    given = GeoA3(**{**vars(QUICK), "normals": -normals}).space(None, points, torch.Generator())  # type: ignore[arg-type]
     torch.testing.assert_close(given.distance([], moved, slice(None)), expected)
 
 

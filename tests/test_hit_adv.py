@@ -7,7 +7,7 @@ import torch
 from attack_checks import check, clouds, victim
 from torch import Tensor
 
-from attacks.base import ThreatModel
+from attacks.base import Oracle, ThreatModel
 from attacks.functional import distances
 from attacks.optimised.hit_adv import HiTADV, deformed
 from ifdefense.geometry.normals import estimated_normals
@@ -79,9 +79,10 @@ def test_centres_lie_where_the_surface_is_rough() -> None:
     seen: list[Tensor] = []
 
     class Spy(HiTADV):
-        def _search(self, oracle, points, centres, *rest):  # type: ignore[no-untyped-def]
+        def _centres(self, oracle: Oracle, points: Tensor) -> tuple[Tensor, Tensor]:
+            centres, curvature = super()._centres(oracle, points)
             seen.append(centres)
-            return super()._search(oracle, points, centres, *rest)
+            return centres, curvature
 
     Spy(centres=8, candidates=40, neighbours=8, searches=1, iterations=1)(victim(), plane, torch.tensor([0]))
     assert (seen[0][..., 0].abs() < 0.2).all()

@@ -19,6 +19,7 @@ from ifdefense.geometry.points import (
     gather,
     group,
     knn,
+    nearest_neighbour,
     spread_sampling,
     squared_distances,
     three_interpolate,
@@ -153,6 +154,30 @@ def test_chamfer_distance_is_symmetric_and_sees_both_sides() -> None:
     full = squared_distances(a, b)
     assert torch.allclose(chamfer_distance(a, b), full.amin(2).mean(1) + full.amin(1).mean(1))
     assert torch.equal(chamfer_distance(a, a), torch.zeros(3))
+
+
+def test_a_tree_finds_the_same_nearest_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = cloud(2, 40, 3), cloud(2, 60, 3, seed=1)
+
+    def found(pairs: int) -> tuple[Tensor, ...]:
+        monkeypatch.setattr(operations, "_NEAREST_TREE", pairs)
+        query, source = a.clone().requires_grad_(), b.clone().requires_grad_()
+        squared, index = nearest_neighbour(query, source)
+        slopes = torch.autograd.grad(squared.sqrt().mean(), (query, source))
+        return squared, index, *slopes, chamfer_distance(query, source)
+
+    all_pairs, tree = found(1 << 20), found(0)
+    pairs = squared_distances(a, b)
+    assert torch.equal(all_pairs[1], pairs.argmin(2))
+    torch.testing.assert_close(all_pairs[0], pairs.amin(2))
+    assert all(torch.equal(one, other) for one, other in zip(all_pairs, tree, strict=True))
+
+
+def test_chamfer_distance_of_equal_clouds_has_no_slope() -> None:
+    a = cloud(2, 20, 3).requires_grad_()
+    for squared in (True, False):
+        (slope,) = torch.autograd.grad(chamfer_distance(a, a.detach().flip(1), squared=squared).sum(), a)
+        assert torch.equal(slope, torch.zeros_like(a))
 
 
 def test_chamfer_distance_passes_gradcheck() -> None:

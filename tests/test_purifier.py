@@ -212,6 +212,12 @@ def test_defended_is_a_classifier_of_purified_clouds(purifier: Purifier, chairs:
     assert not defended(points.requires_grad_()).requires_grad
 
 
+def test_a_part_may_be_in_a_chain_twice(chairs: np.ndarray) -> None:
+    part = Purifier.from_pretrained("sor")
+    twice, chain = Compose([part, part]), Compose([part, Purifier.from_pretrained("sor")])
+    np.testing.assert_array_equal(twice(chairs, 100), chain(chairs, 100))
+
+
 def test_double_and_half_precision_come_back(chairs: np.ndarray) -> None:
     for dtype in (torch.float16, torch.float64):
         assert purify(torch.from_numpy(chairs).to(dtype)).dtype == dtype

@@ -241,7 +241,7 @@ def rewrite(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
         (ATTACK, "ifdefense.geometry.points", "total = a.new_zeros(())", "total = a.new_ones(())"),
         (Perturb(searches=1, iterations=1), "attacks.functional.distances", "amax(1)", "amin(1)"),
         (Perturb(searches=1, iterations=1), "attacks.optimised.carlini_wagner", "/ 2)", "/ 3)"),
-        (Perturb(searches=1, iterations=1), "attacks.nearest", "rank > had", "rank >= had"),
+        (Perturb(searches=1, iterations=1), "attacks.best_so_far", "rank > had", "rank >= had"),
         (Transfer(ATTACK, victim()), "attacks.gradient.pgd", "taken[active] += 1", "taken[active] += 2"),
     ],
 )

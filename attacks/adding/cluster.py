@@ -12,9 +12,9 @@ from attacks.adding.groups import AddGroups
 from attacks.base import Oracle
 from attacks.functional import distances
 from attacks.functional.noise import shared_noise
-from attacks.optimised.carlini_wagner import Problem
+from attacks.optimised.carlini_wagner import SearchSpace
 from attacks.settings import PositiveOrInfinite
-from ifdefense.geometry.points import gather
+from ifdefense.geometry.points import directed_chamfer, gather
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class AddCluster(AddGroups):
         spread: Tensor = (
             distances.diameter(clusters.flatten(0, 1)).unflatten(0, (len(added), self.num)).sum(1)
         )
-        return spread + self.chamfer_weight * distances.directed_chamfer(added, clean)
+        return spread + self.chamfer_weight * directed_chamfer(added, clean)
 
-    def problem(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> Problem:
+    def space(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> SearchSpace:
         """Varies the added points."""
         critical, members = self.seeds(oracle, points, self.size, generator)
         first = gather(critical, draw_members(members, self.size, generator)).flatten(1, 2)
-        return Problem(
+        return SearchSpace(
             start=lambda generator: [first + self.noise * shared_noise(first, generator)],
             clouds=lambda variables, rows: torch.cat([points[rows], variables[0]], 1),
             distance=lambda variables, _, rows: self.distance(variables[0], points[rows]),

@@ -83,7 +83,7 @@ def seed_clusters(
     members = labels.unsqueeze(1) == largest.unsqueeze(2)  # (B, num, K)
 
     allowed = clustered | ~clustered.any(1, keepdim=True)
-    draw = torch.rand(num, count, generator=generator).to(points.device)
+    draw = torch.rand(num, count, generator=generator, dtype=torch.float32).to(points.device)
     middle = torch.where(allowed.unsqueeze(1), draw, -1).argmax(2)  # (B, num)
     distance = squared_distances(gather(points, middle), points)
     distance = torch.where(allowed.unsqueeze(1), distance, torch.inf)
@@ -94,7 +94,7 @@ def seed_clusters(
 
 def draw_members(members: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """``(B, num, size)`` indices drawn from masks ``(B, num, K)``, repeating only where there are too few."""
-    draw = torch.rand(members.shape[1:], generator=generator).to(members.device)
+    draw = torch.rand(members.shape[1:], generator=generator, dtype=torch.float32).to(members.device)
     order = torch.where(members, draw, torch.inf).argsort(2)
     turn = torch.arange(size, device=members.device) % members.sum(2, keepdim=True)
     return order.gather(2, turn)

@@ -13,9 +13,9 @@ from attacks.adding.groups import AddGroups
 from attacks.base import Oracle, Rows
 from attacks.functional import distances
 from attacks.functional.noise import shared_noise
-from attacks.optimised.carlini_wagner import Problem
+from attacks.optimised.carlini_wagner import SearchSpace
 from attacks.settings import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveOrInfinite
-from ifdefense.geometry.points import gather, squared_distances
+from ifdefense.geometry.points import directed_chamfer, gather, squared_distances
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class AddObject(AddGroups):
                 f"shape must be (M, 3) with at least {self.size} points, got {tuple(self.shape.shape)}"
             )
 
-    def problem(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> Problem:
+    def space(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> SearchSpace:
         """Varies shapes, places and angles of the objects."""
         batch = len(points)
         critical, members = self.seeds(oracle, points, 1, generator)
@@ -70,17 +70,18 @@ class AddObject(AddGroups):
 
         def distance(variables: list[Tensor], clouds: Tensor, rows: Rows) -> Tensor:
             deformation = distances.l2(variables[0].flatten(1, 2), objects[rows].flatten(1, 2))
-            away = distances.directed_chamfer(clouds[:, points.shape[1] :], points[rows])
+            away = directed_chamfer(clouds[:, points.shape[1] :], points[rows])
             return deformation + self.chamfer_weight * away
 
-        return Problem(start, clouds, distance)
+        return SearchSpace(start, clouds, distance)
 
     def _objects(self, points: Tensor, generator: torch.Generator) -> Tensor:
         """``(num, size, 3)`` objects around the origin."""
         shape = (_aeroplane() if self.shape is None else self.shape.detach()).to(points)
         shape = shape - shape.mean(0)
         shape = self.scale * shape / torch.linalg.vector_norm(shape, dim=1).max()
-        draw = torch.rand(self.num, len(shape), generator=generator).argsort(1)[:, : self.size]
+        draw = torch.rand(self.num, len(shape), generator=generator, dtype=torch.float32)
+        draw = draw.argsort(1)[:, : self.size]
         objects: Tensor = shape[draw.to(points.device)]
         return objects
 

@@ -12,8 +12,9 @@ from attacks.adding.critical import critical_points
 from attacks.base import Oracle, ThreatModel
 from attacks.functional import distances
 from attacks.functional.noise import shared_noise
-from attacks.optimised.carlini_wagner import CarliniWagner, Problem
+from attacks.optimised.carlini_wagner import CarliniWagner, SearchSpace
 from attacks.settings import PositiveFloat, PositiveInt, PositiveOrInfinite
+from ifdefense.geometry.points import directed_chamfer
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class _AddPoints(CarliniWagner):
     def distance(added: Tensor, clean: Tensor) -> Tensor:
         """``(B,)`` distances of added points to clean clouds."""
 
-    def problem(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> Problem:
+    def space(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> SearchSpace:
         """Varies the added points."""
         critical = critical_points(oracle, points, self.num)
-        return Problem(
+        return SearchSpace(
             start=lambda generator: [critical + self.noise * shared_noise(critical, generator)],
             clouds=lambda variables, rows: torch.cat([points[rows], variables[0]], 1),
             distance=lambda variables, _, rows: self.distance(variables[0], points[rows]),
@@ -64,7 +65,7 @@ class AddCD(_AddPoints):
     @staticmethod
     def distance(added: Tensor, clean: Tensor) -> Tensor:
         """One-sided squared Chamfer distance."""
-        return distances.directed_chamfer(added, clean)
+        return directed_chamfer(added, clean)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,10 @@ class Transfer(Attack):
         """That of the attack."""
         return self.attack.budget(num_points)
 
+    def with_epsilon(self, epsilon: float) -> Transfer:
+        """The attack with another budget, on the same surrogate."""
+        return dataclasses.replace(self, attack=self.attack.with_epsilon(epsilon))
+
     def constrain(self, points: Tensor, clean: Tensor) -> Tensor:
         """As the attack does."""
         return self.attack.constrain(points, clean)

@@ -15,6 +15,7 @@ from attacks.settings import NonNegativeInt, PositiveInt, check_settings
 from ifdefense.arguments import MAX_SEED, integer
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.geometry.points import gather, knn
+from ifdefense.logits import classify
 
 Gradient = Literal["nearest", "identity", "exact"]
 
@@ -216,6 +217,9 @@ class DefenceAware(Stochastic):
         TypeError, ValueError: as `BPDA`, or for an invalid seed.
     """
 
+    places_clouds = True
+    """See `ifdefense.logits.classify`."""
+
     def __init__(
         self,
         classifier: Model,
@@ -253,4 +257,4 @@ class DefenceAware(Stochastic):
 
     def _logits(self, points: Tensor, seed: int) -> Tensor:
         purified = self.purifier(points, self.num_points, seed)
-        return self.classifier(to_unit_sphere(purified) if self.normalise else purified)
+        return classify(self.classifier, to_unit_sphere(purified) if self.normalise else purified)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ifdefense.geometry.points import gather, knn, squared_distances
+from ifdefense.geometry.points import gather, knn, nearest_neighbour, root, squared_distances
 
 
 class _GlobalL2(torch.autograd.Function):
@@ -49,28 +49,10 @@ def linf(points: Tensor, clean: Tensor) -> Tensor:
     return (points - clean).abs().flatten(1).amax(1)
 
 
-def nearest(points: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-    """``(B, N)`` squared distances to the nearest clean points, and ``(B, N)`` indices of those."""
-    with torch.no_grad():
-        index = knn(points, clean, 1)[1].squeeze(2)
-    return (points - gather(clean, index)).square().sum(2), index
-
-
-def directed_chamfer(points: Tensor, clean: Tensor, *, squared: bool = True) -> Tensor:
-    """Mean distance to the nearest clean point; ``squared`` as in all published attacks."""
-    distance = nearest(points, clean)[0]
-    return (distance if squared else _root(distance)).mean(1)
-
-
-def chamfer(points: Tensor, clean: Tensor, *, squared: bool = True) -> Tensor:
-    """Two-sided Chamfer distance: the sum of the directed ones."""
-    return directed_chamfer(points, clean, squared=squared) + directed_chamfer(clean, points, squared=squared)
-
-
 def directed_hausdorff(points: Tensor, clean: Tensor, *, squared: bool = True) -> Tensor:
     """Largest distance to the nearest clean point; ``squared`` as in all published attacks."""
-    distance = nearest(points, clean)[0].amax(1)
-    return distance if squared else _root(distance)
+    distance = nearest_neighbour(points, clean)[0].amax(1)
+    return distance if squared else root(distance)
 
 
 def hausdorff(points: Tensor, clean: Tensor, *, squared: bool = True) -> Tensor:
@@ -84,7 +66,7 @@ def diameter(points: Tensor) -> Tensor:
     with torch.no_grad():
         pair = squared_distances(points, points).flatten(1).argmax(1)
     ends = gather(points, torch.stack([pair // points.shape[1], pair % points.shape[1]], 1))
-    return _root((ends[:, 0] - ends[:, 1]).square().sum(1))
+    return root((ends[:, 0] - ends[:, 1]).square().sum(1))
 
 
 def knn_smoothness(points: Tensor, k: int = 5, alpha: float = 1.05) -> Tensor:
@@ -108,7 +90,7 @@ def curvature(points: Tensor, normals: Tensor, k: int = 16) -> Tensor:
     either sign ``(B, N, 3)`` to ``(B, N)`` in [0, 1]; coincident neighbours count 0.
     """
     offset = gather(points, _neighbours(points, k)) - points.unsqueeze(2)  # (B, N, k, 3)
-    length = _root(offset.square().sum(3))
+    length = root(offset.square().sum(3))
     height = (offset * normals.unsqueeze(2)).sum(3).abs()
     return (height / torch.where(length > 0, length, 1)).mean(2)
 
@@ -119,7 +101,7 @@ def curvature_difference(points: Tensor, clean: Tensor, normals: Tensor, k: int 
     Wen et al., 2020, `arXiv:1912.11171 <https://arxiv.org/abs/1912.11171>`_, with unit normals ``(B, M, 3)``
     of the clean points and ``k`` neighbours (published: 16).
     """
-    index = nearest(points, clean)[1]
+    index = nearest_neighbour(points, clean)[1]
     expected = gather(curvature(clean, normals, k).unsqueeze(2), index).squeeze(2)
     return (curvature(points, gather(normals, index), k) - expected).square().mean(1)
 
@@ -133,9 +115,3 @@ def _neighbours(points: Tensor, k: int) -> Tensor:
     """``(B, N, k)`` indices of the nearest other points; coincident points may count themselves."""
     with torch.no_grad():
         return knn(points, points, k + 1)[1][..., 1:]
-
-
-def _root(squared: Tensor) -> Tensor:
-    """Square root, with gradient 0 instead of infinity at 0."""
-    positive = squared > 0
-    return torch.where(positive, torch.where(positive, squared, 1).sqrt(), 0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attacks.base import Oracle
+from attacks.best_so_far import BestSoFar
 from attacks.functional.losses import cross_entropy, dlr
 from attacks.gradient.pgd import Bounded, steepest
 from attacks.settings import PositiveFraction, PositiveInt
@@ -54,26 +55,25 @@ class APGD(Bounded):
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Restarts the examples without success."""
-        kept = _Best.of(points)
+        best = BestSoFar(points)  # rank 2 for a success, 1 otherwise
         taken = torch.zeros_like(oracle.queries)
         for _ in range(self.restarts):
             start = self.randomised(points, generator)
-            rows = (~kept.reached).nonzero().squeeze(1)
+            rows = (best.rank < 2).nonzero().squeeze(1)
             if len(rows) == 0:
                 break
-            self._descend(oracle, points, start, rows, kept, taken)
-        return kept.points, taken
+            self._descend(oracle, points, start, rows, best, taken)
+        return best.kept[0], taken
 
     def _descend(
-        self, oracle: Oracle, points: Tensor, start: Tensor, rows: Tensor, kept: _Best, taken: Tensor
+        self, oracle: Oracle, points: Tensor, start: Tensor, rows: Tensor, best: BestSoFar, taken: Tensor
     ) -> None:
-        """One start of the examples ``rows``; updates ``kept`` and ``taken``."""
+        """One start of the examples ``rows``; updates ``best`` and ``taken``."""
         loss, marks = LOSSES[self.loss], checkpoints(self.iterations)
         current, previous = start, start.clone()
         eta = points.new_full((len(points),), 2 * self.budget(points.shape[1]))
         value = torch.full_like(eta, -torch.inf)
-        lowest, lowest_before = torch.full_like(eta, torch.inf), torch.full_like(eta, torch.inf)
-        lowest_points, lowest_gradient = start.clone(), torch.zeros_like(start)
+        lowest, lowest_before = BestSoFar(points), torch.full_like(eta, torch.inf)
         lowered, halved = torch.zeros_like(eta), torch.zeros_like(eta, dtype=torch.bool)
         for step in range(self.iterations + 1):
             if step < self.iterations:
@@ -82,7 +82,7 @@ class APGD(Bounded):
                 logits = oracle.logits(current[rows], rows)
             new = loss(logits, oracle.classes[rows], oracle.targeted)
             reached = oracle.reached(logits, rows)
-            kept.update(rows, current[rows], new, reached)
+            best.see([current[rows]], 1 + reached.long(), new, rows)
             if step == self.iterations:
                 return
             if self.early_stop:
@@ -92,19 +92,17 @@ class APGD(Bounded):
                     return
             lowered[rows] += new < value[rows]
             value[rows] = new
-            better = new < lowest[rows]
-            improved = rows[better]
-            lowest[improved], lowest_points[improved] = new[better], current[improved]
-            lowest_gradient[improved] = gradient[better]
+            lowest.see([current[rows], gradient], torch.ones_like(rows), new, rows)
             if step in marks:
                 since = step - max((mark for mark in marks if mark < step), default=0)
                 stuck = lowered[rows] < self.rho * since
-                stuck |= ~halved[rows] & (lowest[rows] >= lowest_before[rows])
+                stuck |= ~halved[rows] & (lowest.value[rows] >= lowest_before[rows])
                 back = rows[stuck]
                 eta[back] /= 2
-                current[back], previous[back] = lowest_points[back], lowest_points[back]
-                value[back], gradient[stuck] = lowest[back], lowest_gradient[back]
-                lowest_before[rows], halved[rows], lowered[rows] = lowest[rows], stuck, 0
+                point, slope = lowest.kept
+                current[back], previous[back] = point[back], point[back]
+                value[back], gradient[stuck] = lowest.value[back], slope[back]
+                lowest_before[rows], halved[rows], lowered[rows] = lowest.value[rows], stuck, 0
             here, clean = current[rows], points[rows]
             ahead = self.constrain(here - eta[rows, None, None] * steepest(gradient, self.norm), clean)
             alpha = self.alpha if step else 1.0
@@ -125,26 +123,3 @@ def checkpoints(iterations: int) -> list[int]:
             marks.append(mark)
         before, share = share, share + max(share - before - 0.03, 0.06)
     return marks
-
-
-@dataclass
-class _Best:
-    """Best cloud per example: by success, then by loss."""
-
-    points: Tensor
-    value: Tensor
-    reached: Tensor
-
-    @classmethod
-    def of(cls, points: Tensor) -> _Best:
-        """Starts with the clean clouds."""
-        value = torch.full_like(points[:, 0, 0], torch.inf)
-        return cls(points.clone(), value, torch.zeros_like(value, dtype=torch.bool))
-
-    def update(self, rows: Tensor, points: Tensor, value: Tensor, reached: Tensor) -> None:
-        """Takes the clouds ``(b, N, 3)`` that improve on those of ``rows``."""
-        had = self.reached[rows]
-        better = (reached & ~had) | ((reached == had) & (value < self.value[rows]))
-        taken = rows[better]
-        self.points[taken], self.value[taken] = points[better], value[better]
-        self.reached[taken] = reached[better]

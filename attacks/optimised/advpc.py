@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from attacks.base import Ball, Oracle, ThreatModel
+from attacks.best_so_far import BestSoFar
 from attacks.functional import distances
 from attacks.functional.losses import hinge
 from attacks.functional.noise import shared_noise
-from attacks.nearest import Nearest
 from attacks.settings import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from ifdefense.logits import placed
 from ifdefense.point_networks.autoencoder import SHIPPED, AutoEncoder
 
 
@@ -64,7 +65,7 @@ class AdvPC(Ball):
         if encode is None and self.gamma:
             encode = pretrained(points.device, points.dtype)
         loss = functools.partial(hinge, kappa=self.kappa)
-        nearest = Nearest(points)
+        best = BestSoFar(points)
         for _ in range(self.restarts):
             attacked = points + self.noise * shared_noise(points, generator)
             adam = torch.optim.Adam([attacked], lr=self.rate)
@@ -75,12 +76,12 @@ class AdvPC(Ball):
                     rebuilt_logits, routed = _through(encode, oracle, attacked, loss)
                     gradient = (1 - self.gamma) * gradient + self.gamma * routed
                     rank = rank * (1 + oracle.reached(rebuilt_logits).long())
-                nearest.see(attacked, distances.l2(attacked, points), rank)
+                best.see([attacked], rank, distances.l2(attacked, points))
                 attacked.grad = gradient
                 adam.step()
                 attacked.copy_(self.constrain(attacked, points))
         steps = self.restarts * self.iterations
-        return nearest.result(attacked), torch.full_like(oracle.queries, steps)
+        return best.clouds(attacked), torch.full_like(oracle.queries, steps)
 
 
 @functools.lru_cache(maxsize=8)
@@ -98,7 +99,7 @@ def _through(
     """Logits of the reconstruction and the ``(B, N, 3)`` gradient of its loss by the points."""
     with torch.enable_grad():
         source = points.detach().requires_grad_()
-        rebuilt = encode(source)
+        rebuilt = encode(placed(encode, source)).to(source)
         if not rebuilt.requires_grad:
             raise ValueError("the auto-encoder passes no gradient")
         logits, gradient = oracle.gradient(rebuilt, loss)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from attacks.base import Ball, Oracle, ThreatModel
+from attacks.best_so_far import BestSoFar
 from attacks.functional import distances
 from attacks.functional.losses import hinge
 from attacks.functional.noise import shared_noise
-from attacks.nearest import Nearest
 from attacks.settings import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from ifdefense.geometry.points import knn, squared_distances
 
@@ -82,7 +82,7 @@ class AOF(Ball):
         """Restarts; returns the iterates described above."""
         basis = low_frequencies(points, self.neighbours, self.frequencies)
         loss = functools.partial(hinge, kappa=self.kappa)
-        nearest = Nearest(points)
+        best = BestSoFar(points)
         for _ in range(self.restarts):
             attacked = points + self.noise * shared_noise(points, generator)
             low = basis @ (basis.mT @ attacked)
@@ -94,11 +94,11 @@ class AOF(Ball):
                     low_logits, low_gradient = oracle.gradient(low, loss)
                     gradient = (1 - self.gamma) * gradient + self.gamma * low_gradient
                     rank = rank * (1 + oracle.reached(low_logits).long())
-                nearest.see(attacked, distances.l2(attacked, points), rank)
+                best.see([attacked], rank, distances.l2(attacked, points))
                 high = attacked - low
                 low.grad = gradient
                 adam.step()
                 attacked = self.constrain(low + high, points)
                 low.copy_(basis @ (basis.mT @ attacked))
         steps = self.restarts * self.iterations
-        return nearest.result(attacked), torch.full_like(oracle.queries, steps)
+        return best.clouds(attacked), torch.full_like(oracle.queries, steps)

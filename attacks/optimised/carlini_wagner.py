@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,24 +12,132 @@ import torch
 from torch import Tensor
 
 from attacks.base import Attack, Oracle, Rows
+from attacks.best_so_far import BestSoFar
 from attacks.functional.losses import hinge
-from attacks.nearest import Nearest
 from attacks.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, PositiveOrInfinite
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
-    """Search space of an attack on one batch; ``rows`` are the examples that variables belong to.
+class SearchSpace:
+    """What an attack varies and minimises on one batch; ``rows`` are the examples that variables belong to.
 
     Attributes:
         start: new variables, with the batch as first axis, for a search.
         clouds: variables and rows to ``(b, M, 3)`` clouds; differentiable.
         distance: variables, their clouds and rows to the ``(b,)`` distance to minimise; differentiable.
+        size: variables to the ``(b,)`` size by which successes are compared; by default the distance.
+        rates: learning rate per variable, as a multiple of that of the attack; by default all 1.
+        limit: limits variables in place after each step.
     """
 
     start: Callable[[torch.Generator], list[Tensor]]
     clouds: Callable[[list[Tensor], Rows], Tensor]
     distance: Callable[[list[Tensor], Tensor, Rows], Tensor]
+    size: Callable[[list[Tensor]], Tensor] | None = None
+    rates: Sequence[float] | None = None
+    limit: Callable[[list[Tensor]], None] | None = None
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search of `CarliniWagner`, which explains the settings.
+
+    Attributes:
+        loss: adversarial loss.
+        evaluated_only: whether an example without success keeps the last iterate that was evaluated, not the
+            one after it.
+    """
+
+    loss: Callable[[Tensor, Tensor, bool], Tensor]
+    first_weight: float
+    largest_weight: float
+    searches: int
+    iterations: int
+    rate: float
+    polish: int | None = None
+    refine: bool = False
+    nearer_only: bool = True
+    evaluated_only: bool = False
+
+    def __call__(
+        self, space: SearchSpace, oracle: Oracle, points: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Bisects the weights of all examples at once; see `Attack.run`."""
+        lower = points.new_zeros(len(points))
+        upper = torch.full_like(lower, self.largest_weight)
+        weight = torch.full_like(lower, self.first_weight)
+        best, last = BestSoFar(points), points
+        taken = torch.zeros_like(oracle.queries)
+        for _ in range(self.searches):
+            start, before = space.start(generator), best.value.clone()
+            if self.refine and best.kept:
+                again = best.rank > 0
+                for variable, success in zip(start, best.kept[1:], strict=True):
+                    variable[again] = success[again]
+            smallest, last = self._once(oracle, space, weight, start, best, taken)
+            # A refining search begins with the earlier success, so it has to come nearer than that.
+            raised = (smallest < before) if self.refine else smallest.isfinite()
+            if self.nearer_only:
+                raised = raised & (smallest <= before)
+            lower, upper = torch.where(raised, weight, lower), torch.where(raised, upper, weight)
+            weight = torch.where(upper.isinf(), 2 * lower, (lower + upper) / 2)
+        return best.clouds(last), taken
+
+    def _once(
+        self,
+        oracle: Oracle,
+        space: SearchSpace,
+        weight: Tensor,
+        start: list[Tensor],
+        best: BestSoFar,
+        taken: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """One run of Adam; shows ``best`` every iterate and adds to ``taken``.
+
+        Returns:
+            ``(B,)`` size of the smallest success of this search, infinite without one, and the last iterate.
+        """
+        variables = [variable.requires_grad_() for variable in start]
+        rates = [1.0] * len(variables) if space.rates is None else space.rates
+        groups = zip(variables, rates, strict=True)
+        adam = torch.optim.Adam([{"params": [one], "lr": rate * self.rate} for one, rate in groups])
+        everyone = slice(None)
+        smallest = torch.full_like(weight, torch.inf)
+        last = space.clouds(variables, everyone).detach().clone()
+        left = torch.full_like(taken, self.iterations)  # steps until an example leaves
+        cooling = self.iterations if self.polish is None else self.polish + 1
+        rows: Rows = everyone
+        for _ in range(self.iterations):
+            with torch.enable_grad():
+                part = [variable[rows] for variable in variables]
+                clouds = space.clouds(part, rows)
+                distance = space.distance(part, clouds, rows)
+            logits, gradient = oracle.gradient(clouds, self.loss, rows)
+            taken[rows] += 1
+            reached = oracle.reached(logits, rows)
+            seen = [clouds.detach(), *(variable.detach() for variable in part)]
+            size = distance.detach() if space.size is None else space.size(seen[1:])
+            best.see(seen, reached.long(), size, rows)
+            smallest[rows] = torch.where(reached, size.minimum(smallest[rows]), smallest[rows])
+            last[rows] = seen[0]
+            if self.polish is not None:
+                left[rows] = torch.where(reached, left[rows].clamp_max(self.polish + 1), left[rows])
+            # Adam also updates the variables of examples that have left; they are not read again.
+            gradients = torch.autograd.grad([clouds, distance], variables, [gradient, weight[rows]])
+            for variable, slope in zip(variables, gradients, strict=True):
+                variable.grad = slope
+            if self.refine:
+                _partial_step(adam, variables, (left / cooling).clamp_max(1).to(weight))
+            else:
+                adam.step()
+            if space.limit is not None:
+                space.limit(variables)
+            left[rows] -= 1
+            if self.polish is not None:
+                rows = left.nonzero().squeeze(1)
+                if len(rows) == 0:
+                    break
+        return smallest, last if self.evaluated_only else space.clouds(variables, everyone).detach()
 
 
 @dataclass(frozen=True)
@@ -37,11 +145,11 @@ class CarliniWagner(Attack):
     """Minimises ``loss(logits) + weight * distance`` with a bisection of the weight per example.
 
     Carlini & Wagner, 2017, `arXiv:1608.04644 <https://arxiv.org/abs/1608.04644>`_; the weight is on the
-    distance, as in IF-Defense, not on the loss. Each search is a run of Adam from new noise. The weight is
+    distance, as in IF-Defense, not on the loss. Each search is a run of Adam from a new start. The weight is
     raised after a success and lowered after a failure, to the middle of the remaining interval, or doubled
     while that is unbounded. Returns the success of smallest distance, or else the last iterate.
 
-    A subclass defines the `problem`. The published settings of an attack are its defaults.
+    A subclass defines the `space`. The published settings of an attack are its defaults.
 
     Attributes:
         kappa: margin of the hinge in logits.
@@ -84,7 +192,7 @@ class CarliniWagner(Attack):
             )
 
     @abstractmethod
-    def problem(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> Problem:
+    def space(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> SearchSpace:
         """Search space of a batch; the arguments are those of `Attack.run`."""
 
     @property
@@ -93,83 +201,19 @@ class CarliniWagner(Attack):
         return functools.partial(hinge, kappa=self.kappa)
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Bisects the weights of all examples at once."""
-        problem = self.problem(oracle, points, generator)
-        lower = points.new_zeros(len(points))
-        upper = torch.full_like(lower, self.largest_weight)
-        weight = torch.full_like(lower, self.first_weight)
-        nearest = torch.full_like(lower, torch.inf)
-        best = last = points
-        taken = torch.zeros_like(oracle.queries)
-        kept: list[Tensor] = []
-        for search in range(self.searches):
-            start = problem.start(generator)
-            if self.refine and search > 0:
-                succeeded = nearest.isfinite()
-                for variable, success in zip(start, kept, strict=True):
-                    variable[succeeded] = success[succeeded]
-            found, distance, last, variables = self._search(oracle, problem, weight, start, taken)
-            succeeded = distance.isfinite()
-            # A refining search begins with the earlier success, so it has to come nearer than that.
-            nearer = succeeded & ((distance < nearest) if self.refine else (distance <= nearest))
-            best = found if search == 0 else torch.where(nearer[:, None, None], found, best)
-            kept = kept or variables
-            for success, variable in zip(kept, variables, strict=True):
-                success[nearer] = variable[nearer]
-            nearest = torch.where(nearer, distance, nearest)
-            raised = nearer if self.nearer_only or self.refine else succeeded
-            lower, upper = torch.where(raised, weight, lower), torch.where(raised, upper, weight)
-            weight = torch.where(upper.isinf(), 2 * lower, (lower + upper) / 2)
-        return torch.where(nearest.isfinite()[:, None, None], best, last), taken
-
-    def _search(
-        self,
-        oracle: Oracle,
-        problem: Problem,
-        weight: Tensor,
-        start: list[Tensor],
-        taken: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """One run of Adam.
-
-        Returns:
-            Nearest success, its distance (infinite without one), last iterate, variables of the success.
-        """
-        kept = [variable.clone() for variable in start]
-        variables = [variable.requires_grad_() for variable in start]
-        adam = torch.optim.Adam(variables, lr=self.rate)
-        everyone = slice(None)
-        nearest = Nearest(problem.clouds(variables, everyone).detach())
-        left = torch.full_like(taken, self.iterations)  # steps until an example leaves
-        cooling = self.iterations if self.polish is None else self.polish + 1
-        rows: Rows = everyone
-        for _ in range(self.iterations):
-            with torch.enable_grad():
-                part = [variable[rows] for variable in variables]
-                clouds = problem.clouds(part, rows)
-                distance = problem.distance(part, clouds, rows)
-            logits, gradient = oracle.gradient(clouds, self.loss, rows)
-            taken[rows] += 1
-            reached = oracle.reached(logits, rows)
-            which = nearest.see(clouds.detach(), distance.detach(), reached.long(), rows)
-            for success, variable in zip(kept, variables, strict=True):
-                success[which] = variable.detach()[which]
-            if self.polish is not None:
-                left[rows] = torch.where(reached, left[rows].clamp_max(self.polish + 1), left[rows])
-            # Adam also updates the variables of examples that have left; they are not read again.
-            gradients = torch.autograd.grad([clouds, distance], variables, [gradient, weight[rows]])
-            for variable, slope in zip(variables, gradients, strict=True):
-                variable.grad = slope
-            if self.refine:
-                _partial_step(adam, variables, (left / cooling).clamp_max(1).to(weight))
-            else:
-                adam.step()
-            left[rows] -= 1
-            if self.polish is not None:
-                rows = left.nonzero().squeeze(1)
-                if len(rows) == 0:
-                    break
-        return nearest.points, nearest.size, problem.clouds(variables, everyone).detach(), kept
+        """Searches the space."""
+        search = Search(
+            self.loss,
+            self.first_weight,
+            self.largest_weight,
+            self.searches,
+            self.iterations,
+            self.rate,
+            self.polish,
+            self.refine,
+            self.nearer_only,
+        )
+        return search(self.space(oracle, points, generator), oracle, points, generator)
 
 
 def _partial_step(adam: torch.optim.Adam, variables: list[Tensor], share: Tensor) -> None:

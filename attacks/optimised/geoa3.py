@@ -14,10 +14,10 @@ from attacks.base import Oracle, Rows, ThreatModel
 from attacks.functional import distances
 from attacks.functional.losses import cross_entropy
 from attacks.functional.noise import shared_noise
-from attacks.optimised.carlini_wagner import CarliniWagner, Problem
+from attacks.optimised.carlini_wagner import CarliniWagner, SearchSpace
 from attacks.settings import NonNegativeFloat, PositiveInt, PositiveOrInfinite
 from ifdefense.geometry.normals import estimated_normals, given_normals
-from ifdefense.geometry.points import gather
+from ifdefense.geometry.points import gather, nearest_neighbour
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class GeoA3(CarliniWagner):
         """Cross-entropy or hinge."""
         return cross_entropy if self.misclassification == "cross-entropy" else super().loss
 
-    def problem(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> Problem:
+    def space(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> SearchSpace:
         """Varies the clouds themselves."""
         normals = estimated_normals(points) if self.normals is None else given_normals(self.normals, points)
         curvature = distances.curvature(points, normals, self.k)
@@ -68,8 +68,8 @@ class GeoA3(CarliniWagner):
         expected = torch.cat([normals, curvature.unsqueeze(2)], 2)
 
         def distance(_: list[Tensor], clouds: Tensor, rows: Rows) -> Tensor:
-            there, index = distances.nearest(clouds, points[rows])
-            back = distances.nearest(points[rows], clouds)[0]
+            there, index = nearest_neighbour(clouds, points[rows])
+            back = nearest_neighbour(points[rows], clouds)[0]
             taken = gather(expected[rows], index)
             bent = distances.curvature(clouds, taken[..., :3], self.k) - taken[..., 3]
             return (
@@ -79,7 +79,7 @@ class GeoA3(CarliniWagner):
                 + self.curvature_weight * bent.square().mean(1)
             )
 
-        return Problem(
+        return SearchSpace(
             start=lambda generator: [points + self.noise * shared_noise(points, generator)],
             clouds=lambda variables, _: variables[0],
             distance=distance,

@@ -9,14 +9,20 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from attacks.base import Ball, Oracle, ThreatModel
+from attacks.base import Ball, Oracle, Rows, ThreatModel
 from attacks.functional import distances
 from attacks.functional.losses import cross_entropy, hinge
 from attacks.functional.selection import saliency
-from attacks.nearest import Nearest
+from attacks.optimised.carlini_wagner import Search, SearchSpace
 from attacks.settings import NonNegativeFloat, PositiveFloat, PositiveInt, Range
 from ifdefense.geometry.normals import estimated_normals
-from ifdefense.geometry.points import farthest_point_sampling, gather, knn, squared_distances
+from ifdefense.geometry.points import (
+    directed_chamfer,
+    farthest_point_sampling,
+    gather,
+    knn,
+    squared_distances,
+)
 
 
 def deformed(points: Tensor, centres: Tensor, shift: Tensor, sigma: Tensor) -> Tensor:
@@ -43,7 +49,7 @@ class HiTADV(Ball):
     regions from farthest-point sampling, the point of highest score, variation of the curvature plus a little
     saliency, is a candidate; the best ``centres`` are used. Adam minimises the hinge plus a weight times
     ``(|shifts| + |1 - widths|) / centres``, the cosine between widths and curvature and a one-sided Chamfer
-    distance; the weight is bisected as in `Perturb`. Returns the success of smallest
+    distance, with the search of `CarliniWagner`. Returns the success of smallest
     ``|shifts| + |1 - widths|``.
 
     Differs from the public code: Gaussians of the squared distance; scores and sizes per cloud, not over the
@@ -96,21 +102,47 @@ class HiTADV(Ball):
         return ThreatModel("white-box", "untargeted", "shift", "linf", self.epsilon)
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Bisects the weights of all examples at once."""
+        """Searches shifts and widths at the centres."""
+        search = Search(
+            functools.partial(hinge, kappa=self.kappa),
+            self.first_weight,
+            self.largest_weight,
+            self.searches,
+            self.iterations,
+            self.rate,
+            evaluated_only=True,
+        )
+        return search(self._space(oracle, points), oracle, points, generator)
+
+    def _space(self, oracle: Oracle, points: Tensor) -> SearchSpace:
+        """Shifts and widths at the centres."""
         centres, curvature = self._centres(oracle, points)
-        lower = points.new_zeros(len(points))
-        upper = torch.full_like(lower, self.largest_weight)
-        weight = torch.full_like(lower, self.first_weight)
-        nearest = Nearest(points)
-        for _ in range(self.searches):
-            before = nearest.size.clone()
-            found, last = self._search(oracle, points, centres, curvature, weight, generator)
-            nearest.see(found.points, found.size, found.rank)
-            succeeded = (found.rank > 0) & (found.size <= before)
-            lower, upper = torch.where(succeeded, weight, lower), torch.where(succeeded, upper, weight)
-            weight = (lower + upper) / 2
-        steps = self.searches * self.iterations
-        return nearest.result(last), torch.full_like(oracle.queries, steps)
+        batch, count = centres.shape[:2]
+        rough = _unit_range(curvature)
+
+        def start(generator: torch.Generator) -> list[Tensor]:
+            draw = torch.rand(count, 4, generator=generator, dtype=points.dtype).to(points.device)
+            shift = (self.epsilon * draw[:, :3]).repeat(batch, 1, 1)
+            return [shift, (self.smallest + (self.largest - self.smallest) * draw[:, 3]).repeat(batch, 1)]
+
+        def clouds(variables: list[Tensor], rows: Rows) -> Tensor:
+            return deformed(points[rows], centres[rows], *variables)
+
+        def size(variables: list[Tensor]) -> Tensor:
+            return _size(variables[0], 0) + _size(variables[1], 1)
+
+        def distance(variables: list[Tensor], clouds: Tensor, rows: Rows) -> Tensor:
+            width = (variables[1] - self.smallest) / (self.largest - self.smallest + 1e-7)
+            price = size(variables) + torch.cosine_similarity(rough[rows], width, dim=1)
+            if self.chamfer:
+                price = price + self.chamfer * directed_chamfer(clouds, points[rows])
+            return price
+
+        def limit(variables: list[Tensor]) -> None:
+            variables[0].clamp_(-self.epsilon, self.epsilon)
+            variables[1].clamp_(self.smallest, self.largest)
+
+        return SearchSpace(start, clouds, distance, size, rates=(5, 3), limit=limit)
 
     def _centres(self, oracle: Oracle, points: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, C, 3)`` centres and the ``(B, C)`` curvature there."""
@@ -126,47 +158,6 @@ class HiTADV(Ball):
         index = members.gather(2, top.indices.unsqueeze(2)).squeeze(2)
         chosen = index.gather(1, top.values.topk(min(self.centres, candidates), 1).indices)
         return gather(points, chosen), curvature.gather(1, chosen)
-
-    def _search(
-        self,
-        oracle: Oracle,
-        points: Tensor,
-        centres: Tensor,
-        curvature: Tensor,
-        weight: Tensor,
-        generator: torch.Generator,
-    ) -> tuple[Nearest, Tensor]:
-        """One run of Adam: smallest successes and last iterate."""
-        count = centres.shape[1]
-        draw = torch.rand(count, 4, generator=generator, dtype=points.dtype).to(points.device)
-        shift = (self.epsilon * draw[:, :3]).repeat(len(points), 1, 1)
-        sigma = (self.smallest + (self.largest - self.smallest) * draw[:, 3]).repeat(len(points), 1)
-        adam = torch.optim.Adam(
-            [{"params": [shift], "lr": 5 * self.rate}, {"params": [sigma], "lr": 3 * self.rate}]
-        )
-        loss = functools.partial(hinge, kappa=self.kappa)
-        rough = _unit_range(curvature)
-        nearest = Nearest(points)
-        for _ in range(self.iterations):
-            with torch.enable_grad():
-                shift.requires_grad_()
-                sigma.requires_grad_()
-                attacked = deformed(points, centres, shift, sigma)
-                logits, gradient = oracle.gradient(attacked, loss)
-                size = _size(shift, 0) + _size(sigma, 1)
-                width = (sigma - self.smallest) / (self.largest - self.smallest + 1e-7)
-                price = size + torch.cosine_similarity(rough, width, dim=1)
-                if self.chamfer:
-                    price = price + self.chamfer * distances.directed_chamfer(attacked, points)
-                total = (attacked * gradient).sum() + (weight * price).sum()
-                shift.grad, sigma.grad = torch.autograd.grad(total, (shift, sigma))
-            shift.requires_grad_(False)
-            sigma.requires_grad_(False)
-            nearest.see(attacked.detach(), size.detach(), oracle.reached(logits).long())
-            adam.step()
-            shift.clamp_(-self.epsilon, self.epsilon)
-            sigma.clamp_(self.smallest, self.largest)
-        return nearest, attacked.detach()
 
 
 def _size(values: Tensor, rest: float) -> Tensor:

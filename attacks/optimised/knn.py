@@ -14,6 +14,7 @@ from attacks.functional.losses import hinge
 from attacks.functional.noise import shared_noise
 from attacks.settings import FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt
 from ifdefense.geometry.normals import given_normals, outward_normals
+from ifdefense.geometry.points import directed_chamfer
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class KNN(Ball):
         """Gradient of the distance."""
         with torch.enable_grad():
             variable = attacked.detach().requires_grad_()
-            distance = self.chamfer_weight * distances.directed_chamfer(variable, points)
+            distance = self.chamfer_weight * directed_chamfer(variable, points)
             distance = distance + self.knn_weight * distances.knn_smoothness(variable, self.k, self.alpha)
             (gradient,) = torch.autograd.grad(points.shape[1] * distance.sum(), variable)
         return gradient

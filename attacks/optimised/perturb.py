@@ -10,7 +10,7 @@ from torch import Tensor
 from attacks.base import Oracle, ThreatModel
 from attacks.functional import distances
 from attacks.functional.noise import shared_noise
-from attacks.optimised.carlini_wagner import CarliniWagner, Problem
+from attacks.optimised.carlini_wagner import CarliniWagner, SearchSpace
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Perturb(CarliniWagner):
         """White-box, targeted or untargeted, smallest global shift."""
         return ThreatModel("white-box", "both", "shift", "l2")
 
-    def problem(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> Problem:
+    def space(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> SearchSpace:
         """Varies the clouds themselves."""
-        return Problem(
+        return SearchSpace(
             start=lambda generator: [points + self.noise * shared_noise(points, generator)],
             clouds=lambda variables, _: variables[0],
             distance=lambda _, clouds, rows: distances.l2(clouds, points[rows]),

@@ -22,6 +22,8 @@ _CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
 
 # Number of pairs above which a KD-tree is faster on a CPU.
 _TREE = 1 << 24
+# The same for one neighbour each, where the tree gains more.
+_NEAREST_TREE = 1 << 20
 # Queries beyond which a KD-tree is worth several threads.
 _THREADED = 1 << 14
 _KERNEL_DEVICES = {"cuda"}
@@ -435,10 +437,38 @@ def local_mean(points: Tensor, k: int) -> Tensor:
     return gather(points, index).double().mean(2).to(points.dtype)
 
 
+def nearest_neighbour(query: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest point of ``source`` for each point of ``query``; differentiable in both.
+
+    Neighbours are searched without gradients, so no N x M matrix is kept for a backward pass.
+
+    Args:
+        query: (B, N, D) points.
+        source: (B, M, D) points.
+
+    Returns:
+        Squared distances and int64 indices into ``source``, both (B, N).
+    """
+    _check_pair(query, source)
+    with torch.no_grad():
+        if query.device.type == "cpu" and query.shape[1] * source.shape[1] > _NEAREST_TREE:
+            found = [Neighbours(points)(part, 1) for part, points in zip(query, source, strict=True)]
+            index = torch.stack(found).squeeze(2)
+        else:
+            index = knn(query, source, 1)[1].squeeze(2)
+    return (query - gather(source, index)).square().sum(2), index
+
+
+def directed_chamfer(points: Tensor, others: Tensor, *, squared: bool = True) -> Tensor:
+    """Mean distance from each point to the nearest of ``others``, one half of `chamfer_distance`."""
+    distance = nearest_neighbour(points, others)[0]
+    return (distance if squared else root(distance)).mean(1)
+
+
 def chamfer_distance(a: Tensor, b: Tensor, *, squared: bool = True) -> Tensor:
     """Chamfer distance: mean nearest distance from ``a`` to ``b`` plus that from ``b`` to ``a``.
 
-    Differentiable; at zero distance only if ``squared``.
+    Differentiable, with gradient 0 where points coincide.
 
     Args:
         a: (B, N, 3) points.
@@ -448,18 +478,13 @@ def chamfer_distance(a: Tensor, b: Tensor, *, squared: bool = True) -> Tensor:
     Returns:
         (B,) distances, in units of the input, squared if ``squared``.
     """
-    forward, backward = _to_nearest(a, b), _to_nearest(b, a)
-    if not squared:
-        forward, backward = forward.sqrt(), backward.sqrt()
-    return forward.mean(dim=(1, 2)) + backward.mean(dim=(1, 2))
+    return directed_chamfer(a, b, squared=squared) + directed_chamfer(b, a, squared=squared)
 
 
-def _to_nearest(query: Tensor, source: Tensor) -> Tensor:
-    """Squared distances (B, N, 1) to the nearest points; no N x M matrix is kept for a backward pass."""
-    distances, index = knn(query.detach(), source.detach(), 1)
-    if torch.is_grad_enabled() and (query.requires_grad or source.requires_grad):
-        return (query - gather(source, index.squeeze(2))).square().sum(2, keepdim=True)
-    return distances
+def root(squared: Tensor) -> Tensor:
+    """Square root, with gradient 0 instead of infinity at 0."""
+    positive = squared > 0
+    return torch.where(positive, torch.where(positive, squared, 1).sqrt(), 0)
 
 
 def _check_cloud(points: Tensor) -> None:

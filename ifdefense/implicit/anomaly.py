@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ifdefense.checkpoints import load_into, load_metadata, load_state, save_safetensors, stated_axis
+from ifdefense.checkpoints import load_metadata, load_weights, save_safetensors, stated_axis
 from ifdefense.geometry.axes import UP
 from ifdefense.geometry.points import Neighbours
+from ifdefense.guard import loading
 from ifdefense.implicit.base import Field, ImplicitNetwork, field_of, load_network, weights_path
 from ifdefense.implicit.local import LocalField, LocalOccupancyNetwork
 from ifdefense.implicit.occupancy import OccupancyNetwork
@@ -104,6 +105,7 @@ class AnomalyNetwork(nn.Module):
         return cls(first, second).eval()
 
     @classmethod
+    @loading
     def load(cls, name_or_path: str | Path = "anomaly") -> Self:
         """Loads the head and the networks that it names; arguments and errors as `load_network`.
 
@@ -121,7 +123,7 @@ class AnomalyNetwork(nn.Module):
             raise ValueError(
                 f"{path}: its head was trained on other weights of {' or '.join(names.values())}"
             )
-        load_into(network.head, load_state(path), path)
+        load_weights(network.head, path)
         network.source = str(name_or_path)
         network.up_axis = stated_axis(path)
         return network

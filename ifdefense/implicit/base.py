@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ifdefense.geometry.axes import UP, trained_axis, turned
+from ifdefense.guard import loading
 from ifdefense.threads import parallel_map
 
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -40,6 +41,10 @@ SIGNS = {
     "encoder.conv_in.": "voxel",
 }
 """Beginnings of names of tensors by which public checkpoints are told apart; else ``occupancy``."""
+
+NAMES = dict.fromkeys(NETWORKS, ("decoder.fc_p.weight", "decoder.fc_out.weight"))
+NAMES["local"] = ("decoder.attend.weight", "decoder.out.weight")
+"""Tensors that a network has, whatever its sizes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,8 +187,9 @@ def weights_path(name_or_path: str | Path) -> Path:
     return shipped("ifdefense", str(name_or_path))
 
 
+@loading
 def load_network(name_or_path: str | Path) -> ImplicitNetwork:
-    """Loads an implicit network and its calibration.
+    """Loads an implicit network and its calibration, in evaluation mode and with frozen parameters.
 
     Args:
         name_or_path: name of shipped weights, a ``.safetensors`` file of ``ifdefense train``, or a public
@@ -194,19 +200,32 @@ def load_network(name_or_path: str | Path) -> ImplicitNetwork:
         CheckpointError: if the file cannot be read or does not fit.
         ValueError: if the name or the type of network is unknown.
     """
-    from ifdefense.checkpoints import load_into, load_metadata, load_state, stated_axis
+    from ifdefense.checkpoints import (
+        CheckpointError,
+        load_into,
+        load_metadata,
+        load_state,
+        stated_axis,
+        unlike,
+    )
 
     path = weights_path(name_or_path)
     metadata = load_metadata(path)
-    state = load_state(path)
+    names = NAMES.get(metadata.get("network", "occupancy"), ())
+    state = load_state(path, names)
     signs = (kind for sign, kind in SIGNS.items() if any(name.startswith(sign) for name in state))
     kind = metadata.get("network", next(signs, "occupancy"))
     if kind not in NETWORKS:
         raise ValueError(f"{path}: unknown network {kind!r}; there are {', '.join(NETWORKS)}")
     module, _, cls = NETWORKS[kind].partition(":")
+    if missing := [name for name in names if name not in state]:
+        raise CheckpointError(
+            f"{path} is no network of the kind {kind!r}: tensor {missing[0]} is missing; "
+            + unlike(state, names)
+        )
     network = getattr(importlib.import_module(module), cls).of_weights(state, metadata)
     load_into(network, state, path)
     network.source = str(name_or_path)
     network.up_axis = stated_axis(path)
-    loaded: ImplicitNetwork = network.eval()
+    loaded: ImplicitNetwork = network
     return loaded

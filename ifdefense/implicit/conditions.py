@@ -328,7 +328,7 @@ class ImageNetwork(ConditionedNetwork):
 
 def voxel_centres() -> Tensor:
     """Centres ``(32, 32, 32, 3)`` of the cells of the voxel input, x first, unit cube."""
-    axis = ((torch.arange(VOXELS) + 0.5) / VOXELS - 0.5) * VOXEL_BOX
+    axis = ((torch.arange(VOXELS, dtype=torch.float32) + 0.5) / VOXELS - 0.5) * VOXEL_BOX
     return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1)
 
 

@@ -224,7 +224,9 @@ class GenerativeOccupancyNetwork(nn.Module):
             raise ValueError(f"the number of samples cannot be negative, got {count}")
         # Row by row: torch draws large blocks in another order than small ones.
         generator = torch.Generator().manual_seed(seed)
-        rows = [torch.randn(self.config.latent, generator=generator) for _ in range(count)]
+        rows = [
+            torch.randn(self.config.latent, generator=generator, dtype=torch.float32) for _ in range(count)
+        ]
         return torch.stack(rows).to(self._like) if rows else self._like.new_zeros(0, self.config.latent)
 
     def decode(self, latent: Tensor, code: Tensor | None = None) -> OccupancyField:

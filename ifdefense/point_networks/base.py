@@ -10,6 +10,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from ifdefense.checkpoints import load_into, load_state, shipped, stated_axis
+from ifdefense.guard import loading
 
 
 class PointNetwork(nn.Module, ABC):
@@ -34,9 +35,10 @@ class PointNetwork(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """An untrained network of the sizes of a state dict."""
+        """An untrained network of the sizes of a state dict, which may lack tensors or all of them."""
 
     @classmethod
+    @loading
     def load(cls, name_or_path: str | Path) -> Self:
         """Loads weights, in evaluation mode and with frozen parameters.
 
@@ -51,9 +53,9 @@ class PointNetwork(nn.Module, ABC):
         path = Path(name_or_path)
         if not path.suffix and not path.is_file():
             path = shipped("ifdefense", str(name_or_path))
-        state = load_state(path)
+        state = load_state(path, cls.of_state({}).state_dict())
         network = cls.of_state(state)
         load_into(network, state, path)
         network.source = str(name_or_path)
         network.up_axis = stated_axis(path)
-        return network.eval().requires_grad_(False)
+        return network

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +22,8 @@ from ifdefense.clouds import Clouds, unpack
 from ifdefense.geometry.axes import UP, axis_of, turned, turned_mesh
 from ifdefense.geometry.frame import Frame, first_occurrences, within_reach
 from ifdefense.geometry.mesh import Mesh
+from ifdefense.guard import guarded, normal
+from ifdefense.purifiers.packing import packed, unpack_into
 from ifdefense.purifiers.specs import describe
 from ifdefense.stages.repair import Repair
 from ifdefense.threads import parallel_map, workers
@@ -91,7 +95,9 @@ class Purifier(nn.Module, ABC):
     """Base class of purifiers.
 
     Subclasses implement `run` on clouds in the unit cube and set the attributes below. The base class checks
-    and unpacks the input, normalises it to the unit cube and back, and verifies the number of points.
+    and unpacks the input, moves it to the weights, normalises it to the unit cube and back, and verifies the
+    number of points. The caller's settings of PyTorch have no effect on it (`ifdefense.guard`), and it is in
+    evaluation mode always.
 
     Attributes:
         name: name of the method.
@@ -130,6 +136,7 @@ class Purifier(nn.Module, ABC):
 
         return build(name_or_path)
 
+    @guarded  # what is moved in inference mode would pass no gradients afterwards
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves the weights between devices but keeps them float32, e.g. in ``defended.half()``."""
 
@@ -139,6 +146,29 @@ class Purifier(nn.Module, ABC):
 
         super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
         return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode, also as a part of a model that is trained."""
+        return super().train(False)
+
+    def __getstate__(self) -> tuple[dict[str, Any], bytes | None]:
+        return packed(self)
+
+    def __setstate__(self, state: tuple[dict[str, Any], bytes | None]) -> None:
+        attributes, data = state
+        super().__setstate__(attributes)  # type: ignore[no-untyped-call]
+        if data is not None:
+            unpack_into(self, data)
+
+    def __copy__(self) -> Self:
+        result = type(self).__new__(type(self))
+        vars(result).update(vars(self))
+        return result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        memo[id(self)] = result = type(self).__new__(type(self))
+        vars(result).update(copy.deepcopy(vars(self), memo))
+        return result
 
     def spec(self) -> dict[str, Any]:
         """JSON-serialisable description of everything that results depend on.
@@ -152,6 +182,7 @@ class Purifier(nn.Module, ABC):
         return {}
 
     @final  # type: ignore[misc]  # nn.Module declares `forward` as an attribute
+    @guarded
     def forward(
         self,
         points: Clouds,
@@ -187,6 +218,7 @@ class Purifier(nn.Module, ABC):
         return unpacked.pack([each.points for each in outcomes], [each.index for each in outcomes])
 
     @final
+    @guarded
     def trace(
         self,
         points: Clouds,
@@ -205,6 +237,7 @@ class Purifier(nn.Module, ABC):
             traces += [_trace(next(rest), outcome, share) for outcome in outcomes]
         return traces
 
+    @guarded
     def outcomes(
         self,
         clouds: list[Tensor],
@@ -231,13 +264,14 @@ class Purifier(nn.Module, ABC):
         num_points, batch_size = count_of(num_points), integer("batch_size", batch_size, 1, MAX_POINTS)
         seed = integer("seed", seed, 0, MAX_SEED)
         up = UP if up is None else axis_of(up)
-        gradients = self.differentiable and torch.is_grad_enabled()
         with tqdm(total=len(clouds), desc="purify", unit="cloud", disable=not progress) as bar:
             for start in range(0, len(clouds), batch_size):
-                part = [turned(cloud, up) for cloud in clouds[start : start + batch_size]]
+                part = self._beside_weights(clouds[start : start + batch_size])
+                part = [turned(cloud, up) for cloud in part]
                 counts = [num_points or len(cloud) for cloud in part]
-                with torch.set_grad_enabled(gradients), timed() as seconds:
+                with torch.set_grad_enabled(self._passes_gradients(part)), timed() as seconds:
                     outcomes, threads = self._restored(part, counts, seed)
+                outcomes = [_returned(*each) for each in zip(outcomes, clouds[start:], strict=False)]
                 for index, (outcome, count) in enumerate(zip(outcomes, counts, strict=True), start):
                     if outcome.points.shape != (count, 3):
                         raise RuntimeError(
@@ -251,6 +285,16 @@ class Purifier(nn.Module, ABC):
                 outcomes = [_turned_back(outcome, up) for outcome in outcomes]
                 yield outcomes, {stage: value / threads for stage, value in seconds.items()}
                 bar.update(len(part))
+
+    def _beside_weights(self, clouds: Sequence[Tensor]) -> list[Tensor]:
+        """Clouds on the device of the weights; where they are if there are no weights."""
+        weight = next(itertools.chain(self.parameters(), self.buffers()), None)
+        return [normal(cloud if weight is None else cloud.to(weight.device)) for cloud in clouds]
+
+    def _passes_gradients(self, clouds: Sequence[Tensor]) -> bool:
+        """Whether anybody may ask for a gradient of the result."""
+        inputs = itertools.chain(clouds, self.parameters())
+        return self.differentiable and torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
     def _restored(self, clouds: list[Tensor], counts: Sequence[int], seed: int) -> tuple[list[Outcome], int]:
         """`restore`, on a CPU with one thread per share of the clouds, and the number of threads."""
@@ -267,12 +311,14 @@ class Purifier(nn.Module, ABC):
         Duplicates, such as padding, and extreme outliers (`ifdefense.geometry.frame.within_reach`) are
         removed first, so that they do not set the frame.
         """
-        used = [usable(cloud) for cloud in clouds]
-        parts = [cloud[index] for cloud, index in zip(clouds, used, strict=True)]
+        given = self._beside_weights(clouds)
+        used = [usable(cloud) for cloud in given]
+        parts = [cloud[index] for cloud, index in zip(given, used, strict=True)]
         frames = [Frame.of(part) for part in parts]
         cubes = [frame.to_cube(part) for frame, part in zip(frames, parts, strict=True)]
         outcomes = self.run(cubes, counts, seed)
-        return [_outward(*each) for each in zip(outcomes, frames, clouds, used, strict=True)]
+        outward = [_outward(*each) for each in zip(outcomes, frames, given, used, strict=True)]
+        return [_returned(*each) for each in zip(outward, clouds, strict=True)]
 
 
 def usable(cloud: Tensor) -> Tensor:
@@ -311,6 +357,20 @@ def _turned_back(outcome: Outcome, up: str) -> Outcome:
         points=turned(outcome.points, UP, up),
         mesh=None if mesh is None else turned_mesh(mesh, UP, up),
         repair=repair and dataclasses.replace(repair, mesh=turned_mesh(repair.mesh, UP, up)),
+    )
+
+
+def _returned(outcome: Outcome, cloud: Tensor) -> Outcome:
+    """An outcome on the device of its cloud."""
+
+    def moved(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.to(cloud.device)
+
+    return dataclasses.replace(
+        outcome,
+        points=outcome.points.to(cloud.device),
+        index=moved(outcome.index),
+        kept=moved(outcome.kept),
     )
 
 

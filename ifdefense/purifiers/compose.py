@@ -42,12 +42,11 @@ class Compose(Purifier):
     def restore(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
         """Applies the parts; selections of input points are composed."""
         chain = [Outcome(cloud) for cloud in clouds]
-        for part in self.parts:
+        for number, part in enumerate(self.parts):
             assert isinstance(part, Purifier)
-            wanted = counts if part is self.parts[-1] else [None] * len(clouds)
+            wanted = counts if number == len(self.parts) - 1 else [None] * len(clouds)
             results = part.restore([outcome.points for outcome in chain], wanted, seed)
-            first = part is self.parts[0]
-            chain = [_joined(a, b, first) for a, b in zip(chain, results, strict=True)]
+            chain = [_joined(a, b, number == 0) for a, b in zip(chain, results, strict=True)]
         return chain
 
     def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:

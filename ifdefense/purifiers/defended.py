@@ -13,6 +13,7 @@ from ifdefense.arguments import MAX_SEED, count_of, integer, seed_of
 from ifdefense.clouds import Clouds, is_geometric, tensors
 from ifdefense.geometry.axes import UP, axis_of, trained_axis, turned
 from ifdefense.geometry.frame import to_unit_sphere
+from ifdefense.logits import classify, placed
 
 
 class Defended(nn.Module):
@@ -22,7 +23,7 @@ class Defended(nn.Module):
 
     Args:
         classifier: ``(B, N, 3)`` clouds → ``(B, classes)`` logits; for inputs of PyTorch Geometric it is
-            called with a ``Batch``.
+            called with a ``Batch``. What else it may return, see `ifdefense.logits.classify`.
         purifier: an `ifdefense.Purifier`, or a callable that takes ``(points, num_points, seed)``.
         num_points: points per purified cloud; by default as in the input.
         normalise: normalise purified clouds to the unit sphere (mean 0, maximum norm 1), as in IF-Defense; by
@@ -36,6 +37,9 @@ class Defended(nn.Module):
         TypeError: if an argument has the wrong type.
         ValueError: if an argument is out of range.
     """
+
+    places_clouds = True
+    """See `ifdefense.logits.classify`."""
 
     def __init__(
         self,
@@ -103,8 +107,7 @@ class Defended(nn.Module):
             points, columns = self._turned(clean[..., :3]), clean[..., 3:]
             points = to_unit_sphere(points) if self.normalise else points
             clean = self._like(torch.cat([points, columns], -1) if columns.shape[-1] else points)
-        logits: Tensor = self.classifier(clean)
-        return logits
+        return classify(self.classifier, clean)
 
     def _turned(self, points: Tensor) -> Tensor:
         """Points with the up axis that the classifier states, if it states one."""
@@ -122,8 +125,4 @@ class Defended(nn.Module):
 
     def _like(self, values: Tensor) -> Tensor:
         """Moves values to the dtype and device of the classifier."""
-        if isinstance(self.classifier, nn.Module):
-            for weight in self.classifier.parameters():
-                if weight.is_floating_point():
-                    return values.to(weight)
-        return values
+        return placed(self.classifier, values)

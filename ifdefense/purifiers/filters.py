@@ -157,7 +157,7 @@ class RandomisedInput(Purifier):
     def _drawn(self, cloud: Tensor, count: int | None, seed: int) -> Outcome:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(cloud), generator=generator)[: max(1, round(self.keep * len(cloud)))]
-        noise = torch.randn(len(order), 3, generator=generator) * self.jitter
+        noise = torch.randn(len(order), 3, generator=generator, dtype=torch.float32) * self.jitter
         points = cloud[order.to(cloud.device)] + noise.to(cloud)
         return Outcome(
             points if count is None else points[refilled(len(points), count, seed).to(points.device)]

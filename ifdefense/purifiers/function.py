@@ -10,12 +10,14 @@ import torch
 
 from ifdefense.arguments import device_of, seed_of
 from ifdefense.clouds import unpack
+from ifdefense.guard import guarded
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.registry import DEFAULT, METHODS
 
 C = TypeVar("C")
 
 
+@guarded
 def purify(
     points: C,
     method: str | Path | Purifier = DEFAULT,
@@ -57,15 +59,13 @@ def purify(
     if isinstance(method, Purifier):
         if device is not None:
             raise ValueError("device is for methods by name: move the purifier itself with .to(device)")
-        purifier = method
-        weight = next(purifier.parameters(), None)
-        target = home[0] if weight is None else weight.device
+        purifier, given = method, clouds.clouds
     elif isinstance(method, (str, Path)):
         target = home[0] if device is None else device_of(device)
         purifier = _pretrained(str(method), target, _version(method))
+        given = [cloud.to(target) for cloud in clouds.clouds]
     else:
         raise TypeError(f"method must be a name, a path or a purifier, got {type(method).__name__}")
-    given = [cloud.to(target) for cloud in clouds.clouds]
     with torch.no_grad():
         outcomes = purifier.outcomes(given, num_points, seed_of(seed), batch_size, bool(progress), up)
     results = [each.points.to(device) for each, device in zip(outcomes, home, strict=True)]

@@ -254,7 +254,7 @@ class OptimisedRestorer:
         """``(count, 3)`` points of a cloud with noise."""
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(cloud), generator=generator)[torch.arange(count) % len(cloud)]
-        noise = self.noise * torch.randn(count, 3, generator=generator)
+        noise = self.noise * torch.randn(count, 3, generator=generator, dtype=torch.float32)
         return cloud.detach()[order.to(cloud.device)] + noise.to(cloud)
 
 

@@ -65,7 +65,9 @@ class Refinement:
             vertices.requires_grad_()
             optimiser = torch.optim.RMSprop([vertices], lr=self.rate)
             for _ in range(self.steps):
-                weights = torch.randn(len(faces), 3, generator=generator).square().to(vertices)
+                weights = (
+                    torch.randn(len(faces), 3, generator=generator, dtype=torch.float32).square().to(vertices)
+                )
                 weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-12)
                 loss = refinement_loss(vertices, faces, weights, field, owner, threshold, self.normals)
                 (vertices.grad,) = torch.autograd.grad(loss, vertices)

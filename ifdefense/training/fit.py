@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ifdefense.checkpoints import load_into, load_state
+from ifdefense.checkpoints import load_weights
 from ifdefense.implicit.occupancy import occupancy_loss
 from ifdefense.training.muon import Muon, split_parameters
 from ifdefense.training.runs import ResumableRun, check_ranges, file_digest
@@ -245,7 +245,7 @@ def fit(
         raise ValueError(f"every must be at least 1, got {every}")
     path = Path(init) if init is not None else None
     if path is not None:
-        load_into(network, load_state(path), path)
+        load_weights(network, path)
     run = ImplicitRun(
         network,
         examples,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ifdefense.geometry.points import Neighbours, gather, spread_sampling
+from ifdefense.geometry.points import Neighbours, chamfer_distance, gather, spread_sampling
 from ifdefense.point_networks.punet import PUNet
 from ifdefense.restorers.optimised import Repulsion
 from ifdefense.training.commands import mix_of, options_of, output_options, prepare, reported
@@ -143,18 +143,8 @@ def upsampling_loss(points: Tensor, target: Tensor, weight: float) -> Tensor:
         target: ``(B, T, 3)`` even samples of the surfaces.
         weight: of the repulsion.
     """
-    loss = RECONSTRUCTION * _chamfer(points, target).mean()
+    loss = RECONSTRUCTION * chamfer_distance(points, target).mean()
     return loss + weight * repulsion(points) if weight else loss
-
-
-def _chamfer(points: Tensor, target: Tensor) -> Tensor:
-    """As `chamfer_distance`, by trees, which take a tenth of the time for thousands of points."""
-    means = []
-    for cloud, other in zip(points, target, strict=True):
-        there = other[Neighbours(other)(cloud, 1)[:, 0]]
-        back = cloud[Neighbours(cloud)(other, 1)[:, 0]]
-        means.append((cloud - there).square().sum(1).mean() + (back - other).square().sum(1).mean())
-    return torch.stack(means)
 
 
 class UpsamplingSampler:
@@ -307,7 +297,7 @@ class PUNetRun(ResumableRun):
             found = model(points)
             share = len(points) / count
             scores["objective"] += share * float(upsampling_loss(found, target, self.options.repulsion))
-            scores["chamfer"] += share * float(_chamfer(found, target).mean())
+            scores["chamfer"] += share * float(chamfer_distance(found, target).mean())
             scores["spacing"] += share * float((spacing(found) / spacing(target)).mean())
         return scores
 

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
-from ifdefense.checkpoints import CheckpointError, load_into, load_pickle, load_state, save_safetensors
+from ifdefense.checkpoints import CheckpointError, load_pickle, load_weights, save_safetensors
 from ifdefense.geometry.axes import UP
 
 logger = logging.getLogger(__name__)
@@ -264,7 +264,7 @@ class ResumableRun(ABC):
         path = self.folder / "best.safetensors"
         if not path.is_file():
             raise RunError(f"{self.folder} has no validated weights yet")
-        load_into(self.model, load_state(path), path)
+        load_weights(self.model, path)
         self.model.eval()
 
     def export(self, path: Path, program: str, about: str, lines: Sequence[str]) -> None:

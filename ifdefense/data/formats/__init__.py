@@ -356,7 +356,7 @@ def _plain_file(clouds: Sequence[NDArray[Any]], fields: dict[str, NDArray[Any]])
 
 
 def _as_clouds(found: CloudFile | Geometry, mesh_points: int, seed: int) -> CloudFile:
-    """The clouds of a file; a mesh is sampled, and its samples have the attributes of the nearest vertex."""
+    """The clouds of a file; samples of a mesh have the attributes of the nearest corner of their face."""
     if isinstance(found, CloudFile):
         return found
     if not len(found.faces):
@@ -369,11 +369,16 @@ def _as_clouds(found: CloudFile | Geometry, mesh_points: int, seed: int) -> Clou
     # Around the origin with side 1, where float32 is fine enough.
     near = Mesh((mesh.vertices - centre) / side, mesh.faces)
     try:
-        points = sample_surface(near, mesh_points, generator=np.random.default_rng(seed))[0]
+        points, face = sample_surface(near, mesh_points, generator=np.random.default_rng(seed))
     except ValueError as error:
         raise DataError(str(error)) from None
     sampled = checked_points(points.astype(np.float64) * side + centre)
-    return CloudFile([found.vertices.moved(sampled)], found.layout)
+    index = found.faces[face]
+    nearest = ((near.vertices[index] - points[:, None]) ** 2).sum(axis=2).argmin(axis=1)
+    rows = index[np.arange(len(index)), nearest]
+    fields = {name: values[rows] for name, values in found.vertices.fields.items()}
+    fields |= {name: values[face, nearest] for name, values in found.corners.items()}
+    return CloudFile([PointTable(sampled, fields)], found.layout)
 
 
 def _mesh(geometry: Geometry) -> Mesh:

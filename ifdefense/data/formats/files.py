@@ -1,8 +1,10 @@
-"""Whole files: read with errors that name them, written whole or not at all."""
+"""Whole files: read with errors that name them, decoded, and written whole or not at all."""
 
 from __future__ import annotations
 
+import codecs
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,13 +12,16 @@ from pathlib import Path
 from uuid import uuid4
 
 from ifdefense.data.errors import DataError
-from ifdefense.data.formats.table import FILE, Options
+from ifdefense.data.formats.table import FILE, Options, logger
 
 BYTES_ON_DISK = 256
 """Size of a file is limited to this times the limit on its points."""
 
 PIECE = 1 << 22
 """Bytes that are compared at a time."""
+
+NO_TEXT = re.compile(r"[\0-\x08\x0e-\x19\x1b-\x1f]")
+"""Control characters other than the ends of lines and of files (as DOS marked it)."""
 
 
 @contextmanager
@@ -80,6 +85,42 @@ def check_content(data: bytes) -> None:
         raise DataError("the file is empty")
     if data.startswith(b"version https://git-lfs"):
         raise DataError("it is a pointer of git-lfs and not the file itself; `git lfs pull` fetches it")
+
+
+def decoded_text(data: bytes) -> str:
+    """The text of a file, whose lines end with a newline character alone.
+
+    The byte order mark decides, else it is UTF-8, else Latin-1. In files in GBK or Shift-JIS this garbles
+    comments and names, but no numbers.
+
+    Raises:
+        DataError: if it holds bytes that no text has.
+    """
+    marks = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+    encoding = next((name for mark, name in marks if data.startswith(mark)), None)
+    try:
+        text = data.decode(encoding or "utf-8")
+    except UnicodeDecodeError as error:
+        if encoding:
+            raise DataError(f"not a text file: {error}") from None
+        logger.debug("%s: not UTF-8 (%s), read as Latin-1", FILE.get(), error)
+        text = data.decode("latin-1")
+    if found := NO_TEXT.search(text):
+        raise DataError(f"not a text file: it holds the byte {ord(found[0])}")
+    return text.rstrip("\x1a").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def without_mark(data: bytes) -> bytes:
+    """The bytes of a file that may be text, as UTF-8 without a byte order mark.
+
+    Raises:
+        DataError: if there is a mark, and what follows is no text.
+    """
+    if data.startswith(codecs.BOM_UTF8):
+        return data[len(codecs.BOM_UTF8) :]
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return decoded_text(data).encode("utf-8")
+    return data
 
 
 @contextmanager

@@ -1,8 +1,14 @@
-"""Binary glTF 2.0 (.glb): points and triangles of a scene; materials and textures are left out."""
+"""Binary glTF 2.0 (.glb), through trimesh: points and triangles of a scene, without materials and textures.
+
+trimesh takes a file at its word. So sizes are compared with the file before trimesh reads it, and it is given
+no more than what is wanted.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import struct
 from typing import Any
 
@@ -27,69 +33,72 @@ from ifdefense.geometry.mesh import Mesh
 
 KIND = "glb"
 JSON, BINARY = 0x4E4F534A, 0x004E4942
-COMPONENTS = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
+COMPONENTS = {5120: "i1", 5121: "u1", 5122: "i2", 5123: "u2", 5125: "u4", 5126: "f4"}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
-POINTS, TRIANGLES = 0, 4
-MAX_NODES = 100_000
+POINTS, TRIANGLES, STRIP, FAN = 0, 4, 5, 6
+NAMES = {"NORMAL": "normals", "COLOR_0": "colors"}
+HARMLESS = re.compile(
+    r"_(materials?|techniques?|textures?|lights?|image|animation|xmp|metadata|features|outline)(_|$)"
+    r"|^KHR_mesh_quantization$"
+)
+"""Extensions that a file may need though its geometry is stored as ever, or as integers of fewer bits."""
+
+Json = dict[str, Any]
 
 
 def decode(data: bytes, options: Options) -> Geometry:
-    """Reads the points, or else the triangles, of a scene, in the frame of the scene.
+    """Reads the triangles, or else the points, of a scene, in the frame of the scene.
 
     Raises:
         DataError: if the file is damaged, refers to other files, is compressed, or has neither.
     """
-    document, binary = _chunks(data)
-    reader = _Reader(document, binary, options)
+    from trimesh.exchange.gltf import load_gltf
+
+    source, binary = _chunks(data)
+    document = _Plain(source, len(binary), options).document
+    text = io.BytesIO(json.dumps(document).encode())
+    scene = load_gltf(text, resolver={"binary": binary}, skip_materials=True)  # it can reach nothing else
+    primitives = [primitive for mesh in document["meshes"] for primitive in mesh["primitives"]]
+    loaded = {
+        name: (_table(primitive, found, document["accessors"]), found["faces"], primitive["points"])
+        for primitive, (name, found) in zip(primitives, scene["geometry"].items(), strict=True)
+    }
+    frames = {scene["base_frame"]: np.eye(4)}
     clouds: list[PointTable] = []
-    parts: list[NDArray[np.float64]] = []
-    faces: list[NDArray[np.int64]] = []
-    start = 0
-    total = 0
-    for mesh, matrix in reader.placed():
-        for primitive in mesh["primitives"]:
-            mode = primitive.get("mode", TRIANGLES)
-            if mode not in (POINTS, TRIANGLES):
-                raise DataError(f"primitives of mode {mode} are not read, only points and triangles")
-            if "extensions" in primitive:
-                raise DataError(f"the extension {', '.join(primitive['extensions'])} is not read")
-            names = primitive["attributes"]
-            total += int(reader.items("accessors")[names["POSITION"]]["count"])
-            options.check_points(total)
-            positions = checked_points(_moved(reader.array(names["POSITION"], 3), matrix))
-            if mode == POINTS:
-                clouds.append(PointTable(positions, reader.fields(names, len(positions))))
-                continue
-            index = np.arange(len(positions))
-            if "indices" in primitive:
-                index = reader.array(primitive["indices"], 1).reshape(-1)
-            if len(index) % 3 or (len(index) and not 0 <= index.min() <= index.max() < len(positions)):
-                raise DataError("the file is damaged: its triangles do not fit its vertices")
-            parts.append(positions)
-            faces.append(index.astype(np.int64).reshape(-1, 3) + start)
-            start += len(positions)
-    layout = Layout(kind=KIND, named=True, single=True)
-    if parts:
-        if clouds:
-            warn("the scene has a mesh and points; its points are left out")
-        return Geometry(PointTable(np.concatenate(parts)), np.concatenate(faces), layout)
-    if not clouds:
+    parts: list[PointTable] = []
+    faces = [np.zeros((0, 3), np.int64)]
+    points = size = start = 0
+    for edge in scene["graph"]:
+        matrix = frames[edge["frame_to"]] = frames[edge["frame_from"]] @ edge["matrix"]
+        if "geometry" not in edge:
+            continue
+        table, index, is_cloud = loaded[edge["geometry"]]
+        if index.max(initial=0) >= len(table.points):
+            raise DataError("the file is damaged: its triangles do not fit its vertices")
+        points += len(table.points)  # the same mesh may be placed many times
+        options.check_points(points)
+        size += 12 * len(index)
+        options.check_bytes(size)
+        (clouds if is_cloud else parts).append(_moved(table, matrix))
+        if not is_cloud:
+            faces.append(index.astype(np.int64) + start)
+            start += len(table.points)
+    if parts and clouds:
+        warn("the scene has a mesh and points; its points are left out")
+    if not (parts or clouds):
         raise DataError("there are neither points nor triangles in it")
-    shared = [name for name in clouds[0].fields if all(name in cloud.fields for cloud in clouds)]
-    table = PointTable(
-        np.concatenate([cloud.points for cloud in clouds]),
-        {name: np.concatenate([cloud.fields[name] for cloud in clouds]) for name in shared},
-    )
-    return Geometry(table, np.zeros((0, 3), np.int64), layout)
+    layout = Layout(kind=KIND, named=True, single=True)
+    return Geometry(_joined(parts or clouds), np.concatenate(faces), layout)
 
 
-def _chunks(data: bytes) -> tuple[dict[str, Any], bytes]:
+def _chunks(data: bytes) -> tuple[Json, bytes]:
+    """The json and the binary chunk of a file."""
     if len(data) < 20 or data[:4] != b"glTF":
         raise DataError("not a glb file: it does not start with glTF")
     version, length = struct.unpack_from("<II", data, 4)
     if version != 2:
         raise DataError(f"glTF of version {version} is not read, only 2")
-    if length != len(data):
+    if length > len(data):  # less is no harm
         raise short(length, len(data), "bytes")
     chunks: dict[int, bytes] = {}
     at = 12
@@ -109,110 +118,166 @@ def _chunks(data: bytes) -> tuple[dict[str, Any], bytes]:
         raise DataError(f"not a complete glb file: its json is damaged: {error}") from None
     if not isinstance(document, dict):
         raise DataError("not a glb file: its json is no object")
-    if required := document.get("extensionsRequired"):
-        raise DataError(f"the extension {', '.join(map(str, required))} is not read")
     return document, chunks.get(BINARY, b"")
 
 
-class _Reader:
-    """Looks things up in the json and the buffer."""
+class _Plain:
+    """A document with the geometry alone, whose sizes fit the binary chunk.
 
-    def __init__(self, document: dict[str, Any], binary: bytes, options: Options) -> None:
-        self.document, self.binary, self.options = document, binary, options
+    Points become triangles without corners, and normals and colours attributes of an application's own: of
+    those, trimesh keeps everything.
+    """
 
-    def items(self, name: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.document.get(name, [])
-        return found
+    def __init__(self, source: Json, size: int, options: Options) -> None:
+        self.source, self.size, self.options = source, size, options
+        required = [str(name) for name in source.get("extensionsRequired", [])]
+        if unknown := [name for name in required if not HARMLESS.search(name)]:
+            raise DataError(f"it needs the extension {', '.join(unknown)}, which is not read")
+        blank = {"componentType": 5121, "type": "SCALAR", "count": 0}
+        self.accessors = [blank] * (len(source.get("accessors", [])) + 1)  # the last has no corners
+        self.views: list[Json] = [{"buffer": 0, "byteLength": 0}] * len(source.get("bufferViews", []))
+        self.bytes = 0
+        meshes = [
+            {
+                "primitives": [
+                    plain for primitive in mesh["primitives"] if (plain := self._primitive(primitive))
+                ]
+            }
+            for mesh in source.get("meshes", [])
+        ]
+        self.document = {
+            **self._scene(),
+            "meshes": meshes,
+            "accessors": self.accessors,
+            "bufferViews": self.views,
+            "buffers": [{"uri": "binary"}],
+        }
 
-    def placed(self) -> list[tuple[dict[str, Any], NDArray[np.float64]]]:
-        """Every mesh of the scene with its transformation."""
-        nodes = self.items("nodes")
-        scenes = self.items("scenes")
-        roots = scenes[self.document.get("scene", 0)].get("nodes", []) if scenes else range(len(nodes))
-        stack = [(index, np.eye(4)) for index in roots]
-        seen: set[int] = set()
-        result = []
-        while stack:
-            index, above = stack.pop()
-            if index in seen or len(seen) > MAX_NODES:
-                raise DataError("the file is damaged: its nodes are no tree")
-            seen.add(index)
-            node = nodes[index]
-            matrix = above @ _matrix(node)
-            if "mesh" in node:
-                result.append((self.items("meshes")[node["mesh"]], matrix))
-            stack += [(child, matrix) for child in node.get("children", [])]
-        return result
+    def _primitive(self, primitive: Json) -> Json | None:
+        mode = primitive.get("mode", TRIANGLES)
+        if mode == FAN:
+            raise DataError("triangle fans are not read")
+        if mode not in (POINTS, TRIANGLES, STRIP):
+            warn("lines are left out")
+            return None
+        names = primitive["attributes"]
+        extensions = primitive.get("extensions", {})
+        count = self._take(names["POSITION"], extensions, 3)
+        attributes = {"POSITION": names["POSITION"]}
+        for name, number in names.items():
+            if name in NAMES or (name[0] == "_" and self.source["accessors"][number]["type"] in WIDTHS):
+                if (found := self._take(number, extensions)) != count:
+                    raise short(count, found, f"values of {name}")
+                attributes[f"_{name}" if name in NAMES else name] = number
+        plain = {"attributes": attributes, "mode": mode, "points": mode == POINTS}
+        if mode == POINTS:
+            return plain | {"mode": TRIANGLES, "indices": len(self.accessors) - 1}
+        if "indices" in primitive:
+            plain["indices"] = primitive["indices"]
+            count = self._take(primitive["indices"], extensions, 1)
+        if count < 3 or (mode == TRIANGLES and count % 3):
+            raise DataError("the file is damaged: its triangles do not fit its vertices")
+        return plain
 
-    def array(self, number: int, width: int | None = None) -> NDArray[Any]:
-        """The values ``(N, width)`` of an accessor.
+    def _take(self, number: int, extensions: Json, width: int | None = None) -> int:
+        """Takes an accessor with its part of the buffer over; returns its number of values.
 
         Raises:
-            DataError: if they are not in the buffer of this file.
+            DataError: if they are not in this file.
         """
-        accessor = self.items("accessors")[number]
-        if "sparse" in accessor or "bufferView" not in accessor:
-            raise DataError("sparse accessors are not read")
-        view = self.items("bufferViews")[accessor["bufferView"]]
-        buffer = self.items("buffers")[view.get("buffer", 0)]
-        if "uri" in buffer or view.get("buffer", 0) != 0:
-            raise DataError("it refers to another file, which is not read")
-        dtype = np.dtype(COMPONENTS[accessor["componentType"]])
+        accessor = self.source["accessors"][number]
+        view = self.source["bufferViews"][accessor["bufferView"]] if "bufferView" in accessor else {}
+        empty = not view or "sparse" in accessor
+        if empty or view.get("buffer", 0) != 0 or "uri" in self.source["buffers"][0]:
+            names = [name for name in (*extensions, *view.get("extensions", {})) if not HARMLESS.search(name)]
+            if names:
+                raise DataError(f"it is compressed by {', '.join(names)}, which is not read")
+            if empty:
+                raise DataError("empty and sparse accessors are not read")
+            raise DataError("it refers to another file or buffer, which is not read")
         columns, count = WIDTHS[accessor["type"]], int(accessor["count"])
-        if width is not None and columns != width:
+        if columns != (width or columns):
             raise DataError(f"the file is damaged: {columns} values in place of {width}")
-        row = columns * dtype.itemsize
+        row = columns * np.dtype(COMPONENTS[accessor["componentType"]]).itemsize
         stride = int(view.get("byteStride", row))
         offset, length = int(view.get("byteOffset", 0)), int(view["byteLength"])
         first = offset + int(accessor.get("byteOffset", 0))
         end = first + (count - 1) * stride + row
         if count < 1 or stride < row or first < offset or offset < 0:
             raise DataError("the file is damaged: an accessor makes no sense")
-        if end > offset + length or offset + length > len(self.binary):
-            raise short(end, min(offset + length, len(self.binary)), "bytes of points")
-        values = np.ndarray((count, columns), dtype, self.binary, first, (stride, dtype.itemsize)).copy()
-        return values / np.iinfo(dtype).max if accessor.get("normalized") else values
+        if end > offset + length or offset + length > self.size:
+            raise short(end, min(offset + length, self.size), "bytes of points")
+        self.bytes += count * row + (length if self.views[accessor["bufferView"]] is not view else 0)
+        self.options.check_bytes(self.bytes // 2)  # they are there twice, in the file and in an array
+        self.views[accessor["bufferView"]] = view
+        self.accessors[number] = accessor
+        return count
 
-    def fields(self, names: dict[str, int], count: int) -> dict[str, NDArray[Any]]:
-        """Normals, colours and attributes of an application's own."""
-        known = {"NORMAL": "normals", "COLOR_0": "colors"}
-        result = {}
-        for name, number in names.items():
-            if name in known or name.startswith("_"):
-                accessor = self.items("accessors")[number]
-                values = self.array(number)
-                if accessor.get("normalized") and accessor["componentType"] == 5121:
-                    values = np.round(values * 255).astype(np.uint8)
-                if len(values) != count:
-                    raise short(count, len(values), f"values of {name}")
-                result[known.get(name, name[1:])] = values[:, 0] if values.shape[1] == 1 else values
-        return result
+    def _scene(self) -> Json:
+        """Nodes and scenes.
 
-
-def _matrix(node: dict[str, Any]) -> NDArray[np.float64]:
-    """A node's transformation."""
-    if "matrix" in node:
-        return np.array(node["matrix"], np.float64).reshape(4, 4).T
-    x, y, z, w = (float(value) for value in node.get("rotation", (0, 0, 0, 1)))
-    rotation = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
-    matrix = np.eye(4)
-    matrix[:3, :3] = rotation * np.array(node.get("scale", (1, 1, 1)), np.float64)
-    matrix[:3, 3] = np.array(node.get("translation", (0, 0, 0)), np.float64)
-    return matrix
+        Raises:
+            DataError: if the nodes are no tree.
+        """
+        keys = ("mesh", "children", "matrix", "translation", "rotation", "scale")
+        source: list[Json] = self.source.get("nodes", [])
+        nodes = [{key: node[key] for key in keys if key in node} for node in source]
+        if any("EXT_mesh_gpu_instancing" in node.get("extensions", {}) for node in source):
+            warn("of the instances of a mesh (EXT_mesh_gpu_instancing) one is read")
+        children = [child for node in nodes for child in node.get("children", [])]
+        free = sorted(set(range(len(nodes))) - set(children))
+        scenes = self.source.get("scenes") or [{"nodes": free}]
+        roots = scenes[self.source.get("scene", 0)].get("nodes", [])
+        if len({*children, *roots}) < len(children) + len(roots):
+            raise DataError("the file is damaged: its nodes are no tree")
+        return {"nodes": nodes, "scene": 0, "scenes": [{"nodes": roots}]}
 
 
-def _moved(points: NDArray[Any], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    wide = points.astype(np.float64)
+def _table(primitive: Json, kwargs: Json, accessors: list[Json]) -> PointTable:
+    """Points with normals, colours and attributes of an application's own."""
+    numbers = primitive["attributes"]
+    fields = {}
+    for name, values in kwargs.get("vertex_attributes", {}).items():
+        if name != "_COLOR_0" or values.dtype != np.uint8:
+            values = _scaled(values, accessors[numbers[name]])
+        fields[NAMES.get(name[1:], name[1:])] = values[:, 0] if values.shape[1] == 1 else values
+    positions = _scaled(kwargs["vertices"], accessors[numbers["POSITION"]])
+    return PointTable(positions.astype(np.float64), fields)
+
+
+def _scaled(values: NDArray[Any], accessor: Json) -> NDArray[Any]:
+    """The values of an accessor; trimesh leaves normalised integers as they are stored."""
+    if not accessor.get("normalized") or values.dtype.kind == "f":
+        return values
+    return np.maximum(values / np.iinfo(values.dtype).max, -1)
+
+
+def _moved(table: PointTable, matrix: NDArray[np.float64]) -> PointTable:
+    """The points and normals in the frame of the scene."""
     if np.array_equal(matrix, np.eye(4)):
-        return wide
-    moved: NDArray[np.float64] = wide @ matrix[:3, :3].T + matrix[:3, 3]
-    return moved
+        return PointTable(checked_points(table.points), table.fields)
+    points = checked_points(table.points @ matrix[:3, :3].T + matrix[:3, 3])
+    fields = dict(table.fields)
+    if "normals" in fields and np.linalg.det(matrix[:3, :3]):
+        normals = fields["normals"]
+        with np.errstate(all="ignore"):  # a damaged file may have any numbers
+            turned = normals @ np.linalg.inv(matrix[:3, :3])
+            length = np.linalg.norm(turned, axis=1, keepdims=True)
+            scale = np.linalg.norm(normals, axis=1, keepdims=True) / np.where(length > 0, length, 1)
+            fields["normals"] = (turned * scale).astype(normals.dtype)
+    return PointTable(points, fields)
+
+
+def _joined(tables: list[PointTable]) -> PointTable:
+    """One table of all, with the fields that all have."""
+    shared = [name for name in tables[0].fields if all(name in table.fields for table in tables)]
+    lost = sorted({name for table in tables for name in table.fields if name not in shared})
+    if lost:
+        warn(f"only some of its parts have the fields {', '.join(lost)}; they are left out")
+    return PointTable(
+        np.concatenate([table.points for table in tables]),
+        {name: np.concatenate([table.fields[name] for table in tables]) for name in shared},
+    )
 
 
 def encode(file: CloudFile, suffix: str) -> bytes:
@@ -222,31 +287,24 @@ def encode(file: CloudFile, suffix: str) -> bytes:
         DataError: if float32 would blur the cloud.
     """
     (table,) = file.clouds
-    _refuse_far(table.points)
-    arrays: list[tuple[str, NDArray[Any]]] = [("POSITION", table.points.astype("<f4"))]
     columns = flat_columns(table, file.laid_out(KIND))
     rest = [name for name in columns if name not in ("x", "y", "z")]
+    attributes: dict[str, NDArray[Any]] = {}
     for target, parts in (("NORMAL", ("nx", "ny", "nz")), ("COLOR_0", ("red", "green", "blue", "alpha"))):
         found = [part for part in parts if part in columns]
         if len(found) >= 3:
             values = np.stack([columns[part] for part in found], axis=1)
-            if target == "COLOR_0" and values.dtype == np.uint8 and len(found) == 3:
-                values = np.column_stack([values, np.full(len(values), 255, np.uint8)])
-            eight_bit = target == "COLOR_0" and values.dtype == np.uint8
-            arrays.append((target, values if eight_bit else values.astype("<f4")))
+            if target == "COLOR_0" and values.dtype == np.uint8:
+                if len(found) == 3:
+                    values = np.column_stack([values, np.full(len(values), 255, np.uint8)])
+            else:
+                values = values.astype("<f4")
+            attributes[f"_{target}"] = values
             rest = [name for name in rest if name not in found]
-    warn_lost([name for name in rest if not _plain(name)], KIND)
-    arrays += [(f"_{name}", columns[name].astype("<f4")[:, None]) for name in rest if _plain(name)]
-    return _encode(arrays, {"mode": POINTS})
-
-
-def _plain(name: str) -> bool:
-    return name.isascii() and name.isidentifier()
-
-
-def _refuse_far(points: NDArray[np.floating]) -> None:
-    if len(points) and needs_double(points):
-        raise DataError("a glb file holds float32, which would blur coordinates this far from the origin")
+    plain = [name for name in rest if name.isascii() and name.isidentifier()]
+    warn_lost([name for name in rest if name not in plain], KIND)
+    attributes |= {f"_{name}": columns[name].astype("<f4") for name in plain}
+    return _encode(table.points, [[0, 0, 0]], attributes)
 
 
 def encode_mesh(mesh: Mesh, suffix: str) -> bytes:
@@ -257,52 +315,28 @@ def encode_mesh(mesh: Mesh, suffix: str) -> bytes:
     """
     if not len(mesh.faces):
         raise DataError("a glb file holds no mesh without faces")
-    _refuse_far(mesh.vertices)
-    index = mesh.faces.astype("<u4").reshape(-1, 1)
-    return _encode([("POSITION", mesh.vertices.astype("<f4")), ("", index)], {"mode": TRIANGLES})
+    return _encode(mesh.vertices, mesh.faces, None)
 
 
-def _encode(arrays: list[tuple[str, NDArray[Any]]], primitive: dict[str, Any]) -> bytes:
-    names = {
-        values.dtype.str.lstrip("|"): code
-        for code, values in ((c, np.zeros(0, k)) for c, k in COMPONENTS.items())
-    }
-    types = {width: name for name, width in WIDTHS.items()}
-    binary, views, accessors = b"", list[dict[str, Any]](), list[dict[str, Any]]()
-    attributes: dict[str, int] = {}
-    for number, (name, values) in enumerate(arrays):
-        views.append({"buffer": 0, "byteOffset": len(binary), "byteLength": values.nbytes})
-        accessor = {
-            "bufferView": number,
-            "componentType": names[values.dtype.str.lstrip("|")],
-            "count": len(values),
-            "type": types[values.shape[1]],
-        }
-        if name == "POSITION":
-            accessor |= {"min": values.min(axis=0).tolist(), "max": values.max(axis=0).tolist()}
-        if values.dtype == np.uint8:
-            accessor["normalized"] = True
-        accessors.append(accessor)
-        if name:
-            attributes[name] = number
-        else:
-            primitive = {**primitive, "indices": number}
-        binary += values.tobytes()
-        binary += b"\0" * (-len(binary) % 4)
-    document = {
-        "asset": {"version": "2.0", "generator": "ifdefense"},
-        "scene": 0,
-        "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0}],
-        "meshes": [{"primitives": [{**primitive, "attributes": attributes}]}],
-        "accessors": accessors,
-        "bufferViews": views,
-        "buffers": [{"byteLength": len(binary)}],
-    }
-    text = json.dumps(document, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 4)
-    length = 12 + 8 + len(text) + 8 + len(binary)
-    header = struct.pack("<4sII", b"glTF", 2, length)
-    return (
-        header + struct.pack("<II", len(text), JSON) + text + struct.pack("<II", len(binary), BINARY) + binary
-    )
+def _encode(points: NDArray[Any], faces: Any, attributes: dict[str, NDArray[Any]] | None) -> bytes:
+    """A file of a mesh or, with attributes, of points: trimesh writes attributes of meshes alone."""
+    from trimesh import Trimesh
+    from trimesh.exchange.gltf import export_glb
+
+    if len(points) and needs_double(points):
+        raise DataError("a glb file holds float32, which would blur coordinates this far from the origin")
+
+    def as_points(document: Json) -> None:
+        (primitive,) = document["meshes"][0]["primitives"]
+        primitive["mode"] = POINTS
+        del primitive["indices"]
+        for name in NAMES:
+            if f"_{name}" in primitive["attributes"]:
+                number = primitive["attributes"][name] = primitive["attributes"].pop(f"_{name}")
+                if document["accessors"][number]["componentType"] == 5121:
+                    document["accessors"][number]["normalized"] = True
+
+    mesh = Trimesh(points, faces, process=False, vertex_attributes=attributes)
+    post = None if attributes is None else as_points
+    data: bytes = export_glb(mesh.scene(), include_normals=False, tree_postprocessor=post)
+    return data

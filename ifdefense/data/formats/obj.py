@@ -1,10 +1,20 @@
-"""Wavefront .obj: vertices, with normals and colours, and faces; materials and textures are left out."""
+"""Wavefront .obj, through trimesh: vertices, normals, colours and faces, without materials and textures.
+
+trimesh passes over lines that are indented, counts negative numbers from the end of the file, takes 0 for the
+first vertex, and mixes the normals of a vertex. So it is given checked statements in one spelling, and
+normals are read per corner.
+"""
 
 from __future__ import annotations
 
+import io
+import re
+
 import numpy as np
+from numpy.typing import NDArray
 
 from ifdefense.data.errors import DataError
+from ifdefense.data.formats.files import decoded_text
 from ifdefense.data.formats.off import COLOURS, NORMALS, rows_of
 from ifdefense.data.formats.table import (
     CloudFile,
@@ -12,10 +22,10 @@ from ifdefense.data.formats.table import (
     Geometry,
     Layout,
     Options,
-    decoded_text,
     fan,
     flat_columns,
     table_of,
+    warn,
     warn_lost,
 )
 from ifdefense.geometry.mesh import Mesh
@@ -28,6 +38,15 @@ IGNORED = set(
     """.split()  # noqa: SIM905
 )
 """Statements that have nothing to do with vertices and faces."""
+NUMBER = r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf)"
+CORNER = r"[1-9]\d{0,17}(?:/\d*(?:/(?:[1-9]\d{0,17})?)?)?"
+"""A vertex, vertex/texture, vertex//normal or vertex/texture/normal."""
+FORMS = {
+    "v": rf"{NUMBER}(?: {NUMBER}){{2}}(?: {NUMBER}(?:(?: {NUMBER}){{2}}(?: {NUMBER})?)?)?",  # 3, 4, 6 or 7
+    "vn": rf"{NUMBER}(?: {NUMBER}){{2}}",
+    "f": rf"{CORNER}(?: {CORNER}){{2,}}",
+}
+"""What may follow the keywords that are read."""
 
 
 def decode(data: bytes, options: Options) -> Geometry:
@@ -36,63 +55,106 @@ def decode(data: bytes, options: Options) -> Geometry:
     Raises:
         DataError: if a line is no statement of the format, or a face names a vertex that is not there.
     """
-    vertices: list[list[float]] = []
-    normals: list[list[float]] = []
-    polygons: list[list[int]] = []
-    text = decoded_text(data).replace("\\\r\n", " ").replace("\\\n", " ")
-    for number, line in enumerate(text.splitlines(), 1):
-        words = line.partition("#")[0].split()
-        if not words:
-            continue
-        keyword, values = words[0], words[1:]
-        try:
-            if keyword == "v":
-                vertices.append(_numbers(values, (3, 4, 6, 7)))
-            elif keyword == "vn":
-                normals.append(_numbers(values, (3,)))
-            elif keyword in ("f", "fo"):
-                polygons.append(_corners(values, len(vertices)))
-            elif keyword not in IGNORED:
-                raise ValueError(f"{keyword[:40]!r} is no statement of an obj file")
-        except ValueError as error:
-            raise DataError(f"not a complete obj file: line {number}: {error}") from None
+    vertices, normals, faces = _statements(decoded_text(data))
     if not vertices:
         raise DataError("there are no points in it")
     options.check_points(len(vertices))
-    width = len(vertices[0])
-    if any(len(row) != width for row in vertices):
-        raise DataError("not a complete obj file: its vertices differ in their number of values")
-    block = np.array(vertices)
-    columns: Columns = dict(zip("xyz", block.T[:3], strict=True))
-    if width >= 6:
-        columns |= dict(zip(COLOURS, block.T[3:6], strict=False))
-    if len(normals) == len(vertices):
-        columns |= dict(zip(NORMALS, np.array(normals).T, strict=True))
+    coloured = sum(row.count(" ") >= 5 for row in vertices)
+    if 0 < coloured < len(vertices):
+        warn(f"only {coloured} of {len(vertices)} vertices have colours; they are left out")
+    text = "\n".join(faces)
+    points, colours, triangles = _load(vertices, re.sub(r"/\S*", "", text), "vertex")
+    columns: Columns = dict(zip("xyz", points.T, strict=True))
+    if colours is not None:
+        columns |= dict(zip(COLOURS, colours.T, strict=False))
+    corners: Columns = {}
+    numbers, count = re.subn(r"\d+/\d*/(?=\d)", "", text)
+    if count:
+        if count < len(text.split()):
+            warn("only some corners of its faces have normals; they are left out")
+        else:
+            values, _, index = _load(normals, numbers, "normal")
+            corners = dict(zip(NORMALS, values[index].transpose(2, 0, 1), strict=True))
+    elif len(normals) == len(vertices):
+        columns |= dict(zip(NORMALS, _load(normals, "", "normal")[0].T, strict=True))
+    elif normals:
+        warn(f"{len(normals)} normals do not fit {len(vertices)} vertices; they are left out")
     table, coordinates, _ = table_of(columns, options)
-    faces = fan(polygons)
-    if len(faces) and (faces.min() < 0 or faces.max() >= len(vertices)):
-        raise DataError(f"a face names a vertex outside 1..{len(vertices)}")
-    return Geometry(table, faces, Layout(KIND, tuple(columns), coordinates, named=True))
+    layout = Layout(KIND, (*columns, *corners), coordinates, named=True)
+    return Geometry(table, triangles, layout, corners)
 
 
-def _numbers(words: list[str], sizes: tuple[int, ...]) -> list[float]:
-    if len(words) not in sizes:
-        raise ValueError(f"{len(words)} numbers, {' or '.join(map(str, sizes))} are expected")
-    return [float(word) for word in words]
+def _statements(text: str) -> tuple[list[str], list[str], list[str]]:
+    """Vertices, normals, and faces with corners that count from 1, with single blanks between their words."""
+    rows: dict[str, list[str]] = {keyword: [] for keyword in FORMS}
+    forms = {keyword: re.compile(form, re.ASCII | re.IGNORECASE) for keyword, form in FORMS.items()}
+    for number, line in enumerate(re.sub("#.*", "", text).replace("\\\n", " ").split("\n"), 1):
+        keyword, _, values = " ".join(line.split()).partition(" ")
+        keyword = "f" if keyword == "fo" else keyword
+        if keyword in rows:
+            if keyword == "f" and "-" in values:
+                counts = len(rows["v"]), len(rows["vn"])
+                values = " ".join(_from_one(corner, *counts) for corner in values.split())
+            if not forms[keyword].fullmatch(values):
+                raise DataError(f"not a complete obj file: line {number}: {_fault(keyword, values.split())}")
+            rows[keyword].append(values)
+        elif keyword and keyword not in IGNORED:
+            raise DataError(
+                f"not a complete obj file: line {number}: {keyword[:40]!r} is no statement of an obj file"
+            )
+    return rows["v"], rows["vn"], rows["f"]
 
 
-def _corners(words: list[str], count: int) -> list[int]:
-    """Vertices of a face, from 0; they are written from 1, or backwards from the last with a minus."""
-    if len(words) < 3:
-        raise ValueError(f"a face of {len(words)} corners")
-    numbers = [int(word.split("/")[0]) for word in words]
-    if 0 in numbers:
-        raise ValueError("a face names vertex 0, they count from 1")
-    return [number - 1 if number > 0 else count + number for number in numbers]
+def _from_one(corner: str, vertices: int, normals: int) -> str:
+    """A corner without its texture, with numbers from 1 in place of those backwards from the last so far."""
+    words = [*corner.split("/"), "", ""]
+    for place, count in ((0, vertices), (2, normals)):
+        if re.fullmatch(r"-\d{1,18}", words[place]):
+            words[place] = str(count + 1 + int(words[place]))
+    return f"{words[0]}//{words[2]}"
+
+
+def _fault(keyword: str, words: list[str]) -> str:
+    """Why these words do not fit the keyword."""
+    if keyword == "f":
+        if len(words) < 3:
+            return f"a face of {len(words)} corners"
+        wrong = next(word for word in words if not re.fullmatch(CORNER, word, re.ASCII))
+        return f"a face names vertex {wrong[:40]}, they count from 1"
+    for word in words:
+        if not re.fullmatch(NUMBER, word, re.ASCII | re.IGNORECASE):
+            return f"{word[:40]!r} is no number"
+    return f"{len(words)} numbers, {'3' if keyword == 'vn' else '3 or 4 or 6 or 7'} are expected"
+
+
+def _load(
+    rows: list[str], faces: str, what: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None, NDArray[np.int64]]:
+    """Points or normals ``(N, 3)``, their colours, and triangles ``(F, 3)``, in the order of the file.
+
+    Raises:
+        DataError: if a face names what is not there.
+    """
+    from trimesh.exchange.obj import load_obj
+
+    widths = {row.count(" ") + 1 for row in rows}
+    if len(widths) > 1:
+        rows = [" ".join(row.split()[: min(widths)]) for row in rows]
+    text = "".join(f"v {row}\n" for row in rows) + "".join(f"f {face}\n" for face in faces.splitlines())
+    try:
+        found = load_obj(io.StringIO(text), maintain_order=True) if rows else {}
+        (mesh,) = found.get("geometry", {"": found}).values()
+        index = fan(mesh.get("faces", np.zeros((0, 3), np.int64)))
+        return mesh["vertices"], mesh.get("vertex_colors"), index
+    except (IndexError, KeyError):
+        raise DataError(f"a face names a {what} outside 1..{len(rows)}") from None
 
 
 def encode(file: CloudFile, suffix: str) -> bytes:
-    """Vertices, with colours and normals as far as there are any, no faces."""
+    """Vertices, with colours and normals as far as there are any, no faces.
+
+    trimesh would write a fixed number of decimals, which small coordinates do not survive.
+    """
     (table,) = file.clouds
     layout = file.laid_out(KIND)
     columns = flat_columns(table, layout)

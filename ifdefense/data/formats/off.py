@@ -1,4 +1,4 @@
-"""Object File Format (.off), ascii: OFF, COFF, NOFF and CNOFF."""
+"""Object File Format (.off), ascii, with normals, colours and texture coordinates (STCNOFF)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifdefense.data.errors import DataError
+from ifdefense.data.formats.files import decoded_text
 from ifdefense.data.formats.table import (
     CloudFile,
     Columns,
@@ -15,7 +16,6 @@ from ifdefense.data.formats.table import (
     Layout,
     Options,
     declared,
-    decoded_text,
     fan,
     flat_columns,
     short,
@@ -37,15 +37,14 @@ def decode(data: bytes, options: Options) -> Geometry:
     Raises:
         DataError: if the file is damaged or has less or more than its header declares.
     """
-    lines = [line.partition("#")[0].strip() for line in decoded_text(data).splitlines()]
+    lines = [line.partition("#")[0].strip() for line in decoded_text(data).split("\n")]
     lines = [line for line in lines if line]
     # Some files of ModelNet run the header and the counts together.
-    start = re.match(r"(C?N?)OFF\b\s*(?=\D|$)|(C?N?)OFF\s*(?=\d)", lines[0] if lines else "")
+    start = re.match(r"((?:ST|C|N)*)OFF(?:\b|(?=\d))\s*", lines[0].upper() if lines else "")
     if start is None:
         raise DataError("not an off file: it does not start with OFF")
-    prefix = start[1] or start[2] or ""
     rest = lines[0][start.end() :].strip()
-    if rest.startswith("BINARY"):
+    if rest.upper().startswith("BINARY"):
         raise DataError("binary off files are not read")
     lines = [rest, *lines[1:]] if rest else lines[1:]
     counts = lines[0].split() if lines else []
@@ -58,7 +57,7 @@ def decode(data: bytes, options: Options) -> Geometry:
         raise short(vertices, len(body), "vertices")
     if len(body) - vertices != faces:
         raise short(faces, len(body) - vertices, "faces")
-    columns = _vertices(body[:vertices], prefix)
+    columns = _vertices(body[:vertices], start[1])
     table, coordinates, _ = table_of(columns, options)
     layout = Layout(kind=KIND, columns=tuple(columns), coordinates=coordinates, named=True)
     return Geometry(table, _faces(body[vertices:]), layout)
@@ -71,11 +70,15 @@ def _vertices(lines: list[str], prefix: str) -> Columns:
         block = np.loadtxt(lines, ndmin=2, comments=None, dtype=np.float64)
     except ValueError as error:
         raise DataError(f"the file is truncated or damaged: vertices: {error}") from None
-    names = ["x", "y", "z", *(NORMALS if "N" in prefix else ())]
-    more = block.shape[1] - len(names)
+    normals = NORMALS if "N" in prefix else ()
+    texture = ("s", "t") if "ST" in prefix else ()
+    more = block.shape[1] - 3 - len(normals) - len(texture)
     if more not in (0, 3, 4) or ("C" in prefix and not more):
         raise DataError(f"the file is truncated or damaged: its vertices have {block.shape[1]} numbers")
-    names += COLOURS[:more]
+    colours = COLOURS[:more]
+    # MeshLab writes NC and the colours first; by the format, it is CN and the normals come first.
+    middle = (*colours, *normals) if prefix.startswith("NC") else (*normals, *colours)
+    names = ["x", "y", "z", *middle, *texture]
     columns: Columns = {}
     for name, values in zip(names, block.T, strict=True):
         whole = (

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifdefense.data.errors import DataError
+from ifdefense.data.formats.files import without_mark
 from ifdefense.data.formats.table import (
     CloudFile,
     Columns,
@@ -18,7 +19,6 @@ from ifdefense.data.formats.table import (
     short,
     stored_coordinates,
     table_of,
-    warn,
     warn_lost,
 )
 
@@ -32,7 +32,7 @@ def decode(data: bytes, options: Options) -> CloudFile:
     Raises:
         DataError: if the file is damaged or has less or more than its header declares.
     """
-    header, body = _header(data)
+    header, body = _header(without_mark(data))
     dtype = _dtype(header)
     count = declared(header["POINTS"][0], "points")
     size = declared(header["WIDTH"][0], "columns") * declared(header["HEIGHT"][0], "rows")
@@ -50,7 +50,7 @@ def decode(data: bytes, options: Options) -> CloudFile:
     else:
         raise DataError(f"not a pcd file: DATA {form}")
     columns = {name: values for name, values in columns.items() if not name.startswith("\0")}
-    table, coordinates, _ = table_of(_present(columns), options)
+    table, coordinates, _ = table_of(columns, options, drop_missing=True)
     single = all(dtype[name].base == np.float32 for name in coordinates)
     layout = Layout(
         kind=KIND,
@@ -64,23 +64,11 @@ def decode(data: bytes, options: Options) -> CloudFile:
     return CloudFile([table], layout)
 
 
-def _present(columns: Columns) -> Columns:
-    """The points that have coordinates: where a sensor saw nothing, all three are NaN."""
-    if not {"x", "y", "z"} <= columns.keys():
-        return columns
-    axes = [columns[name] for name in ("x", "y", "z")]
-    if any(axis.ndim != 1 or axis.dtype.kind != "f" for axis in axes):
-        return columns
-    missing = np.isnan(np.stack(axes)).all(axis=0)
-    if not missing.any() or missing.all():
-        return columns
-    warn(f"{missing.sum()} of {len(missing)} points have no coordinates (NaN) and are left out")
-    return {name: values[~missing] for name, values in columns.items()}
-
-
 def _header(data: bytes) -> tuple[dict[str, list[str]], bytes]:
     header: dict[str, list[str]] = {}
     start = 0
+    if b"\n" not in data:
+        data = data.replace(b"\r", b"\n")
     while "DATA" not in header:
         end = data.find(b"\n", start)
         if end < 0 or end - start > 1 << 16:
@@ -90,6 +78,7 @@ def _header(data: bytes) -> tuple[dict[str, list[str]], bytes]:
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
+        words[0] = "FIELDS" if words[0] == "COLUMNS" else words[0]  # as version .5 has it
         if words[0] not in KEYS or words[0] in header or len(words) == 1:
             raise DataError(f"not a pcd file: its header has the line {line[:60]!r}")
         header[words[0]] = words[1:]
@@ -125,7 +114,7 @@ def _dtype(header: dict[str, list[str]]) -> np.dtype[np.void]:
 
 def _ascii(body: bytes, dtype: np.dtype[np.void], count: int) -> Columns:
     try:
-        lines = [line for line in body.decode("ascii").splitlines() if line.strip()]
+        lines = [line for line in body.decode("ascii").splitlines() if line.partition("#")[0].strip()]
     except UnicodeDecodeError as error:
         raise DataError(f"not an ascii pcd file: {error}") from None
     if len(lines) != count:
@@ -144,7 +133,7 @@ def _ascii(body: bytes, dtype: np.dtype[np.void], count: int) -> Columns:
         kind = dtype[name].base
         if kind.kind == "f" and name in ("x", "y", "z"):
             kind = np.dtype(np.float64)  # they keep all the digits that they are written with
-        read = float if kind.kind == "f" else int
+        read = float if kind.kind == "f" else _whole
         try:
             cells = [[read(word) for word in words[start : start + width]] for words in rows]
             values = np.array(cells, dtype=kind).reshape(count, width)
@@ -153,6 +142,17 @@ def _ascii(body: bytes, dtype: np.dtype[np.void], count: int) -> Columns:
         columns[name] = values[:, 0] if width == 1 else values
         start += width
     return columns
+
+
+def _whole(word: str) -> int:
+    """A whole number, which NumPy's savetxt writes as 7.000000e+00."""
+    try:
+        return int(word)
+    except ValueError:
+        value = float(word)
+        if not value.is_integer():
+            raise
+        return int(value)
 
 
 def _binary(body: bytes, dtype: np.dtype[np.void], count: int) -> Columns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import struct
 from collections.abc import Iterable
 
@@ -10,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifdefense.data.errors import DataError
+from ifdefense.data.formats.files import decoded_text, without_mark
 from ifdefense.data.formats.table import (
+    FILE,
     CloudFile,
     Columns,
     Geometry,
@@ -19,6 +22,7 @@ from ifdefense.data.formats.table import (
     declared,
     fan,
     flat_columns,
+    logger,
     short,
     table_of,
     warn_lost,
@@ -30,7 +34,7 @@ TYPES = {
     "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4",
     "float": "f4", "double": "f8",
     "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
-    "float32": "f4", "float64": "f8",
+    "float32": "f4", "float64": "f8", "int64": "i8", "uint64": "u8",
 }  # fmt: skip
 NAMES = {code: name for name, code in reversed(list(TYPES.items()))}
 ORDERS = {"ascii": "=", "binary_little_endian": "<", "binary_big_endian": ">"}
@@ -88,7 +92,7 @@ def decode(data: bytes, options: Options) -> Geometry:
         elif element.name == "face" and element.count:
             faces = _triangles(element, lists)
     read.finish()
-    table, coordinates, _ = table_of(columns, options)
+    table, coordinates, _ = table_of(columns, options, drop_missing=not len(faces))
     (vertex,) = (element for element in elements if element.name == "vertex")
     single = all(prop.kind == "f4" for prop in vertex.properties if prop.name in coordinates)
     layout = Layout(
@@ -103,37 +107,35 @@ def decode(data: bytes, options: Options) -> Geometry:
 
 
 def _triangles(element: Element, lists: Lists | dict[str, NDArray[np.int64]]) -> NDArray[np.int64]:
-    known = [name for name in ("vertex_indices", "vertex_index") if name in lists] or list(lists)
+    whole = [prop.name for prop in element.properties if prop.length and prop.kind[0] != "f"]
+    known = [name for name in ("vertex_indices", "vertex_index") if name in whole] or whole
     if not known:
-        raise DataError("its faces have no list of vertices")
+        raise DataError("its faces have no list of whole numbers, which are their vertices")
     corners = lists[known[0]]
-    if isinstance(corners, np.ndarray) and corners.shape[1] == 3:
-        return corners
-    polygons = corners.tolist() if isinstance(corners, np.ndarray) else corners
-    for row, polygon in enumerate(polygons):
+    for row, polygon in enumerate(corners):
         if len(polygon) < 3:
             raise DataError(f"face {row} has {len(polygon)} corners")
-    return fan(polygons)
+        if isinstance(corners, np.ndarray):
+            break  # all are of one length
+    return fan(corners)
 
 
 def _header(data: bytes) -> tuple[str, list[Element], bytes]:
     """Byte order, elements and what follows the header."""
-    if not data.startswith((b"ply\n", b"ply\r")):
+    data = without_mark(data)
+    start = re.match(rb"ply[ \t]*(\r\n|\n|\r)", data)
+    if start is None:
         raise DataError("not a ply file: it does not start with 'ply'")
-    end = data.find(b"end_header", 0, 1 << 20)
-    if end < 0:
+    newline = rb"\r" if start[1] == b"\r" else rb"\r?\n"
+    end = re.compile(rb"[\r\n]end_header[ \t]*(%b|$)" % newline).search(data, 0, 1 << 20)
+    if end is None:
         raise DataError("not a complete ply file: its header does not end")
-    newline = data.find(b"\n", end)
-    if newline < 0:
-        newline = len(data)
-    if data[end + len(b"end_header") : newline].strip():
-        raise DataError("not a ply file: more follows end_header on its line")
     order, elements = "", list[Element]()
-    for line in data[:end].decode("latin-1").splitlines()[1:]:
+    for line in decoded_text(data[: end.start()]).split("\n")[1:]:
         words = line.split()
-        if not words or words[0] in ("comment", "obj_info"):
-            continue
-        if words[0] == "format" and len(words) == 3 and words[1] in ORDERS and words[2] == "1.0":
+        if not words or words[0] not in ("format", "element", "property"):
+            logger.debug("%s: the line %r of its header is ignored", FILE.get(), line[:60])
+        elif words[0] == "format" and len(words) in (2, 3) and words[1] in ORDERS:
             order = ORDERS[words[1]]
         elif words[0] == "element" and len(words) == 3:
             elements.append(Element(words[1], declared(words[2], f"{words[1]} elements"), []))
@@ -156,7 +158,7 @@ def _header(data: bytes) -> tuple[str, list[Element], bytes]:
         names = [prop.name for prop in element.properties]
         if len(set(names)) < len(names):
             raise DataError(f"not a ply file: element {element.name} has a property twice")
-    return order, elements, data[newline + 1 :]
+    return order, elements, data[end.end() :]
 
 
 class _Ascii:
@@ -277,7 +279,18 @@ class _Binary:
 
     def _ragged(self, element: Element) -> tuple[Columns, Lists]:
         lists: Lists = {prop.name: [] for prop in element.properties if prop.length is not None}
-        codes = {"i1": "b", "u1": "B", "i2": "h", "u2": "H", "i4": "i", "u4": "I", "f4": "f", "f8": "d"}
+        codes = {
+            "i1": "b",
+            "u1": "B",
+            "i2": "h",
+            "u2": "H",
+            "i4": "i",
+            "u4": "I",
+            "i8": "q",
+            "u8": "Q",
+            "f4": "f",
+            "f8": "d",
+        }
         body, at, order = self.body, self.at, self.order
         scalars: dict[str, list[float]] = {p.name: [] for p in element.properties if p.length is None}
         try:
@@ -305,7 +318,7 @@ class _Binary:
         return {name: np.array(values, kinds[name]) for name, values in scalars.items()}, lists
 
     def finish(self) -> None:
-        if self.body[self.at :].strip():
+        if self.body[self.at :].strip(b"\0\r\n\t "):
             raise DataError(
                 f"the file is damaged: {len(self.body) - self.at} bytes follow what its header declares"
             )

@@ -9,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifdefense.data.errors import DataError
+from ifdefense.data.formats.files import decoded_text, without_mark
 from ifdefense.data.formats.table import (
+    FILE,
     Geometry,
     Layout,
     Options,
     PointTable,
     checked_points,
-    decoded_text,
+    logger,
     short,
 )
 from ifdefense.geometry.mesh import Mesh
@@ -32,14 +34,20 @@ def decode(data: bytes, options: Options) -> Geometry:
         DataError: if the file is damaged, or has less or more than its header declares.
     """
     declared = struct.unpack_from("<I", data, 80)[0] if len(data) >= 84 else -1
-    if declared >= 0 and len(data) == 84 + declared * TRIANGLE.itemsize:
+    has = max(0, len(data) - 84) // TRIANGLE.itemsize
+    if 0 <= declared <= has:  # text declares more than any file has, as its bytes are letters
+        rest = data[84 + declared * TRIANGLE.itemsize :]
+        if has > declared and rest.strip(b"\0\r\n"):
+            raise short(declared, has, "triangles")
+        if rest:
+            logger.debug("%s: %d bytes behind its last triangle are ignored", FILE.get(), len(rest))
         corners = np.frombuffer(data, TRIANGLE, declared, 84)["corners"]
-    elif re.match(rb"\s*solid\b", data):
-        corners = _ascii(decoded_text(data))
+    elif re.match(rb"\s*solid\b", text := without_mark(data), re.IGNORECASE) and b"\0" not in text:
+        corners = _ascii(decoded_text(text))
     elif declared < 0:
         raise DataError("not a complete stl file: it is shorter than a header")
     else:
-        raise short(declared, max(0, len(data) - 84) // TRIANGLE.itemsize, "triangles")
+        raise short(declared, has, "triangles")
     if not len(corners):
         raise DataError("not a complete stl file, or there is no triangle in it")
     options.check_points(3 * len(corners))
@@ -66,7 +74,7 @@ def _ascii(text: str) -> NDArray[np.float64]:
     }
     last = ""
     corners = 0
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         words = line.split(maxsplit=1)
         if not words:
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -23,6 +24,9 @@ MAX_POINTS = 20_000_000
 
 BYTES_PER_POINT = 32
 """Decoded size of a file is limited to this times the limit on its points."""
+
+UNIT = re.compile(r"\s*(\[\w+\]|\(\w+\))$")
+"""A unit behind the name of a column."""
 
 Columns = dict[str, NDArray[Any]]
 """``(N,)`` or ``(N, C)`` arrays by name."""
@@ -179,11 +183,14 @@ class Geometry:
         vertices: vertices with their attributes.
         faces: ``(F, 3)`` int64.
         layout: how the file lays out the vertices.
+        corners: ``(F, 3)`` attributes of the corners of the faces by name, such as normals that differ from
+            face to face.
     """
 
     vertices: PointTable
     faces: NDArray[np.int64]
     layout: Layout
+    corners: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
 
 
 def find_coordinates(names: Sequence[str], wanted: Sequence[str] | None) -> tuple[int, int, int]:
@@ -201,6 +208,9 @@ def find_coordinates(names: Sequence[str], wanted: Sequence[str] | None) -> tupl
     for want in wanted or ("x", "y", "z"):
         matches = [index for index, name in enumerate(names) if name == want]
         matches = matches or [i for i, name in enumerate(names) if name.casefold() == want.casefold()]
+        matches = matches or [
+            i for i, name in enumerate(names) if UNIT.sub("", name).casefold() == want.casefold()
+        ]
         if not matches and wanted and want.isdigit() and int(want) < len(names):
             matches = [int(want)]
         if len(matches) != 1:
@@ -223,8 +233,15 @@ def unique_names(names: Sequence[str]) -> list[str]:
     return result
 
 
-def table_of(columns: Columns, options: Options) -> tuple[PointTable, tuple[str, str, str], bool]:
+def table_of(
+    columns: Columns, options: Options, *, drop_missing: bool = False
+) -> tuple[PointTable, tuple[str, str, str], bool]:
     """A table of named columns, the names of its coordinates, and whether these are float32.
+
+    Args:
+        columns: the columns.
+        options: which of them are the coordinates.
+        drop_missing: leave out, with a warning, points whose coordinates are all NaN, as scanners write them.
 
     Raises:
         DataError: if the coordinates cannot be found, are no real numbers or not finite.
@@ -236,8 +253,15 @@ def table_of(columns: Columns, options: Options) -> tuple[PointTable, tuple[str,
         if axis.ndim != 1 or axis.dtype.kind not in "fiu":
             raise DataError(f"column {name} must be real numbers, got {axis.dtype} {axis.shape}")
     with np.errstate(invalid="ignore"):  # a damaged NaN
-        points = checked_points(np.stack([axis.astype(np.float64) for axis in axes], axis=1))
+        points = np.stack([axis.astype(np.float64) for axis in axes], axis=1)
     fields = {name: values for name, values in columns.items() if name not in chosen}
+    missing = np.isnan(points).all(axis=1)
+    if drop_missing and missing.any() and not missing.all():
+        warn(
+            f"{np.count_nonzero(missing)} of {len(points)} points have no coordinates (NaN) and are left out"
+        )
+        points, fields = points[~missing], {name: values[~missing] for name, values in fields.items()}
+    points = checked_points(points)
     single = all(axis.dtype.kind == "f" and axis.dtype.itemsize <= 4 for axis in axes)
     return PointTable(points, fields), (chosen[0], chosen[1], chosen[2]), single
 
@@ -333,21 +357,6 @@ def plain_strings(values: NDArray[Any]) -> NDArray[Any]:
     return np.array(flat, dtype=np.str_).reshape(values.shape)
 
 
-def decoded_text(data: bytes) -> str:
-    """The text of a file.
-
-    Raises:
-        DataError: if it is not UTF-8.
-    """
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"not a text file: {error}") from None
-    if "\0" in text:
-        raise DataError("not a text file: it holds zero bytes")
-    return text
-
-
 def declared(word: str, what: str) -> int:
     """A count in the header of a file.
 
@@ -366,8 +375,11 @@ def short(declared_count: int, found: int, what: str) -> DataError:
     return DataError(f"the file is truncated or damaged: it declares {declared_count} {what}, has {found}")
 
 
-def fan(polygons: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+def fan(polygons: Sequence[Sequence[int]] | NDArray[np.integer]) -> NDArray[np.int64]:
     """Triangles ``(F, 3)`` of polygons, each cut into a fan around its first corner."""
+    if isinstance(polygons, np.ndarray):
+        corners = [polygons[:, (0, index, index + 1)] for index in range(1, polygons.shape[1] - 1)]
+        return np.stack(corners, axis=1).reshape(-1, 3).astype(np.int64)
     triangles = [
         (corners[0], corners[index], corners[index + 1])
         for corners in polygons

@@ -1,8 +1,8 @@
 """Text in columns: .xyz, .txt, .csv, .pts.
 
-Columns are separated by blanks, commas or semicolons. A line of names may precede, as may comments (``#`` or
-``//``), whose last line may hold the names; and, as in .pts, the number of points, again before each scan.
-Without names, x, y and z are the first three columns.
+Columns are separated by blanks, commas or semicolons. A line of names may precede, as may comments (``#``,
+``//``, ``%`` or ``!``), whose last line may hold the names; and, as in .pts, the number of points, again
+before each scan. Without names, x, y and z are the first three columns.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifdefense.data.errors import DataError
+from ifdefense.data.formats.files import decoded_text
 from ifdefense.data.formats.table import (
     CloudFile,
     Columns,
     Layout,
     Options,
-    decoded_text,
     find_coordinates,
     flat_columns,
     short,
@@ -33,6 +33,8 @@ from ifdefense.data.formats.table import (
 KIND = "text"
 EXACT = 2**53
 """Whole numbers up to this are exact in float64."""
+NAN = re.compile(r"[+-]?(nan(\(\w+\))?|1\.#(QNAN|SNAN|IND)\d*)", re.IGNORECASE)
+"""What is not a number, as Microsoft's compilers print it."""
 
 Rows = list[tuple[int, str]]
 """Lines with their numbers, from 1."""
@@ -59,7 +61,7 @@ def decode(data: bytes, options: Options) -> CloudFile:
         if not rows:
             raise DataError("there are no points in it, only a line of names")
     elif comment is not None:
-        words = comment.lstrip("#/ \t")
+        words = comment.lstrip("#/%! \t")
         found = [word.strip(" \t\"'") for word in (words.split(delimiter) if delimiter else words.split())]
         if len(found) == len(first) and {"x", "y", "z"} <= {word.lower() for word in found}:
             names, header = unique_names(found), comment[: len(comment) - len(words)]
@@ -72,7 +74,7 @@ def decode(data: bytes, options: Options) -> CloudFile:
     if names is None and options.columns is None:
         _refuse_index(columns)
         options = dataclasses.replace(options, columns=tuple(list(columns)[:3]))
-    table, coordinates, _ = table_of(columns, options)
+    table, coordinates, _ = table_of(columns, options, drop_missing=True)
     layout = Layout(
         kind=KIND,
         columns=tuple(columns),
@@ -130,10 +132,12 @@ def _rows(text: str) -> tuple[Rows, str | None]:
     """Lines that are not blank or comments, and the last comment before them."""
     rows: Rows = []
     comment = None
-    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         stripped = line.strip()
-        if stripped.startswith(("#", "//")):
+        if stripped.startswith(("#", "//", "%", "!")):
             comment = stripped if not rows else comment
+        elif number == 1 and re.fullmatch("sep=.", stripped):  # for Excel
+            continue
         elif stripped:
             rows.append((number, line))
     return rows, comment
@@ -193,7 +197,7 @@ def _number(cell: str) -> float | None:
     try:
         return None if "_" in cell else float(cell)
     except ValueError:
-        return None
+        return float("nan") if NAN.fullmatch(cell) else None
 
 
 def _is_header(
@@ -222,9 +226,9 @@ def _columns(rows: Rows, delimiter: str | None, names: list[str] | None, options
     first = _split(rows[0], delimiter)
     block = _numbers(rows, delimiter)
     if block is not None and (names is None or len(names) == block.shape[1]):
-        names = names or [f"column_{index}" for index in range(block.shape[1])]
+        labels = names or [f"column_{index}" for index in range(block.shape[1])]
         columns: Columns = {}
-        for name, cell, values in zip(names, first, block.T, strict=True):
+        for name, cell, values in zip(labels, first, block.T, strict=True):
             whole = re.fullmatch(r"[+-]?\d+", cell) and np.array_equal(values, np.round(values))
             if whole and np.abs(values).max() >= EXACT:
                 break

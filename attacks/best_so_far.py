@@ -1,0 +1,54 @@
+"""What an attack keeps of all that it has tried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from attacks.base import Rows
+
+
+class BestSoFar:
+    """Keeps, per example, the tensors of highest rank; of equal rank, those of lowest value; then the first.
+
+    Args:
+        like: ``(B, ...)`` tensor of the batch, for its length, dtype and device.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.kept: list[Tensor] = []
+        """What is kept, each ``(B, ...)``; the clouds come first."""
+        self.rank = torch.zeros(len(like), dtype=torch.int64, device=like.device)
+        """``(B,)`` rank of what is kept, 0 if there is nothing."""
+        self.value = like.new_full((len(like),), torch.inf)
+        """``(B,)`` value of what is kept, infinite if there is nothing."""
+
+    def see(
+        self,
+        tensors: Sequence[Tensor],
+        rank: Tensor,
+        value: Tensor | None = None,
+        rows: Rows = slice(None),
+    ) -> None:
+        """Copies what is better than before.
+
+        Args:
+            tensors: ``(b, ...)`` each, of the examples ``rows``; as many in every call.
+            rank: ``(b,)`` ranks; 0 is never kept.
+            value: ``(b,)`` values; all equal by default.
+            rows: the examples.
+        """
+        if not self.kept:
+            self.kept = [new.new_zeros(len(self.rank), *new.shape[1:]) for new in tensors]
+        had = self.rank[rows]
+        value = torch.zeros_like(self.value[rows]) if value is None else value
+        better = (rank > had) | ((rank == had) & (rank > 0) & (value < self.value[rows]))
+        which = torch.arange(len(self.rank), device=better.device)[rows][better]
+        for kept, new in zip([self.rank, self.value, *self.kept], [rank, value, *tensors], strict=True):
+            kept[which] = new[better]
+
+    def clouds(self, otherwise: Tensor) -> Tensor:
+        """``(B, N, 3)`` clouds that are kept, those of ``otherwise`` where there are none."""
+        return torch.where((self.rank > 0)[:, None, None], self.kept[0], otherwise)

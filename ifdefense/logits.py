@@ -1,0 +1,147 @@
+"""What a classifier is given and what it may return: the one place where classifiers are called."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ifdefense.guard import autocast_kinds
+
+_LOG = logging.getLogger(__name__)
+
+
+def classify(model: Callable[[Any], Any], clouds: Any) -> Tensor:
+    """Calls a classifier and takes the logits out of what it returns.
+
+    A module is given tensors in the dtype and on the device of its weights, and gradients come back in those
+    of the clouds. A module whose attribute ``places_clouds`` is true is given them as they are.
+
+    Args:
+        model: returns ``(B, C)`` logits; or a tuple or list that begins with them, such as
+            ``(log_probs, features)``; or a mapping or an object that has them as ``logits``.
+        clouds: ``(B, N, 3)``, or a batch of PyTorch Geometric, which is passed on as it is.
+
+    Returns:
+        ``(B, C)`` in the dtype and on the device of the model.
+
+    Raises:
+        ValueError: if there are no logits of that shape in what it returns.
+    """
+    if getattr(model, "places_clouds", False):
+        returned = model(clouds)
+    else:
+        given = placed(model, clouds) if isinstance(clouds, Tensor) else clouds
+        with _as_called():
+            returned = model(given)
+    count = len(clouds) if isinstance(clouds, Tensor) else getattr(clouds, "num_graphs", None)
+    logits, where = _found(returned)
+    if (
+        not isinstance(logits, Tensor)
+        or logits.ndim != 2
+        or count not in (None, len(logits))
+        or not logits.is_floating_point()
+    ):
+        shape = f"({'B' if count is None else count}, C)"
+        raise ValueError(
+            f"the model must return logits of shape {shape}, it returned {_described(returned)}; they may be "
+            "alone, first in a tuple or list, or named 'logits'"
+        )
+    if where:
+        _LOG.debug("the model returned a %s; %s is taken for the logits", type(returned).__name__, where)
+    return logits
+
+
+def placed(model: object, values: Tensor) -> Tensor:
+    """Values in the dtype and on the device of a module's first floating-point weight, if there is one."""
+    if isinstance(model, nn.Module):
+        for weight in model.parameters():
+            if weight.is_floating_point():
+                return values.to(weight)
+    return values
+
+
+def _found(returned: Any) -> tuple[Any, str]:
+    """What may be the logits, and where it was, if not alone."""
+    if isinstance(returned, Tensor):
+        return returned, ""
+    if isinstance(returned, Mapping):
+        return returned.get("logits"), "the entry 'logits'"
+    if hasattr(returned, "logits"):
+        return returned.logits, "the attribute 'logits'"
+    if isinstance(returned, tuple | list) and returned:
+        return returned[0], "the first element"
+    return None, ""
+
+
+def _described(value: Any, *, inside: bool = False) -> str:
+    """What a model returned, for error messages."""
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)}" + ("" if value.is_floating_point() else f" {value.dtype}")
+    name = type(value).__name__
+    if inside:
+        return name
+    parts = []
+    if isinstance(value, Mapping):
+        parts = [f"{key!r}: {_described(each, inside=True)}" for key, each in value.items()]
+    elif isinstance(value, tuple | list):
+        parts = [_described(each, inside=True) for each in value]
+    return f"a {name} of {', '.join(parts)}" if parts else f"a {name}"
+
+
+class _State(NamedTuple):
+    """What of torch's state at a call concerns the models alone.
+
+    Attributes:
+        autocast: dtype per type of device for which autocast is on.
+        device: default device of new tensors.
+    """
+
+    autocast: dict[str, torch.dtype]
+    device: torch.device
+
+    @classmethod
+    def now(cls) -> _State:
+        autocast = {kind: torch.get_autocast_dtype(kind) for kind in autocast_kinds()}
+        return cls(autocast, torch.get_default_device())
+
+
+_CALLER: ContextVar[_State | None] = ContextVar("_CALLER", default=None)
+_CPU = torch.device("cpu")
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Context without the caller's autocast and default device, except in models called by `classify`.
+
+    Autocast is meant for the networks of the caller, not for distances and updates, which lose their digits.
+    """
+    caller = _State.now()
+    token = _CALLER.set(caller)
+    try:
+        with contextlib.ExitStack() as stack:
+            for kind in caller.autocast:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            if caller.device != _CPU:
+                stack.enter_context(_CPU)
+            yield
+    finally:
+        _CALLER.reset(token)
+
+
+@contextlib.contextmanager
+def _as_called() -> Iterator[None]:
+    """Context with the state that `apart` has put aside, if any."""
+    caller = _CALLER.get()
+    with contextlib.ExitStack() as stack:
+        if caller is not None:
+            for kind, dtype in caller.autocast.items():
+                stack.enter_context(torch.autocast(kind, dtype=dtype))
+            if caller.device != _CPU:
+                stack.enter_context(caller.device)
+        yield

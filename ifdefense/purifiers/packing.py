@@ -1,0 +1,96 @@
+"""Purifiers as pickles: all weights are one piece of bytes.
+
+Worker processes are handed every tensor as an open file, of which they may have few; bytes have no limit. A
+pickle holds the weights themselves, so a file of weights that has changed since is never read in their place.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slot:
+    """Stands for a tensor that a pickle has among its bytes."""
+
+    number: int
+    start: int
+    end: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: str
+    parameter: bool
+    requires_grad: bool
+
+
+def packed(module: nn.Module) -> tuple[dict[str, Any], bytes | None]:
+    """The state of a module without its tensors, and their bytes; ``None`` if it has no tensors."""
+    slots: dict[int, Any] = {}
+    parts: list[bytes] = []
+    start = 0
+    for table in _tables(module, set()):
+        for value in table.values():
+            if isinstance(value, Tensor) and id(value) not in slots:
+                parts.append(_bytes(value))
+                slots[id(value)] = _Slot(
+                    len(parts),
+                    start,
+                    start := start + len(parts[-1]),
+                    tuple(value.shape),
+                    value.dtype,
+                    str(value.device),
+                    isinstance(value, nn.Parameter),
+                    value.requires_grad,
+                )
+    # With the slots in its memory, the copy has them in place of the tensors.
+    return copy.deepcopy(vars(module), slots), b"".join(parts) if parts else None
+
+
+def unpack_into(module: nn.Module, data: bytes) -> None:
+    """Puts tensors where `packed` left slots."""
+    made: dict[_Slot, Tensor] = {}
+    for table in _tables(module, set()):
+        for name, value in table.items():
+            if isinstance(value, _Slot):
+                if value not in made:
+                    made[value] = _tensor(value, data)
+                table[name] = made[value]
+
+
+def _tables(value: Any, seen: set[int]) -> Iterator[dict[str, Any]]:
+    """The parameters and buffers by name of all modules, also of those in options."""
+    if id(value) in seen or isinstance(value, (type, str, bytes, Tensor)):
+        return
+    seen.add(id(value))
+    inner: Any = ()
+    if isinstance(value, nn.Module):
+        yield value._parameters
+        yield value._buffers
+        inner = vars(value).values()
+    elif dataclasses.is_dataclass(value):
+        inner = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    elif isinstance(value, dict):
+        inner = value.values()
+    elif isinstance(value, (list, tuple)):
+        inner = value
+    for part in inner:
+        yield from _tables(part, seen)
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _tensor(slot: _Slot, data: bytes) -> Tensor:
+    raw = np.frombuffer(data, np.uint8, slot.end - slot.start, slot.start).copy()
+    values = torch.from_numpy(raw).view(slot.dtype).view(slot.shape).to(slot.device)
+    if slot.parameter:
+        return nn.Parameter(values, slot.requires_grad)
+    return values.requires_grad_(slot.requires_grad)
