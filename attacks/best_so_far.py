@@ -45,9 +45,10 @@ class BestSoFar:
         had = self.rank[rows]
         value = torch.zeros_like(self.value[rows]) if value is None else value
         better = (rank > had) | ((rank == had) & (rank > 0) & (value < self.value[rows]))
-        which = torch.arange(len(self.rank), device=better.device)[rows][better]
+        chosen = better.nonzero().squeeze(1)  # once, as a GPU waits for it
+        which = torch.arange(len(self.rank), device=chosen.device)[rows][chosen]
         for kept, new in zip([self.rank, self.value, *self.kept], [rank, value, *tensors], strict=True):
-            kept[which] = new[better]
+            kept[which] = new[chosen]
 
     def clouds(self, otherwise: Tensor) -> Tensor:
         """``(B, N, 3)`` clouds that are kept, those of ``otherwise`` where there are none."""

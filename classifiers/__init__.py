@@ -74,7 +74,14 @@ def load(name: str, weights: str | Path | None = None, *, up: str | None = None)
         ValueError: if the name is unknown, or the weights cannot be read or do not fit; the message names the
             tensors.
     """
-    from ifdefense.checkpoints import CheckpointError, load_into, load_state, shipped, stated_axis, unlike
+    from ifdefense.checkpoints import (
+        CheckpointError,
+        load_into,
+        load_state,
+        shipped,
+        stated_axis,
+        unlike,
+    )
 
     known = [network for network in NETWORKS if name == network or name.startswith(network + "-")]
     if not known:

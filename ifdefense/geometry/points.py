@@ -93,7 +93,7 @@ def knn(query: Tensor, source: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return _tree_neighbours(query, source, k)
     limit = _CHUNK.get(query.device.type, _CHUNK["cuda"])
     rows = max(1, limit // max(1, batch * num_source))
-    parts = [_nearest(squared_distances(chunk, source), k) for chunk in torch.split(query, rows, dim=1)]
+    parts = [_smallest(squared_distances(chunk, source), k) for chunk in torch.split(query, rows, dim=1)]
     if len(parts) == 1:
         return parts[0]
     return torch.cat([d for d, _ in parts], dim=1), torch.cat([i for _, i in parts], dim=1)
@@ -159,7 +159,7 @@ def _tree_neighbours(query: Tensor, source: Tensor, k: int) -> tuple[Tensor, Ten
     return total, neighbours
 
 
-def _nearest(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _smallest(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The ``k`` smallest entries of the last axis, ascending, and their indices."""
     if k == 1:
         values, index = distances.min(dim=-1, keepdim=True)

@@ -266,8 +266,8 @@ class Purifier(nn.Module, ABC):
         up = UP if up is None else axis_of(up)
         with tqdm(total=len(clouds), desc="purify", unit="cloud", disable=not progress) as bar:
             for start in range(0, len(clouds), batch_size):
-                part = self._beside_weights(clouds[start : start + batch_size])
-                part = [turned(cloud, up) for cloud in part]
+                given = self._beside_weights(clouds[start : start + batch_size])
+                part = [turned(cloud, up) for cloud in given]
                 counts = [num_points or len(cloud) for cloud in part]
                 with torch.set_grad_enabled(self._passes_gradients(part)), timed() as seconds:
                     outcomes, threads = self._restored(part, counts, seed)
@@ -347,19 +347,6 @@ def _outward(outcome: Outcome, frame: Frame, cloud: Tensor, used: Tensor) -> Out
     return Outcome(points, index, kept, moved(outcome.mesh), repair, outcome.fallback)
 
 
-def _turned_back(outcome: Outcome, up: str) -> Outcome:
-    """An outcome in the library's frame, for clouds with another up axis."""
-    if up == UP:
-        return outcome
-    repair, mesh = outcome.repair, outcome.mesh
-    return dataclasses.replace(
-        outcome,
-        points=turned(outcome.points, UP, up),
-        mesh=None if mesh is None else turned_mesh(mesh, UP, up),
-        repair=repair and dataclasses.replace(repair, mesh=turned_mesh(repair.mesh, UP, up)),
-    )
-
-
 def _returned(outcome: Outcome, cloud: Tensor) -> Outcome:
     """An outcome on the device of its cloud."""
 
@@ -371,6 +358,19 @@ def _returned(outcome: Outcome, cloud: Tensor) -> Outcome:
         points=outcome.points.to(cloud.device),
         index=moved(outcome.index),
         kept=moved(outcome.kept),
+    )
+
+
+def _turned_back(outcome: Outcome, up: str) -> Outcome:
+    """An outcome in the library's frame, for clouds with another up axis."""
+    if up == UP:
+        return outcome
+    repair, mesh = outcome.repair, outcome.mesh
+    return dataclasses.replace(
+        outcome,
+        points=turned(outcome.points, UP, up),
+        mesh=None if mesh is None else turned_mesh(mesh, UP, up),
+        repair=repair and dataclasses.replace(repair, mesh=turned_mesh(repair.mesh, UP, up)),
     )
 
 
