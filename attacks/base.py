@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from attacks.functional import distances, projections
 from attacks.settings import check_settings
+from ifdefense.threads import considerate
 
 Model = Callable[[Tensor], Tensor]
 """``(B, N, 3)`` points to ``(B, C)`` logits."""
@@ -250,7 +251,7 @@ class Attack(ABC):
         if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
             raise TypeError(f"generator must be a torch.Generator on the CPU, got {generator!r}")
         clean = points.detach()
-        with frozen(model), torch.no_grad():
+        with frozen(model), torch.no_grad(), considerate():
             oracle = Oracle(model, labels, targets)
             attacked, iterations = self.run(oracle, clean.clone(), generator)
             attacked = self.constrain(attacked, clean)
