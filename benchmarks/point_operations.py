@@ -55,7 +55,7 @@ def point_operations(clouds: int, points: int, device: str, repeats: int, out: P
     """
     sphere = torch.randn(clouds, points, 3, generator=torch.Generator().manual_seed(0))
     calls = operations(torch.nn.functional.normalize(sphere, dim=2).to(device))
-    seconds = {name: median_seconds(call, repeats, device) for name, call in calls.items()}
+    seconds = {name: median_seconds(call, repeats) for name, call in calls.items()}
     about = {"clouds": clouds, "points": points, "device": device, "repeats": repeats}
     record.write(out, "point-operations", **about, seconds=seconds)
     rows = [[name, f"{1000 * value:.1f}"] for name, value in seconds.items()]
