@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import record
+from ifdefense.console import device_option
 from ifdefense.devices import synchronise
 from ifdefense.shapes.procedural import CLASSES, make_dataset
 
@@ -84,7 +85,7 @@ def _spent(call: Callable[[], object]) -> tuple[float, float]:
 
 
 def timing_options(out: str) -> Callable[[Command], Command]:
-    """Adds the options ``--repeats``, ``--threads`` and ``--out``; sets the number of threads."""
+    """Adds ``--repeats``, ``--threads``, ``--device`` and ``--out``; sets the number of threads."""
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
@@ -98,6 +99,7 @@ def timing_options(out: str) -> Callable[[Command], Command]:
         path = click.Path(path_type=Path, dir_okay=False)
         for option in (
             click.option("--out", type=path, default=record.FOLDER / out, show_default=True),
+            device_option,
             click.option("--threads", type=positive, help="Threads of torch; its own choice by default."),
             click.option("--repeats", type=positive, default=5, show_default=True, help="Runs per median."),
         ):

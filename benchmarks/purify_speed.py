@@ -25,6 +25,7 @@ from benchmarks.clock import (
     timing_options,
 )
 from benchmarks.layout import text_table
+from ifdefense.devices import device_of_weights
 from ifdefense.implicit.occupancy import OccupancyNetwork
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.registry import DEFAULT, METHODS
@@ -46,11 +47,13 @@ def stage_seconds(purifier: Purifier, clouds: CloudBatch, repeats: int) -> dict[
     return {stage: statistics.median(run[stage] for run in runs) for stage in runs[0]}
 
 
-def growth(purifier: Purifier, clouds: CloudBatch, repeats: int) -> dict[str, float]:
+def growth(
+    purifier: Purifier, clouds: CloudBatch, repeats: int, counts: tuple[int, ...] = GROWTH
+) -> dict[str, float]:
     """Seconds per cloud by the number of clouds."""
     return {
         str(count): median_seconds(lambda part=clouds[:count]: purifier(part), repeats) / count  # type: ignore[misc]
-        for count in GROWTH
+        for count in counts
     }
 
 
@@ -66,9 +69,10 @@ def large(purifier: Purifier, count: int) -> dict[str, float]:
 def decoder_seconds(network: OccupancyNetwork, clouds: CloudBatch, repeats: int) -> dict[str, float]:
     """Median time of the training decoder and of the folded one on the same queries."""
     generator = torch.Generator().manual_seed(0)
-    queries = torch.rand(len(clouds), QUERIES, 3, generator=generator) - 0.5
-    owner = torch.arange(len(clouds)).repeat_interleave(QUERIES)
-    code = network.codes(torch.from_numpy(clouds[:, :300]))
+    device = device_of_weights(network)
+    queries = (torch.rand(len(clouds), QUERIES, 3, generator=generator) - 0.5).to(device)
+    owner = torch.arange(len(clouds), device=device).repeat_interleave(QUERIES)
+    code = network.codes(torch.from_numpy(clouds[:, :300]).to(device))
     field = network.field(code)
     return {
         "unfolded": median_seconds(lambda: network.decoder(queries, code), repeats),
@@ -99,12 +103,12 @@ def crowded(purifier: Purifier, clouds: CloudBatch, repeats: int) -> dict[str, d
 @click.command()
 @click.option("--method", type=click.Choice(list(METHODS)), default=DEFAULT, show_default=True)
 @timing_options("purify_speed.json")
-def purify_speed(method: str, repeats: int, out: Path) -> None:
+def purify_speed(method: str, repeats: int, device: torch.device, out: Path) -> None:
     """Measures the time of purify, by stage, number of clouds and beside busy processes, and its memory.
 
     The memory is that of the whole process after the runs on 16 clouds, Python and torch included.
     """
-    purifier = Purifier.from_pretrained(method)
+    purifier = Purifier.from_pretrained(method).to(device)
     clouds = make_clouds(max(GROWTH))
     total = median_seconds(lambda: purifier(clouds[:CLOUDS]), repeats)
     stages = stage_seconds(purifier, clouds[:CLOUDS], repeats)
@@ -114,6 +118,7 @@ def purify_speed(method: str, repeats: int, out: Path) -> None:
         "clouds": CLOUDS,
         "points": int(clouds.shape[1]),
         "repeats": repeats,
+        "device": str(device),
         "seconds_per_cloud": total / CLOUDS,
         "stages_per_cloud": {stage: seconds / CLOUDS for stage, seconds in stages.items()},
         "peak_memory_gb": peak_memory(),
