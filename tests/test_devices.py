@@ -21,6 +21,7 @@ import attacks
 import ifdefense
 from benchmarks.suite import SUITE
 from classifiers import NETWORKS, build, fold
+from ifdefense import threads
 from ifdefense.arguments import device_of
 from ifdefense.corruptions.natural import CORRUPTIONS, corrupt
 from ifdefense.geometry.gathering import add_rows
@@ -101,7 +102,9 @@ def test_one_network_serves_a_device_with_and_without_its_index(device, clouds):
     assert device_of(device.type) == device
 
 
-def test_work_on_the_device_is_asked_for_by_one_thread(device):
+def test_work_on_the_device_is_asked_for_by_one_thread(device, monkeypatch):
+    monkeypatch.setattr(threads, "free_cores", lambda: 3)
+
     def thread(part: Tensor) -> int:
         return threading.get_ident()
 
