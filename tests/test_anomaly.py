@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ifdefense import Purifier
 from ifdefense.corruptions.planted import plant
 from ifdefense.geometry.mesh import Mesh
+from ifdefense.geometry.mesh_graph import MeshGraph
 from ifdefense.geometry.points import Neighbours
 from ifdefense.implicit.anomaly import CONTEXT, NEIGHBOURS, AnomalyNetwork
 from ifdefense.implicit.base import Field, load_network
@@ -25,7 +26,7 @@ from ifdefense.purifiers.specs import describe, rebuild
 from ifdefense.shapes.procedural import make_shape
 from ifdefense.stages.anomaly import AnomalyRepair
 from ifdefense.stages.extraction import ExtractionOptions, extract_meshes
-from ifdefense.stages.repair import Surface, cut_out
+from ifdefense.stages.repair import cut_out
 from ifdefense.training.anomaly import (
     KEPT,
     OFF,
@@ -142,10 +143,10 @@ def test_parts_larger_than_allowed_stay() -> None:
 def test_a_mesh_marked_all_over_comes_back() -> None:
     mesh = mesh_with(None, 0.0)
     score = np.full(len(mesh.vertices), 2, np.float32)
-    repair = cut_out(Surface(mesh), np.ones(len(score), bool), score)
+    repair = cut_out(MeshGraph(mesh), np.ones(len(score), bool), score)
     assert repair.mesh is mesh
     assert not repair.mask.any()
-    assert cut_out(Surface(Mesh.empty()), np.zeros(0, bool), np.zeros(0, np.float32)).mesh.is_empty
+    assert cut_out(MeshGraph(Mesh.empty()), np.zeros(0, bool), np.zeros(0, np.float32)).mesh.is_empty
 
 
 @pytest.mark.parametrize(
