@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 import attacks
 import classifiers
+import ifdefense
 from benchmarks import record
 from benchmarks.layout import text_table
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.formats import replacing
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.logits import classify
-from ifdefense.purifiers.base import Purifier, Trace
+from ifdefense.purifiers.base import Trace
 from ifdefense.purifiers.registry import DEFAULT
 from ifdefense.report import Case, Reading, Table, render_html, render_png
 from ifdefense.shapes.procedural import make_dataset
@@ -131,7 +132,7 @@ def play(victim: nn.Module, clean: Tensor, clouds: CloudSet, effort: Effort) -> 
         predicted = {NO_DEFENCE: predict(victim, points)}
         shown: list[Trace] = []
         for method in DEFENCES:
-            purifier = Purifier.from_pretrained(method)
+            purifier = ifdefense.load(method)
             start = time.perf_counter()
             traces = purifier.trace(points)
             seconds[method] = time.perf_counter() - start

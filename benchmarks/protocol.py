@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import attacks
 import classifiers
+import ifdefense
 from attacks import EOT, Attack, adaptive, attack_in_batches, random_targets
 from benchmarks import record
 from ifdefense import Purifier
@@ -88,7 +89,7 @@ class Victim:
 @functools.cache
 def purifier_of(defence: str) -> Purifier:
     """The purifier of a method."""
-    return Purifier.from_pretrained(defence)
+    return ifdefense.load(defence)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ifdefense import Purifier
+import ifdefense
 from ifdefense.corruptions.simulated import SimulationOptions, simulate_attack
 from ifdefense.data.formats import replacing
 from ifdefense.data.modelnet import load_modelnet40
@@ -54,7 +54,7 @@ def purified_set(
     """
     clouds = load_modelnet40(root, split)  # type: ignore[arg-type]
     order = np.random.default_rng(seed).permutation(len(clouds.points))[:limit][part[0] :: part[1]]
-    purifier = Purifier.from_pretrained(method)
+    purifier = ifdefense.load(method)
     spec = purifier.spec()
     code = code_digest([*modules_of(spec), simulate_attack.__module__])
     key = digest([spec, code, versions(), split, limit, part, corrupted, seed])

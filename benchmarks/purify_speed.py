@@ -12,6 +12,7 @@ import click
 import numpy as np
 import torch
 
+import ifdefense
 from benchmarks import record
 from benchmarks.clock import SEED, CloudBatch, make_clouds, median_seconds, seconds, timing_options
 from benchmarks.layout import text_table
@@ -83,7 +84,7 @@ def purify_speed(method: str, repeats: int, out: Path) -> None:
 
     The memory is that of the whole process after the runs on 16 clouds, Python and torch included.
     """
-    purifier = Purifier.from_pretrained(method)
+    purifier = ifdefense.load(method)
     clouds = make_clouds(max(GROWTH))
     total = median_seconds(lambda: purifier(clouds[:CLOUDS]), repeats)
     stages = stage_seconds(purifier, clouds[:CLOUDS], repeats)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+import ifdefense
 from benchmarks import record
 from benchmarks.layout import markdown, text_table
 from ifdefense import Purifier
@@ -105,7 +106,7 @@ def reconstruction(count: int, samples: int, methods: tuple[str, ...], seed: int
     meshes = [unit(data.meshes[index]) for index in chosen]
     rows: dict[str, Any] = {}
     for name in methods:
-        purifier = Purifier.from_pretrained(name)
+        purifier = ifdefense.load(name)
 
         def purify(cloud: Cloud, purifier: Purifier = purifier) -> Tensor | None:
             (trace,) = purifier.trace(cloud, samples, seed)

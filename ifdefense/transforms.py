@@ -11,7 +11,7 @@ from ifdefense.arguments import count_of, device_of, seed_of
 from ifdefense.geometry.axes import axis_of
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.function import purify
-from ifdefense.purifiers.registry import DEFAULT, METHODS
+from ifdefense.purifiers.registry import DEFAULT, known
 from ifdefense.purifiers.specs import hashed
 
 try:
@@ -53,8 +53,8 @@ class Purify(BaseTransform):  # type: ignore[misc]
     ) -> None:
         if not isinstance(method, (str, Path, Purifier)):
             raise TypeError(f"method must be a name, a path or a purifier, got {type(method).__name__}")
-        if not isinstance(method, Purifier) and str(method) not in METHODS and not Path(method).is_file():
-            raise ValueError(f"unknown method {str(method)!r}; there are {', '.join(METHODS)}")
+        if not isinstance(method, Purifier):
+            known(method)
         self.method = method
         self.num_points = count_of(num_points)
         self.seed = None if seed is None else seed_of(seed)

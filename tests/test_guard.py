@@ -17,6 +17,7 @@ import torch
 from quick import CLOUDS, quick
 from torch import Tensor, nn
 
+import ifdefense
 from attacks.defence_aware.model import DefenceAware
 from ifdefense import Defended, Purifier, guard, purify
 from ifdefense.guard import guarded, isolated
@@ -313,7 +314,7 @@ print("torch._dynamo" in sys.modules)
 
 def test_loaded_networks_are_frozen() -> None:
     networks = [load_network(name) for name in ("local", "onet", "convonet", "generative", "image", "voxel")]
-    for network in [*networks, *(Purifier.from_pretrained(name) for name in METHODS)]:
+    for network in [*networks, *(ifdefense.load(name) for name in METHODS)]:
         assert isinstance(network, nn.Module) and not network.training
         assert not any(weight.requires_grad for weight in network.parameters())
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import ifdefense
 from attacks import FGM, AdvPC
 from benchmarks import protocol
 from benchmarks.protocol import DEFENCES, Bench, Victim
@@ -150,7 +151,7 @@ def test_code_of_attack_victim_and_stages_counts(
     monkeypatch.setattr(protocol, "code_digest", lambda modules: seen.append(modules) or "")
     bench.attacked(victim(), "fgm", FGM(), True)
     assert {"attacks.gradient.fgm", "classifiers.pointnet"} <= set(seen[-1])
-    purifiers["sor"] = Purifier.from_pretrained("onet-mesh")
+    purifiers["sor"] = ifdefense.load("onet-mesh")
     bench.purified(bench.points[:1], "sor")
     stages = {"ifdefense.stages.extraction", "ifdefense.stages.repair", "ifdefense.implicit.occupancy"}
     assert stages <= set(seen[-1])

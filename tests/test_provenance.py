@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import ifdefense
 from ifdefense.provenance import code_digest, digest, modules_of, versions
-from ifdefense.purifiers.base import Purifier
 
 Write = Callable[..., str]
 
@@ -80,7 +80,7 @@ def test_attacks_depend_on_their_mathematics_and_not_on_the_console(monkeypatch:
 
 
 def test_purifiers_depend_on_their_stages(monkeypatch: pytest.MonkeyPatch) -> None:
-    modules = modules_of(Purifier.from_pretrained("onet-mesh").spec())
+    modules = modules_of(ifdefense.load("onet-mesh").spec())
     assert {
         "ifdefense.purifiers.compose",
         "ifdefense.restorers.mesh",

@@ -12,11 +12,11 @@ import torch
 from attack_checks import SmallNet, clouds, victim
 from torch import Tensor, nn
 
+import ifdefense
 from attacks import EOT, PGD, DefenceAware, Perturb, SaliencyDrop
 from attacks.black_box.transfer import Transfer
 from attacks.digests import digest
 from attacks.resume import attack_in_batches
-from ifdefense import Purifier
 
 ATTACK = PGD("linf", delta=0.3, iterations=3)
 
@@ -274,11 +274,11 @@ def test_docstrings_comments_and_code_of_other_attacks_make_no_difference(rewrit
 
 
 def test_the_code_of_a_defence_counts(rewrite: Rewrite) -> None:
-    model = DefenceAware(victim(), Purifier.from_pretrained("sor"))
+    model = DefenceAware(victim(), ifdefense.load("sor"))
     before = digest(model)
-    assert before == digest(DefenceAware(victim(), Purifier.from_pretrained("sor")))
-    assert before != digest(DefenceAware(victim(), Purifier.from_pretrained("srs")))
-    assert before != digest(DefenceAware(victim(), Purifier.from_pretrained("sor"), eot=EOT(3)))
+    assert before == digest(DefenceAware(victim(), ifdefense.load("sor")))
+    assert before != digest(DefenceAware(victim(), ifdefense.load("srs")))
+    assert before != digest(DefenceAware(victim(), ifdefense.load("sor"), eot=EOT(3)))
     rewrite("attacks.defence_aware.model", "# adds exactly 0", "# adds 0")
     assert digest(model) == before
     rewrite("ifdefense.stages.outliers", "return ", "pass; return ")

@@ -8,7 +8,6 @@ import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Self, final
 
 import numpy as np
@@ -120,21 +119,6 @@ class Purifier(nn.Module, ABC):
             counts: points per result; ``None``, within a chain, leaves the number to the purifier.
             seed: random seed. The outcome of a cloud must not depend on the others.
         """
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path | None = None) -> Purifier:
-        """Loads a method by name, or ``"onet-mesh"`` with your own weights.
-
-        Args:
-            name_or_path: one of `ifdefense.purifiers.registry.METHODS`, by default the default method; or a
-                file of weights by ``ifdefense train``, or a public Occupancy Networks checkpoint.
-
-        Raises:
-            ValueError: if there is no such method or file.
-        """
-        from ifdefense.purifiers.registry import build
-
-        return build(name_or_path)
 
     @guarded  # what is moved in inference mode would pass no gradients afterwards
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
