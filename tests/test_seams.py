@@ -19,6 +19,7 @@ from ifdefense.implicit.base import Calibration, Field, load_network
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
 from ifdefense.purifiers import registry
 from ifdefense.purifiers.base import Outcome
+from ifdefense.purifiers.filters import StatisticalOutlierRemoval
 from ifdefense.purifiers.registry import METHODS
 from ifdefense.purifiers.specs import hashed, rebuild
 from ifdefense.purifiers.surface import SurfacePurifier
@@ -67,14 +68,20 @@ class Towards(Purifier):
         super().__init__()
         self.factor = factor
 
-    def options(self) -> dict[str, Any]:
-        return {"factor": self.factor}
-
     def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
         return [
             Outcome(self.factor * cloud[torch.arange(count or len(cloud)) % len(cloud)])
             for cloud, count in zip(clouds, counts, strict=True)
         ]
+
+
+class Bare(Purifier):
+    """Has no constructor of its own."""
+
+    name = "bare"
+
+    def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
+        return [Outcome(cloud) for cloud in clouds]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +208,27 @@ def test_a_method_is_rebuilt_from_its_description(name: str, clouds: Tensor) -> 
         assert hashed(purifier.spec()) != hashed(spec) and rebuild(purifier.spec()).spec() == purifier.spec()
     hashes = {hashed(ifdefense.load(other).spec()) for other in METHODS}
     assert len(hashes) == len(METHODS) and hashed(spec) in hashes
+
+
+def test_options_are_the_arguments_of_the_constructor(clouds: Tensor) -> None:
+    class Named(Towards):
+        def __init__(self, factor: float, *, name: str = "named") -> None:
+            super().__init__(factor)
+            self.name = name
+
+    class Renamed(Towards):
+        def __init__(self, share: float) -> None:
+            super().__init__(share)
+
+    assert Towards(0.25).options() == {"factor": 0.25}
+    assert Named(0.25).options() == {"factor": 0.25, "name": "named"}
+    chain = Compose([Towards(0.25), StatisticalOutlierRemoval(3)], "two")
+    assert chain.options()["parts"][1]["options"] == {"k": 3, "alpha": 1.1}
+    again = rebuild(chain.spec())
+    assert again.name == "two" and torch.equal(again(clouds), chain(clouds))
+    assert Bare().options() == {}
+    with pytest.raises(TypeError, match="Renamed does not keep its argument 'share' as an attribute"):
+        Renamed(0.5).spec()
 
 
 def test_a_description_knows_other_weights(tmp_path: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import itertools
 import logging
 from abc import ABC, abstractmethod
@@ -162,8 +163,19 @@ class Purifier(nn.Module, ABC):
         return {"class": describe(type(self)), "name": self.name, "options": self.options()}
 
     def options(self) -> dict[str, Any]:
-        """Arguments of the constructor, in the form of `ifdefense.purifiers.specs.describe`."""
-        return {}
+        """Arguments of the constructor, in the form of `ifdefense.purifiers.specs.describe`.
+
+        They are taken from the attributes of the same names; a subclass that has others overrides this.
+
+        Raises:
+            TypeError: if an argument has no such attribute, or cannot be described.
+        """
+        options = {}
+        for name in _arguments(type(self)):
+            if not hasattr(self, name):
+                raise TypeError(f"{type(self).__name__} does not keep its argument {name!r} as an attribute")
+            options[name] = describe(getattr(self, name))
+        return options
 
     @final  # type: ignore[misc]  # nn.Module declares `forward` as an attribute
     @guarded
@@ -303,6 +315,12 @@ class Purifier(nn.Module, ABC):
         outcomes = self.run(cubes, counts, seed)
         outward = [_outward(*each) for each in zip(outcomes, frames, given, used, strict=True)]
         return [_returned(*each) for each in zip(outward, clouds, strict=True)]
+
+
+def _arguments(cls: type[Purifier]) -> list[str]:
+    """Names of the arguments of a constructor."""
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # of nn.Module's own
+    return [each.name for each in inspect.signature(cls).parameters.values() if each.kind not in several]
 
 
 def usable(cloud: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def describe(value: Any) -> Any:
         return value
     if isinstance(value, type):
         return f"{value.__module__}:{value.__qualname__}"
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, nn.ModuleList)):
         return [describe(part) for part in value]
     if isinstance(value, dict):
         return {str(key): describe(part) for key, part in value.items()}
