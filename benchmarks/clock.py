@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import record
+from ifdefense.console import device_option
+from ifdefense.devices import synchronise
 from ifdefense.shapes.procedural import CLASSES, make_dataset
 
 SEED = 2_000_000
@@ -32,23 +37,55 @@ def make_clouds(count: int) -> CloudBatch:
     return by_class.reshape(points.shape)[:count]
 
 
-def seconds(call: Callable[[], object], device: str = "cpu") -> float:
-    """Time of a call."""
+def seconds(call: Callable[[], object]) -> float:
+    """Time of a call, with all that it asks of an accelerator."""
+    synchronise()
     start = time.perf_counter()
     call()
-    if device != "cpu":
-        torch.cuda.synchronize()
+    synchronise()
     return time.perf_counter() - start
 
 
-def median_seconds(call: Callable[[], object], repeats: int, device: str = "cpu") -> float:
+def median_seconds(call: Callable[[], object], repeats: int) -> float:
     """Median time of a call, after one that warms up."""
-    seconds(call, device)
-    return statistics.median(seconds(call, device) for _ in range(repeats))
+    seconds(call)
+    return statistics.median(seconds(call) for _ in range(repeats))
+
+
+@contextlib.contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """Other processes that keep a core busy each, inside the block."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            stack.callback(process.kill)
+        yield
+
+
+def beside_neighbours(call: Callable[[], object], repeats: int, count: int) -> dict[str, float]:
+    """How many times the CPU time and the wall-clock time a call takes beside busy processes; medians."""
+    call()
+    alone, beside = [], []
+    for _ in range(repeats):
+        alone.append(_spent(call))
+        with neighbours(count):
+            beside.append(_spent(call))
+    ratios = [
+        statistics.median(b) / statistics.median(a)
+        for a, b in zip(zip(*alone, strict=True), zip(*beside, strict=True), strict=True)
+    ]
+    return dict(zip(("cpu", "wall"), ratios, strict=True))
+
+
+def _spent(call: Callable[[], object]) -> tuple[float, float]:
+    """CPU time of all threads and wall-clock time of a call, in seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return time.process_time() - cpu, time.perf_counter() - wall
 
 
 def timing_options(out: str) -> Callable[[Command], Command]:
-    """Adds the options ``--repeats``, ``--threads`` and ``--out``; sets the number of threads."""
+    """Adds ``--repeats``, ``--threads``, ``--device`` and ``--out``; sets the number of threads."""
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
@@ -62,6 +99,7 @@ def timing_options(out: str) -> Callable[[Command], Command]:
         path = click.Path(path_type=Path, dir_okay=False)
         for option in (
             click.option("--out", type=path, default=record.FOLDER / out, show_default=True),
+            device_option,
             click.option("--threads", type=positive, help="Threads of torch; its own choice by default."),
             click.option("--repeats", type=positive, default=5, show_default=True, help="Runs per median."),
         ):

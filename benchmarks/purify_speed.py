@@ -1,4 +1,4 @@
-"""Time and memory of ``purify`` on 16 clouds of 1,024 points: per stage, and by the number of clouds."""
+"""Time and memory of ``purify`` on 16 clouds of 1,024 points: by stage, by clouds, beside busy processes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,21 @@ import click
 import numpy as np
 import torch
 
+import classifiers
 import ifdefense
+from attacks import PGD
 from benchmarks import record
-from benchmarks.clock import SEED, CloudBatch, make_clouds, median_seconds, seconds, timing_options
+from benchmarks.clock import (
+    SEED,
+    CloudBatch,
+    beside_neighbours,
+    make_clouds,
+    median_seconds,
+    seconds,
+    timing_options,
+)
 from benchmarks.layout import text_table
+from ifdefense.devices import device_of_weights
 from ifdefense.implicit.occupancy import OccupancyNetwork
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.registry import DEFAULT, METHODS
@@ -25,6 +36,7 @@ CLOUDS = 16
 GROWTH = (4, 16, 64)
 QUERIES = 8192
 LARGE = 100_000
+NEIGHBOURS = 4
 
 
 def stage_seconds(purifier: Purifier, clouds: CloudBatch, repeats: int) -> dict[str, float]:
@@ -36,11 +48,13 @@ def stage_seconds(purifier: Purifier, clouds: CloudBatch, repeats: int) -> dict[
     return {stage: statistics.median(run[stage] for run in runs) for stage in runs[0]}
 
 
-def growth(purifier: Purifier, clouds: CloudBatch, repeats: int) -> dict[str, float]:
+def growth(
+    purifier: Purifier, clouds: CloudBatch, repeats: int, counts: tuple[int, ...] = GROWTH
+) -> dict[str, float]:
     """Seconds per cloud by the number of clouds."""
     return {
         str(count): median_seconds(lambda part=clouds[:count]: purifier(part), repeats) / count  # type: ignore[misc]
-        for count in GROWTH
+        for count in counts
     }
 
 
@@ -56,9 +70,10 @@ def large(purifier: Purifier, count: int) -> dict[str, float]:
 def decoder_seconds(network: OccupancyNetwork, clouds: CloudBatch, repeats: int) -> dict[str, float]:
     """Median time of the training decoder and of the folded one on the same queries."""
     generator = torch.Generator().manual_seed(0)
-    queries = torch.rand(len(clouds), QUERIES, 3, generator=generator) - 0.5
-    owner = torch.arange(len(clouds)).repeat_interleave(QUERIES)
-    code = network.codes(torch.from_numpy(clouds[:, :300]))
+    device = device_of_weights(network)
+    queries = (torch.rand(len(clouds), QUERIES, 3, generator=generator) - 0.5).to(device)
+    owner = torch.arange(len(clouds), device=device).repeat_interleave(QUERIES)
+    code = network.codes(torch.from_numpy(clouds[:, :300]).to(device))
     field = network.field(code)
     return {
         "unfolded": median_seconds(lambda: network.decoder(queries, code), repeats),
@@ -76,15 +91,25 @@ def peak_memory() -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
+def crowded(purifier: Purifier, clouds: CloudBatch, repeats: int) -> dict[str, dict[str, float]]:
+    """Ratios of CPU and wall-clock time beside `NEIGHBOURS` busy processes: of purify, and of an attack."""
+    attack, model = PGD(iterations=10), classifiers.load("pointnet-modelnet40")
+    points, labels = torch.from_numpy(clouds), torch.zeros(len(clouds), dtype=torch.long)
+    return {
+        "purify": beside_neighbours(lambda: purifier(clouds), repeats, NEIGHBOURS),
+        "attack": beside_neighbours(lambda: attack(model, points, labels), repeats, NEIGHBOURS),
+    }
+
+
 @click.command()
 @click.option("--method", type=click.Choice(list(METHODS)), default=DEFAULT, show_default=True)
 @timing_options("purify_speed.json")
-def purify_speed(method: str, repeats: int, out: Path) -> None:
-    """Measures the time of purify, per stage and by the number of clouds, and its peak memory.
+def purify_speed(method: str, repeats: int, device: torch.device, out: Path) -> None:
+    """Measures the time of purify, by stage, number of clouds and beside busy processes, and its memory.
 
     The memory is that of the whole process after the runs on 16 clouds, Python and torch included.
     """
-    purifier = ifdefense.load(method)
+    purifier = ifdefense.load(method, device=device)
     clouds = make_clouds(max(GROWTH))
     total = median_seconds(lambda: purifier(clouds[:CLOUDS]), repeats)
     stages = stage_seconds(purifier, clouds[:CLOUDS], repeats)
@@ -94,11 +119,13 @@ def purify_speed(method: str, repeats: int, out: Path) -> None:
         "clouds": CLOUDS,
         "points": int(clouds.shape[1]),
         "repeats": repeats,
+        "device": str(device),
         "seconds_per_cloud": total / CLOUDS,
         "stages_per_cloud": {stage: seconds / CLOUDS for stage, seconds in stages.items()},
         "peak_memory_gb": peak_memory(),
         "growth": growth(purifier, clouds, repeats),
         "large": large(purifier, LARGE),
+        "neighbours": {"processes": NEIGHBOURS, **crowded(purifier, clouds[:CLOUDS], repeats)},
     }
     for network in (part for part in purifier.modules() if isinstance(part, OccupancyNetwork)):
         result["decoder"] = decoder_seconds(network, clouds[:CLOUDS], repeats)
@@ -107,5 +134,12 @@ def purify_speed(method: str, repeats: int, out: Path) -> None:
     click.echo(
         "one cloud of {points:,} points: {seconds:.1f} s, {peak_memory_gb:.2f} GB".format(**result["large"])
     )
+    for name in ("purify", "attack"):
+        click.echo(
+            f"{name} beside {NEIGHBOURS} busy processes: "
+            "{cpu:.2f} times the CPU time, {wall:.2f} times the wall-clock time".format(
+                **result["neighbours"][name]
+            )
+        )
     rows |= {f"{count} clouds": spent for count, spent in result["growth"].items()}
     click.echo(text_table([method, "ms per cloud"], [[name, f"{1000 * s:.1f}"] for name, s in rows.items()]))
