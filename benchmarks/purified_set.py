@@ -16,7 +16,7 @@ from ifdefense.corruptions.simulated import SimulationOptions, simulate_attack
 from ifdefense.data.formats import replacing
 from ifdefense.data.modelnet import load_modelnet40
 from ifdefense.geometry.frame import to_unit_sphere
-from ifdefense.provenance import code_digest, digest, modules_of, versions
+from ifdefense.provenance import code_digest, digest, versions
 from ifdefense.purifiers.registry import DEFAULT, METHODS
 
 CHUNK = 64
@@ -58,10 +58,9 @@ def purified_set(
     clouds = load_modelnet40(root, split)  # type: ignore[arg-type]
     order = np.random.default_rng(seed).permutation(len(clouds.points))[:limit][part[0] :: part[1]]
     purifier = ifdefense.load(method, device=device)
-    spec = purifier.spec()
-    code = code_digest([*modules_of(spec), simulate_attack.__module__])
+    code = code_digest([simulate_attack.__module__])
     kind = [] if device.type == "cpu" else [device.type]  # which rounds as it does
-    key = digest([spec, code, versions(), split, limit, part, corrupted, seed, *kind])
+    key = digest(purifier, code, versions(), split, limit, part, corrupted, seed, kind)
     partial = out.with_suffix(f".{key}.partial.npy")
     out.parent.mkdir(parents=True, exist_ok=True)
     done = np.load(partial) if partial.exists() else np.zeros((0, *clouds.points.shape[1:]), np.float16)

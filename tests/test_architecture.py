@@ -93,7 +93,7 @@ ROOMS: dict[str, set[str]] = {
         "threads",
         "timing",
     },
-    "transforms": {"arguments", "geometry", "purifiers"},
+    "transforms": {"arguments", "geometry", "provenance", "purifiers"},
     "report": {"geometry", "purifiers"},
     "training": {
         "checkpoints",
@@ -104,6 +104,7 @@ ROOMS: dict[str, set[str]] = {
         "geometry",
         "implicit",
         "point_networks",
+        "provenance",
         "restorers",
         "shapes",
         "stages",

