@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -77,9 +75,5 @@ def test_the_former_name_warns() -> None:
         purifier = ifdefense.Purifier.from_pretrained("sor")  # type: ignore[attr-defined]
     assert purifier.spec() == ifdefense.load("sor").spec()
     assert seen[0].filename == __file__
-
-
-def test_the_former_name_is_there_in_a_fresh_interpreter() -> None:
-    code = "import ifdefense; print(ifdefense.Purifier.from_pretrained('srs').name)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "srs\n"
+    # The module that sets it is imported with the class, whatever else a program imports.
+    assert ifdefense._HOMES["Purifier"] == ifdefense._HOMES["load"]
