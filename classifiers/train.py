@@ -32,9 +32,10 @@ from ifdefense.checkpoints import load_weights
 from ifdefense.console import device_option, use_huge_pages
 from ifdefense.devices import device_of_weights
 from ifdefense.logits import classify
+from ifdefense.provenance import digest
 from ifdefense.training.clouds import TrainingClouds, load_training_clouds
 from ifdefense.training.commands import options_of, output_options, prepare, reported
-from ifdefense.training.runs import ResumableRun, check_ranges, file_digest
+from ifdefense.training.runs import ResumableRun, check_ranges
 
 Schedule = tuple[tuple[int, float], ...]
 MatmulPrecision = Literal["highest", "high", "medium"]
@@ -491,7 +492,7 @@ def main(
         validation,
         options,
         folder,
-        {"model": network, **extra, "init": file_digest(init)},
+        {"model": network, **extra, "init": None if init is None else digest(init.read_bytes())},
     )
     run.resume()
     best = run(sys.stderr.isatty() if progress is None else progress)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ifdefense import Purifier
+import ifdefense
 from ifdefense.corruptions.planted import plant
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.geometry.mesh_graph import MeshGraph
@@ -184,7 +184,7 @@ def test_the_shipped_network_finds_a_blob_beside_a_chair_and_nothing_on_the_chai
     dense = make_shape("chair", np.random.default_rng(5)).sample_surface(8192, np.random.default_rng(5))[0]
     blob = plant(dense, "blob", 0.15, 120, np.random.default_rng(2))
     assert blob is not None
-    purifier = Purifier.from_pretrained()
+    purifier = ifdefense.load()
     clean, attacked = purifier.trace([dense[:POINTS], np.concatenate([dense[:POINTS], blob])], POINTS)
     assert clean.mask is not None and attacked.mask is not None and attacked.mesh is not None
     assert clean.mask.mean() < 0.01
@@ -228,7 +228,7 @@ def test_networks_with_other_weights_are_not_shared() -> None:
 
 def test_the_default_encodes_every_cloud_once_also_as_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     clouds = [sphere(300), sphere(300, 1), sphere(300, 2)]
-    purifier = copy.deepcopy(Purifier.from_pretrained())
+    purifier = copy.deepcopy(ifdefense.load())
     encoded: list[int] = []
     encode = LocalOccupancyNetwork.codes
 

@@ -15,7 +15,7 @@ from ifdefense.data.errors import DataError
 from ifdefense.data.formats.arrays import read_npz
 from ifdefense.data.packed import require
 from ifdefense.geometry.frame import to_unit_sphere
-from ifdefense.training.runs import digest
+from ifdefense.provenance import digest
 from ifdefense.training.sets import training_sets
 
 
@@ -69,7 +69,7 @@ class TrainingClouds:
 
     def digest(self) -> str:
         """Identifies the clouds in the settings of a run."""
-        return digest(self.points.numpy(), self.labels.numpy())
+        return digest(self.points, self.labels)
 
 
 def load_training_clouds(name: str) -> tuple[TrainingClouds, TrainingClouds, int]:

@@ -31,6 +31,7 @@ from ifdefense.implicit.conditions import (
 )
 from ifdefense.implicit.latent import GenerativeConfig, GenerativeOccupancyNetwork, generative_loss
 from ifdefense.implicit.occupancy import ConditionalDecoder
+from ifdefense.provenance import digest
 from ifdefense.shapes.procedural import CLASSES, make_shape
 from ifdefense.shapes.rendering import random_cameras, render
 from ifdefense.training.collections import cached, cached_set, from_procedural
@@ -44,7 +45,7 @@ from ifdefense.training.commands import (
 )
 from ifdefense.training.fit import Batch, Loss, TrainOptions, fit, likelihood_loss
 from ifdefense.training.occupancies import BOX, OFFSET, STEP, OccupancySet, interpolate
-from ifdefense.training.runs import check_ranges, digest
+from ifdefense.training.runs import check_ranges
 
 HELD_PER_CLASS = 4
 """Validation solids of each class."""

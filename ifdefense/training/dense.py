@@ -18,10 +18,10 @@ from ifdefense.geometry.frame import Frame
 from ifdefense.geometry.points import knn
 from ifdefense.geometry.sampling import sample_surface
 from ifdefense.implicit.base import ImplicitNetwork
+from ifdefense.provenance import digest
 from ifdefense.shapes.procedural import CLASSES, make_shape
 from ifdefense.stages.extraction import ExtractionOptions, extract_meshes
 from ifdefense.stages.resampling import resample
-from ifdefense.training.runs import digest
 
 logger = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ from ifdefense.data.modelnet import load_modelnet40
 from ifdefense.data.packed import data_folder
 from ifdefense.implicit.base import Calibration, load_network
 from ifdefense.implicit.local import LocalConfig, LocalOccupancyNetwork
+from ifdefense.provenance import digest
 from ifdefense.training.attacked import AttackedClouds
 from ifdefense.training.collections import cached_set
 from ifdefense.training.commands import mix_of, options_of, prepare, reported, run_options
 from ifdefense.training.dense import SAMPLES, DenseSurfaces, from_clouds, from_meshes, from_procedural
 from ifdefense.training.fit import TrainOptions, fit
-from ifdefense.training.runs import file_digest
 from ifdefense.training.surfaces import chamfer_l1
 from ifdefense.training.thickened import ThickenedOptions, ThickenedSampler
 
@@ -94,7 +94,7 @@ def collect(
             network.to(device)
         return from_clouds(load_modelnet40(root, "train"), network, limit, device=device)
 
-    settings |= {"teacher": file_digest(teacher), "limit": limit}
+    settings |= {"teacher": None if teacher is None else digest(teacher.read_bytes()), "limit": limit}
     return cached_set(cache / name, label, DenseSurfaces.load, settings)
 
 

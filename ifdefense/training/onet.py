@@ -24,6 +24,7 @@ from ifdefense.data.packed import data_folder
 from ifdefense.geometry.axes import AXES, UP, turned
 from ifdefense.implicit.base import Calibration
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
+from ifdefense.provenance import digest
 from ifdefense.training.collections import (
     Labels,
     cached,
@@ -44,7 +45,6 @@ from ifdefense.training.commands import (
 )
 from ifdefense.training.fit import TrainOptions, fit
 from ifdefense.training.occupancies import OFFSET, OccupancySet, concatenate
-from ifdefense.training.runs import digest
 from ifdefense.training.sampling import OccupancySampler, SamplingOptions
 from ifdefense.training.surfaces import chamfer_l1
 
