@@ -38,9 +38,9 @@ class DensitySampling:
         ValueError: if a number is out of range.
     """
 
-    power: float = 1.0
+    power: float = 1.5
     neighbours: int = 8
-    oversample: float = 8 / 3
+    oversample: float = 2.0
     lowest: float = 0.02
 
     def __post_init__(self) -> None:
