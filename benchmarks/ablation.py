@@ -116,7 +116,7 @@ def inputs(bench: Bench, victim: Victim) -> dict[str, Tensor]:
 @torch.no_grad()
 def ablation(protocol: Protocol, variants: tuple[str, ...], out: Path) -> None:
     """Chamfer distance and accuracy of variants of the purifier (needs IFDEFENSE_DATA)."""
-    victim, bench = Victim.load(VICTIM), protocol.bench(100)
+    victim, bench = Victim.load(VICTIM, protocol.device), protocol.bench(100)
 
     def figures(points: Tensor) -> dict[str, float]:
         pairs = zip(points.split(8), bench.points.split(8), strict=True)
@@ -127,7 +127,7 @@ def ablation(protocol: Protocol, variants: tuple[str, ...], out: Path) -> None:
     given = inputs(bench, victim)
     rows = {"not purified": {name: figures(points) for name, points in given.items()}}
     for variant in variants or VARIANTS:
-        purifier = VARIANTS[variant]()
+        purifier = VARIANTS[variant]().to(protocol.device)
         size = bench.points.shape[1]
         rows[variant] = {name: figures(purifier(points, size, bench.seed)) for name, points in given.items()}
         record.write(out, "ablation", **bench.about(), weights=victim.weights, rows=rows)

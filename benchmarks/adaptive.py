@@ -91,7 +91,7 @@ def attacked(
     """
     model, spec = victim.model, None
     if attacker.samples and defence != NO_DEFENCE:
-        purifier = purifier_of(TWINS[defence] if attacker.exact else defence)
+        purifier = purifier_of(TWINS[defence] if attacker.exact else defence, bench.device)
         first = bench.seed if not attacker.fresh else 1
         spec = purifier.spec()
         model = DefenceAware(
@@ -102,7 +102,7 @@ def attacked(
             num_points=bench.points.shape[1],
             seed=bench.seed,
         )
-    key = digest([spec, victim.weights, versions(), code_of(spec, attack, *model.modules())])
+    key = digest([spec, victim.weights, versions(), code_of(spec, attack, *model.modules()), *bench.kind])
     return attack_in_batches(
         attack,
         model,
@@ -121,7 +121,7 @@ def correct(bench: Bench, victim: Victim, points: Tensor, defence: str) -> dict[
     if defence == NO_DEFENCE:
         right = bench.predictions(victim, points) == bench.labels
         return dict.fromkeys(("known", "fresh", "mean"), right)
-    purifier = purifier_of(defence)
+    purifier = purifier_of(defence, bench.device)
 
     def logits(seed: int) -> Tensor:
         defended = Defended(victim.model, purifier, seed=seed)
@@ -144,7 +144,9 @@ def row(bench: Bench, victim: Victim, defence: str, names: tuple[str, ...], step
         attacker = ATTACKERS[name]
         if attacker.exact and defence not in TWINS:
             continue
-        if attacker.samples > 1 and (defence == NO_DEFENCE or purifier_of(defence).deterministic):
+        if attacker.samples > 1 and (
+            defence == NO_DEFENCE or purifier_of(defence, bench.device).deterministic
+        ):
             continue  # all draws are equal
         points = attacked(bench, victim, attack, attacker, defence, bench.cache / "adaptive")
         found[name] = correct(bench, victim, points, defence)
@@ -164,7 +166,7 @@ def row(bench: Bench, victim: Victim, defence: str, names: tuple[str, ...], step
 
 
 def _shown(right: dict[str, Tensor]) -> str:
-    return ", ".join(f"{kind} {100 * float(value.double().mean()):.1f}" for kind, value in right.items())
+    return ", ".join(f"{kind} {100 * float(value.float().mean()):.1f}" for kind, value in right.items())
 
 
 @click.command()
@@ -184,7 +186,7 @@ def adaptive(
     Resumes after an interruption. A row replaces the older one of the same victim, defence and split.
     """
     bench = protocol.bench(100)
-    for victim in map(Victim.load, victims):
+    for victim in (Victim.load(name, protocol.device) for name in victims):
         for defence in defences:
             made = row(bench, victim, defence, attackers, steps)
             old = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.is_file() else []

@@ -79,19 +79,19 @@ def ratios(
 )
 @click.option("--clouds", type=click.IntRange(min=1), default=16, show_default=True)
 @timing_options("attack_speed.json")
-def attack_speed(chosen: tuple[str, ...], clouds: int, repeats: int, out: Path) -> None:
+def attack_speed(chosen: tuple[str, ...], clouds: int, repeats: int, device: torch.device, out: Path) -> None:
     """Times attacks on the shipped PointNet against bare forward and backward passes.
 
     The JSON is written after every attack.
     """
-    model = classifiers.fold(classifiers.load("pointnet-modelnet40"))
-    points = to_unit_sphere(torch.from_numpy(make_clouds(clouds)))
-    labels = torch.arange(clouds) % CLASSES
+    model = classifiers.fold(classifiers.load("pointnet-modelnet40")).to(device)
+    points = to_unit_sphere(torch.from_numpy(make_clouds(clouds)).to(device))
+    labels = torch.arange(clouds, device=device) % CLASSES
     figures: dict[str, dict[str, float]] = {}
     for name in chosen:
         attack, passes = TIMED[name]
         taken, ratio = ratios(attack, passes, model, points, labels, repeats)
         figures[name] = {"passes": passes, "seconds": round(taken, 3), "ratio": round(ratio, 3)}
         click.echo(f"{name}: {passes} passes in {taken:.2f} s, {ratio:.2f} times the bare passes")
-        about = {"clouds": clouds, "points": points.shape[1], "repeats": repeats}
+        about = {"clouds": clouds, "points": points.shape[1], "repeats": repeats, "device": str(device)}
         record.write(out, "attack-speed", **about, attacks=figures)

@@ -9,6 +9,7 @@ import click
 from ifdefense.console import LazyGroup, use_huge_pages
 
 COMMANDS = {
+    "accelerator": ("benchmarks.accelerator:accelerator", "Tests on an accelerator, and its times."),
     "ablation": ("benchmarks.ablation:ablation", "What each part of the purifier contributes."),
     "adaptive": ("benchmarks.adaptive:adaptive", "Attackers who know the defence, and the worst of them."),
     "attack-speed": ("benchmarks.attack_speed:attack_speed", "Time of attacks in bare passes of the model."),

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import record
+from ifdefense.console import device_option
+from ifdefense.devices import synchronise
 from ifdefense.shapes.procedural import CLASSES, make_dataset
 
 SEED = 2_000_000
@@ -32,23 +34,23 @@ def make_clouds(count: int) -> CloudBatch:
     return by_class.reshape(points.shape)[:count]
 
 
-def seconds(call: Callable[[], object], device: str = "cpu") -> float:
-    """Time of a call."""
+def seconds(call: Callable[[], object]) -> float:
+    """Time of a call, with all that it asks of an accelerator."""
+    synchronise()
     start = time.perf_counter()
     call()
-    if device != "cpu":
-        torch.cuda.synchronize()
+    synchronise()
     return time.perf_counter() - start
 
 
-def median_seconds(call: Callable[[], object], repeats: int, device: str = "cpu") -> float:
+def median_seconds(call: Callable[[], object], repeats: int) -> float:
     """Median time of a call, after one that warms up."""
-    seconds(call, device)
-    return statistics.median(seconds(call, device) for _ in range(repeats))
+    seconds(call)
+    return statistics.median(seconds(call) for _ in range(repeats))
 
 
 def timing_options(out: str) -> Callable[[Command], Command]:
-    """Adds the options ``--repeats``, ``--threads`` and ``--out``; sets the number of threads."""
+    """Adds ``--repeats``, ``--threads``, ``--device`` and ``--out``; sets the number of threads."""
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
@@ -62,6 +64,7 @@ def timing_options(out: str) -> Callable[[Command], Command]:
         path = click.Path(path_type=Path, dir_okay=False)
         for option in (
             click.option("--out", type=path, default=record.FOLDER / out, show_default=True),
+            device_option,
             click.option("--threads", type=positive, help="Threads of torch; its own choice by default."),
             click.option("--repeats", type=positive, default=5, show_default=True, help="Runs per median."),
         ):

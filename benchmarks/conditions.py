@@ -15,6 +15,8 @@ from tqdm import tqdm
 from benchmarks import record
 from benchmarks.layout import markdown, text_table
 from benchmarks.refinement import Oriented, compare
+from ifdefense.console import device_option
+from ifdefense.devices import device_of_weights
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.base import Calibration, Field, load_network
 from ifdefense.implicit.conditions import voxelise
@@ -36,23 +38,27 @@ KINDS = ("points", "voxel", "image", "generative")
 
 def given(kind: str, network: Any, shape: Shape, rng: np.random.Generator) -> Any:
     """The field's code of a solid from one kind of input."""
+    device = device_of_weights(network)
     if kind == "points":
-        return network.encode([torch.from_numpy(shape.sample_surface(POINTS, rng)[0])])
+        return network.encode([torch.from_numpy(shape.sample_surface(POINTS, rng)[0]).to(device)])
     if kind == "voxel":
-        return network.encode([voxelise(shape.sdf)])
+        return network.encode([voxelise(shape.sdf).to(device)])
     if kind == "image":
         (camera,) = random_cameras(1, rng)
-        return network.encode([torch.from_numpy(render(shape, camera, SIZE).image)])
+        return network.encode([torch.from_numpy(render(shape, camera, SIZE).image).to(device)])
     near = shape.sample_surface(PAIRS // 2, rng)[0] + rng.normal(scale=0.04, size=(PAIRS // 2, 3))
     uniform = (rng.random((PAIRS - PAIRS // 2, 3)) - 0.5) * network.calibration.box
     points = torch.from_numpy(np.concatenate([near, uniform]).astype(np.float32))
     occupied = shape.sdf(points) < network.calibration.offset
-    return network.posterior(points[None], occupied[None])[0]
+    return network.posterior(points[None].to(device), occupied[None].to(device))[0]
 
 
-def overlap(field: Field, shape: Shape, calibration: Calibration, queries: Tensor) -> float:
-    """IoU of a field with the thickened solid at queries ``(Q, 3)``."""
-    inside = field(queries, torch.zeros(len(queries), dtype=torch.int64)) > calibration.level
+def overlap(
+    field: Field, shape: Shape, calibration: Calibration, queries: Tensor, device: torch.device
+) -> float:
+    """IoU of a field on a device with the thickened solid at queries ``(Q, 3)``."""
+    cloud = torch.zeros(len(queries), dtype=torch.int64, device=device)
+    inside = (field(queries.to(device), cloud) > calibration.level).cpu()
     solid = shape.sdf(queries) < calibration.offset
     return float((inside & solid).sum() / (inside | solid).sum())
 
@@ -70,7 +76,7 @@ def figures(
         samples: points on each side of the distance.
         seed: of inputs, queries and samples.
     """
-    calibration = network.calibration
+    calibration, device = network.calibration, device_of_weights(network)
     found: dict[str, list[float]] = {"iou": [], "chamfer": [], "normals": []}
     by_class: dict[str, list[float]] = {}
     for number, shape in enumerate(tqdm(shapes, kind, mininterval=5)):
@@ -78,9 +84,9 @@ def figures(
         code = given(kind, network, shape, rng)
         field = network.decode(code) if kind == "generative" else network.field(code)
         queries = torch.from_numpy((rng.random((QUERIES, 3), dtype=np.float32) - 0.5) * calibration.box)
-        found["iou"].append(overlap(field, shape, calibration, queries.float()))
+        found["iou"].append(overlap(field, shape, calibration, queries.float(), device))
         by_class.setdefault(CLASSES[shape.label], []).append(found["iou"][-1])
-        (mesh,) = EXTRACT(field, [torch.zeros(1, 3)], calibration)
+        (mesh,) = EXTRACT(field, [torch.zeros(1, 3, device=device)], calibration)
         if mesh.is_empty:
             continue
         drawn = resample([mesh], samples, seed=seed, method="uniform", inset=calibration.offset)
@@ -107,13 +113,13 @@ def parts(mesh: Mesh) -> int:
 
 
 def meshes_of(
-    draw: Callable[[slice], Field], count: int, options: ExtractionOptions, name: str
+    draw: Callable[[slice], Field], count: int, options: ExtractionOptions, name: str, device: torch.device
 ) -> list[Mesh]:
     """Meshes of ``count`` fields, a few at a time."""
     found: list[Mesh] = []
     for start in tqdm(range(0, count, 20), name, mininterval=5):
         size = min(20, count - start)
-        found += extract_meshes(draw(slice(start, start + size)), size, options)
+        found += extract_meshes(draw(slice(start, start + size)), size, options, device=device)
     return found
 
 
@@ -134,15 +140,15 @@ def prior(
         ``"closed"``, the share of samples that are one closed component; ``"parts"``, samples by the number
         of components; ``"empty"``, interpolated meshes without a surface, and ``"interpolated"``, all.
     """
-    calibration = network.calibration
+    calibration, device = network.calibration, device_of_weights(network)
     options = ExtractionOptions(64, 32, calibration.threshold, calibration.box)
     latents = network.latents(count + 2 * paths, seed)
-    meshes = meshes_of(lambda part: network.decode(latents[:count][part]), count, options, "samples")
+    meshes = meshes_of(lambda part: network.decode(latents[:count][part]), count, options, "samples", device)
     numbers = [parts(mesh) for mesh in meshes]
     closed = sum(number == 1 and mesh.is_watertight for number, mesh in zip(numbers, meshes, strict=True))
     ends = latents[count:].view(paths, 2, -1)
-    way = torch.cat([torch.lerp(a, b, torch.linspace(0, 1, steps)[:, None]) for a, b in ends])
-    between = meshes_of(lambda part: network.decode(way[part]), len(way), options, "interpolations")
+    way = torch.cat([torch.lerp(a, b, torch.linspace(0, 1, steps, device=device)[:, None]) for a, b in ends])
+    between = meshes_of(lambda part: network.decode(way[part]), len(way), options, "interpolations", device)
     return {
         "samples": count,
         "closed": closed / count,
@@ -176,6 +182,7 @@ def prior(
     default=record.FOLDER / "conditions.json",
     show_default=True,
 )
+@device_option
 def conditions(
     only: tuple[str, ...],
     per_class: int,
@@ -184,6 +191,7 @@ def conditions(
     paths: int,
     steps: int,
     seed: int,
+    device: torch.device,
     out: Path,
     **weights: str,
 ) -> None:
@@ -201,6 +209,7 @@ def conditions(
     drawn: dict[str, Any] = {}
     for kind in only:
         network: Any = load_network(weights[kind])
+        network.to(device)
         means, by_class = figures(kind, network, shapes, samples, seed)
         size = sum(parameter.numel() for parameter in network.parameters())
         rows[kind] = means | {"parameters": size, "weights": weights[kind], "classes": by_class}

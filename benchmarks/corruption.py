@@ -49,7 +49,7 @@ def corruptions(
     Resumes after an interruption; the JSON is written after every corruption.
     """
     bench = protocol.bench()
-    models = [Victim.load(name) for name in victims]
+    models = [Victim.load(name, protocol.device) for name in victims]
     about = {
         "severities": severities,
         "weights": {one.title: one.weights for one in models},

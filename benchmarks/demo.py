@@ -17,8 +17,10 @@ import attacks
 import classifiers
 from benchmarks import record
 from benchmarks.layout import text_table
+from ifdefense.console import device_option
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.formats import replacing
+from ifdefense.devices import device_of_weights, synchronise
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.logits import classify
 from ifdefense.purifiers.base import Purifier, Trace
@@ -93,7 +95,8 @@ class Round:
     show_default=True,
 )
 @click.option("--force", is_flag=True, help="Replace the results of an earlier demo.")
-def demo(quick: bool, output: Path, force: bool) -> None:
+@device_option
+def demo(quick: bool, output: Path, force: bool, device: torch.device) -> None:
     """Attacks a classifier, purifies, classifies again; prints tables, writes a report and a picture.
 
     Works offline: the clouds are procedural shapes that no network here was trained on.
@@ -103,8 +106,8 @@ def demo(quick: bool, output: Path, force: bool) -> None:
             raise click.ClickException(f"{output / name} exists already; --force replaces it")
     effort = QUICK if quick else Effort()
     clouds = make_dataset(effort.per_class, seed=SEED)
-    victim = classifiers.fold(classifiers.load(CLASSIFIER))
-    clean = to_unit_sphere(torch.from_numpy(clouds.points))
+    victim = classifiers.fold(classifiers.load(CLASSIFIER)).to(device)
+    clean = to_unit_sphere(torch.from_numpy(clouds.points).to(device))
     click.echo(f"{len(clouds)} clouds of {len(clouds.classes)} classes, classifier {CLASSIFIER}")
     rounds = list(play(victim, clean, clouds, effort))
     cases = [case for each in rounds[1:] for case in choose(each, clean, clouds, effort.shown)]
@@ -112,7 +115,7 @@ def demo(quick: bool, output: Path, force: bool) -> None:
     for table in tables:
         rows = [list(row) for row in table.rows]
         click.echo(f"\n{table.title}\n\n{text_table(list(table.header), rows)}")
-    write(output, cases, tables, clouds)
+    write(output, cases, tables, clouds, device)
     click.echo(f"\nsee {output / FILES[0]} and {output / FILES[1]}")
 
 
@@ -127,11 +130,12 @@ def play(victim: nn.Module, clean: Tensor, clouds: CloudSet, effort: Effort) -> 
         if attack is not None:
             aims = targets if name == "PGD" else None
             points = attack(victim, clean, labels, aims).points
+            synchronise(points.device)
         seconds = {NO_DEFENCE: time.perf_counter() - start}
         predicted = {NO_DEFENCE: predict(victim, points)}
         shown: list[Trace] = []
         for method in DEFENCES:
-            purifier = Purifier.from_pretrained(method)
+            purifier = Purifier.from_pretrained(method).to(clean.device)
             start = time.perf_counter()
             traces = purifier.trace(points)
             seconds[method] = time.perf_counter() - start
@@ -144,8 +148,10 @@ def play(victim: nn.Module, clean: Tensor, clouds: CloudSet, effort: Effort) -> 
 
 @torch.no_grad()
 def predict(victim: nn.Module, points: Tensor) -> Tensor:
-    """``(S,)`` predicted classes."""
-    return torch.cat([classify(victim, part).argmax(1) for part in points.split(BATCH)])
+    """``(S,)`` predicted classes, on the CPU."""
+    device = device_of_weights(victim)
+    parts = (part.to(device) for part in points.split(BATCH))
+    return torch.cat([classify(victim, part).argmax(1).cpu() for part in parts])
 
 
 def choose(played: Round, clean: Tensor, clouds: CloudSet, count: int) -> list[Case]:
@@ -162,7 +168,7 @@ def choose(played: Round, clean: Tensor, clouds: CloudSet, count: int) -> list[C
         Case(
             f"{clouds.classes[clouds.labels[index]]}, {played.name}",
             played.traces[index],
-            clean[index].numpy(),
+            clean[index].cpu().numpy(),
             reading(before, index),
             reading(after, index),
         )
@@ -186,7 +192,13 @@ def times(rounds: Sequence[Round], count: int) -> Table:
     return Table("Time, ms per cloud", ["attack", "the attack", *DEFENCES], rows)
 
 
-def write(output: Path, cases: Sequence[Case], tables: Sequence[Table], clouds: CloudSet) -> None:
+def write(
+    output: Path,
+    cases: Sequence[Case],
+    tables: Sequence[Table],
+    clouds: CloudSet,
+    device: torch.device,
+) -> None:
     """Writes the page with all cases, the picture of the first one, and the figures."""
     output.mkdir(parents=True, exist_ok=True)
     facts = {
@@ -195,6 +207,7 @@ def write(output: Path, cases: Sequence[Case], tables: Sequence[Table], clouds: 
         "clouds": f"{len(clouds)} of {len(clouds.classes)} classes",
         "seed": str(SEED),
         "threads": str(torch.get_num_threads()),
+        "device": str(device),
     }
     page = render_html(cases, title="A classifier attacked and defended", facts=facts, tables=tables)
     with replacing(output / "report.html", force=True) as partial:

@@ -56,7 +56,7 @@ class Accuracies:
     """
 
     def __init__(self, bench: Bench) -> None:
-        self.bench, self.victim = bench, Victim.load(VICTIM)
+        self.bench, self.victim = bench, Victim.load(VICTIM, bench.device)
         self.given = {"clean": bench.points}
         for name in ATTACKS:
             entry = SUITE[name]
@@ -95,10 +95,12 @@ def optimisation(
     if threads is not None:
         torch.set_num_threads(threads)
     old: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if times_only else {}
-    shipped = load_network("onet")
+    shipped: Any = load_network("onet")
     torch.manual_seed(protocol.seed)
     wide = OccupancyNetwork(OccupancyConfig()).eval()
     clouds = make_clouds(TOGETHER)
+    for network in (shipped, wide):
+        network.to(protocol.device)
     measure = None if times_only else Accuracies(protocol.bench(100))
     about = old if measure is None else {**measure.bench.about(), "weights": measure.victim.weights}
     rows: dict[str, dict[str, Any]] = {}

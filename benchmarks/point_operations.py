@@ -45,18 +45,17 @@ def operations(points: Tensor) -> dict[str, Callable[[], object]]:
 @click.option(
     "--points", type=click.IntRange(min=1), default=1024, show_default=True, help="Points per cloud."
 )
-@click.option("--device", default="cpu", show_default=True)
 @timing_options("point_operations.json")
 @torch.no_grad()
-def point_operations(clouds: int, points: int, device: str, repeats: int, out: Path) -> None:
+def point_operations(clouds: int, points: int, device: torch.device, repeats: int, out: Path) -> None:
     """Measures farthest-point sampling, ball query, nearest neighbours, grouping and Chamfer distance.
 
     Measures pytorch3d's kernels if it is installed.
     """
     sphere = torch.randn(clouds, points, 3, generator=torch.Generator().manual_seed(0))
     calls = operations(torch.nn.functional.normalize(sphere, dim=2).to(device))
-    seconds = {name: median_seconds(call, repeats, device) for name, call in calls.items()}
-    about = {"clouds": clouds, "points": points, "device": device, "repeats": repeats}
+    seconds = {name: median_seconds(call, repeats) for name, call in calls.items()}
+    about = {"clouds": clouds, "points": points, "device": str(device), "repeats": repeats}
     record.write(out, "point-operations", **about, seconds=seconds)
     rows = [[name, f"{1000 * value:.1f}"] for name, value in seconds.items()]
     click.echo(text_table([f"{clouds} clouds of {points}", "ms"], rows))

@@ -30,6 +30,7 @@ from attacks import EOT, Attack, adaptive, attack_in_batches, random_targets
 from benchmarks import record
 from ifdefense import Purifier
 from ifdefense.checkpoints import shipped
+from ifdefense.console import device_option
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.formats import replacing
 from ifdefense.data.modelnet import Split, load_modelnet40
@@ -41,6 +42,7 @@ from ifdefense.point_networks import autoencoder
 from ifdefense.provenance import code_digest, digest, digest_of_weights, modules_of, versions
 from ifdefense.purifiers.registry import METHODS
 
+CPU = torch.device("cpu")
 NO_DEFENCE = "none"
 DEFENCES = (NO_DEFENCE, *(name for name in reversed(METHODS) if METHODS[name].twin_of is None))
 """No defence, the baselines, then the methods with a network."""
@@ -62,7 +64,7 @@ class Victim:
 
     Attributes:
         title: its name in tables.
-        model: the classifier, folded.
+        model: the classifier, folded, on a device.
         weights: digest of its weights.
     """
 
@@ -71,7 +73,7 @@ class Victim:
     weights: str
 
     @classmethod
-    def load(cls, name: str) -> Self:
+    def load(cls, name: str, device: torch.device = CPU) -> Self:
         """A shipped classifier by its name, or another one as ``NETWORK:FILE`` or ``NETWORK:FILE@AXIS``.
 
         ``AXIS`` is the up axis of its training clouds, such as y for ModelNet40 as HDF5.
@@ -81,14 +83,14 @@ class Victim:
         path, axis = (file, up) if up in AXES else (path, None)
         model = classifiers.load(network, path, up=axis) if colon else classifiers.load(name)
         title = f"{network}-{Path(path).stem}" if colon else name
-        folded = classifiers.upright(classifiers.fold(model))
+        folded = classifiers.upright(classifiers.fold(model)).to(device)
         return cls(title, folded, digest_of_weights(model))
 
 
 @functools.cache
-def purifier_of(defence: str) -> Purifier:
+def purifier_of(defence: str, device: torch.device = CPU) -> Purifier:
     """The purifier of a method."""
-    return Purifier.from_pretrained(defence)
+    return Purifier.from_pretrained(defence).to(device)
 
 
 @functools.cache
@@ -106,6 +108,7 @@ class Bench:
         seed: seed of the draw, the targets, the attacks and the defences.
         cache: folder of the cache.
         batch: clouds per batch; results do not depend on it.
+        device: of the clouds, on which victims have to be, too. Rounding depends on it, so the cache does.
         points: ``(S, N, 3)`` clean clouds in the unit sphere.
         labels: ``(S,)`` classes.
         targets: ``(S,)`` classes that targeted attacks aim at. They do not depend on ``clouds``.
@@ -116,6 +119,7 @@ class Bench:
     seed: int
     cache: Path
     batch: int = 25
+    device: torch.device = CPU
     points: Tensor = dataclasses.field(init=False)
     labels: Tensor = dataclasses.field(init=False)
     targets: Tensor = dataclasses.field(init=False)
@@ -124,9 +128,14 @@ class Bench:
         whole = _whole(self.split)
         chosen = torch.from_numpy(stratified(whole.labels, self.clouds, self.seed))
         labels = torch.from_numpy(whole.labels)
-        self.points = to_unit_sphere(torch.from_numpy(whole.points)[chosen])
-        self.labels = labels[chosen]
-        self.targets = random_targets(labels, len(whole.classes), self.seed)[chosen]
+        self.points = to_unit_sphere(torch.from_numpy(whole.points)[chosen]).to(self.device)
+        self.labels = labels[chosen].to(self.device)
+        self.targets = random_targets(labels, len(whole.classes), self.seed)[chosen].to(self.device)
+
+    @property
+    def kind(self) -> list[str]:
+        """What keys of the cache say of the device: nothing of a CPU."""
+        return [] if self.device.type == "cpu" else [self.device.type]
 
     def attacked(
         self, victim: Victim, name: str, attack: Attack, targeted: bool, defence: str = NO_DEFENCE
@@ -143,13 +152,13 @@ class Bench:
         """
         model, spec, weights = victim.model, None, _weights_of(attack)
         if defence != NO_DEFENCE:
-            purifier = purifier_of(defence)
+            purifier = purifier_of(defence, self.device)
             spec = purifier.spec()
             eot = EOT(samples=1, first=self.seed, fresh=False)
             size = self.points.shape[1]
             attack, model = adaptive(attack, model, purifier, eot=eot, num_points=size, seed=self.seed)
         code = code_of(spec, attack, *model.modules())
-        key = digest([spec, victim.weights, weights, versions(), code])
+        key = digest([spec, victim.weights, weights, versions(), code, *self.kind])
         result = attack_in_batches(
             attack,
             model,
@@ -167,10 +176,10 @@ class Bench:
         """``(S, N, 3)`` clouds as the classifier sees them behind a defence."""
         if defence == NO_DEFENCE:
             return points
-        purifier, size = purifier_of(defence), self.points.shape[1]
+        purifier, size = purifier_of(defence, self.device), self.points.shape[1]
         spec = purifier.spec()
         code = code_of(spec, *purifier.modules())
-        key = digest([spec, versions(), code, digest(points), size, self.seed])
+        key = digest([spec, versions(), code, digest(points), size, self.seed, *self.kind])
         folder = self.cache / "purified" / f"{defence}-{key}"
         folder.mkdir(parents=True, exist_ok=True)
         parts = []
@@ -179,9 +188,9 @@ class Bench:
             if not path.is_file():
                 made = purifier(given, size, self.seed)
                 with replacing(path, force=True) as partial, partial.open("wb") as file:
-                    np.save(file, made.numpy())
+                    np.save(file, made.cpu().numpy())
             parts.append(torch.from_numpy(np.load(path)))
-        purified = torch.cat(parts)
+        purified = torch.cat(parts).to(self.device)
         return to_unit_sphere(purified) if purifier.normalise else purified
 
     @torch.no_grad()
@@ -191,7 +200,8 @@ class Bench:
 
     def about(self) -> dict[str, Any]:
         """What results say of their clouds."""
-        return {"split": self.split, "clouds": self.clouds, "seed": self.seed}
+        about = {"split": self.split, "clouds": self.clouds, "seed": self.seed}
+        return about if self.device.type == "cpu" else about | {"device": self.device.type}
 
 
 def code_of(spec: Any, *values: object) -> str:
@@ -209,7 +219,7 @@ def _weights_of(attack: Attack) -> list[str]:
 
 def rate(hits: Tensor) -> dict[str, float]:
     """Accuracy and its standard error in %, of ``(S,)`` booleans."""
-    share = float(hits.double().mean())
+    share = int(hits.sum()) / len(hits)
     error = math.sqrt(share * (1 - share) / len(hits))
     return {"accuracy": round(100 * share, 2), "standard_error": round(100 * error, 2)}
 
@@ -229,6 +239,7 @@ class Protocol:
         seed: ...
         batch: ...
         cache: ...
+        device: ...
     """
 
     split: Split
@@ -236,10 +247,11 @@ class Protocol:
     seed: int
     batch: int
     cache: Path
+    device: torch.device = CPU
 
     def bench(self, clouds: int = 400) -> Bench:
         """The clouds, ``clouds`` of them where the user does not say how many."""
-        return Bench(self.split, self.clouds or clouds, self.seed, self.cache, self.batch)
+        return Bench(self.split, self.clouds or clouds, self.seed, self.cache, self.batch, self.device)
 
 
 def protocol_options(
@@ -265,6 +277,7 @@ def protocol_options(
         ),
         click.option("--cache", type=path, default=Path("cache/bench"), show_default=True),
         click.option("--seed", type=int, default=0, show_default=True),
+        device_option,
         click.option("--out", type=path, default=record.FOLDER / out, show_default=True),
     ]
     if victims is not None:
@@ -275,8 +288,9 @@ def protocol_options(
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
-        def run(*, split: Split, clouds: int | None, seed: int, batch: int, cache: Path, **rest: Any) -> None:
-            command(Protocol(split, clouds, seed, batch, cache), **rest)
+        def run(**given: Any) -> None:
+            shared = {field.name: given.pop(field.name) for field in dataclasses.fields(Protocol)}
+            command(Protocol(**shared), **given)
 
         made: Command = run
         for option in reversed(options):

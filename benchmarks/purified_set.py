@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ifdefense import Purifier
+from ifdefense.console import device_option
 from ifdefense.corruptions.simulated import SimulationOptions, simulate_attack
 from ifdefense.data.formats import replacing
 from ifdefense.data.modelnet import load_modelnet40
@@ -38,6 +39,7 @@ CORRUPTION = SimulationOptions(clean=0.0)
     help="Share of clouds corrupted at random (noise, outliers, holes) before purification.",
 )
 @click.option("--seed", default=0, show_default=True)
+@device_option
 def purified_set(
     split: str,
     method: str,
@@ -47,6 +49,7 @@ def purified_set(
     part: tuple[int, int],
     corrupted: float,
     seed: int,
+    device: torch.device,
 ) -> None:
     """Purifies clouds of a split; resumes after an interruption.
 
@@ -54,10 +57,11 @@ def purified_set(
     """
     clouds = load_modelnet40(root, split)  # type: ignore[arg-type]
     order = np.random.default_rng(seed).permutation(len(clouds.points))[:limit][part[0] :: part[1]]
-    purifier = Purifier.from_pretrained(method)
+    purifier = Purifier.from_pretrained(method).to(device)
     spec = purifier.spec()
     code = code_digest([*modules_of(spec), simulate_attack.__module__])
-    key = digest([spec, code, versions(), split, limit, part, corrupted, seed])
+    kind = [] if device.type == "cpu" else [device.type]  # which rounds as it does
+    key = digest([spec, code, versions(), split, limit, part, corrupted, seed, *kind])
     partial = out.with_suffix(f".{key}.partial.npy")
     out.parent.mkdir(parents=True, exist_ok=True)
     done = np.load(partial) if partial.exists() else np.zeros((0, *clouds.points.shape[1:]), np.float16)

@@ -15,6 +15,7 @@ import torch
 from benchmarks import record
 from benchmarks.clock import SEED, CloudBatch, make_clouds, median_seconds, seconds, timing_options
 from benchmarks.layout import text_table
+from ifdefense.devices import device_of_weights
 from ifdefense.implicit.occupancy import OccupancyNetwork
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.registry import DEFAULT, METHODS
@@ -35,11 +36,13 @@ def stage_seconds(purifier: Purifier, clouds: CloudBatch, repeats: int) -> dict[
     return {stage: statistics.median(run[stage] for run in runs) for stage in runs[0]}
 
 
-def growth(purifier: Purifier, clouds: CloudBatch, repeats: int) -> dict[str, float]:
+def growth(
+    purifier: Purifier, clouds: CloudBatch, repeats: int, counts: tuple[int, ...] = GROWTH
+) -> dict[str, float]:
     """Seconds per cloud by the number of clouds."""
     return {
         str(count): median_seconds(lambda part=clouds[:count]: purifier(part), repeats) / count  # type: ignore[misc]
-        for count in GROWTH
+        for count in counts
     }
 
 
@@ -55,9 +58,10 @@ def large(purifier: Purifier, count: int) -> dict[str, float]:
 def decoder_seconds(network: OccupancyNetwork, clouds: CloudBatch, repeats: int) -> dict[str, float]:
     """Median time of the training decoder and of the folded one on the same queries."""
     generator = torch.Generator().manual_seed(0)
-    queries = torch.rand(len(clouds), QUERIES, 3, generator=generator) - 0.5
-    owner = torch.arange(len(clouds)).repeat_interleave(QUERIES)
-    code = network.codes(torch.from_numpy(clouds[:, :300]))
+    device = device_of_weights(network)
+    queries = (torch.rand(len(clouds), QUERIES, 3, generator=generator) - 0.5).to(device)
+    owner = torch.arange(len(clouds), device=device).repeat_interleave(QUERIES)
+    code = network.codes(torch.from_numpy(clouds[:, :300]).to(device))
     field = network.field(code)
     return {
         "unfolded": median_seconds(lambda: network.decoder(queries, code), repeats),
@@ -78,12 +82,12 @@ def peak_memory() -> float | None:
 @click.command()
 @click.option("--method", type=click.Choice(list(METHODS)), default=DEFAULT, show_default=True)
 @timing_options("purify_speed.json")
-def purify_speed(method: str, repeats: int, out: Path) -> None:
+def purify_speed(method: str, repeats: int, device: torch.device, out: Path) -> None:
     """Measures the time of purify, per stage and by the number of clouds, and its peak memory.
 
     The memory is that of the whole process after the runs on 16 clouds, Python and torch included.
     """
-    purifier = Purifier.from_pretrained(method)
+    purifier = Purifier.from_pretrained(method).to(device)
     clouds = make_clouds(max(GROWTH))
     total = median_seconds(lambda: purifier(clouds[:CLOUDS]), repeats)
     stages = stage_seconds(purifier, clouds[:CLOUDS], repeats)
@@ -93,6 +97,7 @@ def purify_speed(method: str, repeats: int, out: Path) -> None:
         "clouds": CLOUDS,
         "points": int(clouds.shape[1]),
         "repeats": repeats,
+        "device": str(device),
         "seconds_per_cloud": total / CLOUDS,
         "stages_per_cloud": {stage: seconds / CLOUDS for stage, seconds in stages.items()},
         "peak_memory_gb": peak_memory(),

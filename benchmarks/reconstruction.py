@@ -16,6 +16,7 @@ from tqdm import tqdm
 from benchmarks import record
 from benchmarks.layout import markdown, text_table
 from ifdefense import Purifier
+from ifdefense.console import device_option
 from ifdefense.corruptions.combined import CombinedOptions, draw_corrupted
 from ifdefense.data.packed import load_packed_meshes
 from ifdefense.geometry.frame import Frame
@@ -93,7 +94,10 @@ def figures(
     default=record.FOLDER / "reconstruction.json",
     show_default=True,
 )
-def reconstruction(count: int, samples: int, methods: tuple[str, ...], seed: int, out: Path) -> None:
+@device_option
+def reconstruction(
+    count: int, samples: int, methods: tuple[str, ...], seed: int, device: torch.device, out: Path
+) -> None:
     """Chamfer-L1 of purified clouds on held-out meshes, clean and corrupted input (needs IFDEFENSE_DATA).
 
     The meshes are every tenth of each class of the labelled meshes. Corruptions are those of the training,
@@ -105,7 +109,7 @@ def reconstruction(count: int, samples: int, methods: tuple[str, ...], seed: int
     meshes = [unit(data.meshes[index]) for index in chosen]
     rows: dict[str, Any] = {}
     for name in methods:
-        purifier = Purifier.from_pretrained(name)
+        purifier = Purifier.from_pretrained(name).to(device)
 
         def purify(cloud: Cloud, purifier: Purifier = purifier) -> Tensor | None:
             (trace,) = purifier.trace(cloud, samples, seed)

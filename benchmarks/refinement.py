@@ -16,6 +16,7 @@ from tqdm import tqdm
 from benchmarks import record
 from benchmarks.layout import markdown, text_table
 from benchmarks.reconstruction import POINTS, unit
+from ifdefense.console import device_option
 from ifdefense.data.packed import load_packed_meshes
 from ifdefense.geometry.frame import Frame
 from ifdefense.geometry.mesh import Mesh
@@ -56,7 +57,7 @@ def versions(
     field: Field, cloud: Tensor, calibration: Calibration, extract: Extraction, faces: int, refine: Refinement
 ) -> dict[str, tuple[Mesh, float]]:
     """Meshes of one cloud in the unit cube, and the seconds that each took in all."""
-    index = torch.zeros((), dtype=torch.int64)
+    index = torch.zeros((), dtype=torch.int64, device=cloud.device)
 
     def timed(call: Callable[[], Mesh], before: float = 0.0) -> tuple[Mesh, float]:
         start = time.perf_counter()
@@ -74,7 +75,13 @@ def versions(
 
 
 def figures(
-    meshes: list[Mesh], name: str, samples: int, faces: int, refine: Refinement, seed: int
+    meshes: list[Mesh],
+    name: str,
+    samples: int,
+    faces: int,
+    refine: Refinement,
+    seed: int,
+    device: torch.device,
 ) -> dict[str, dict[str, float]]:
     """Means over the meshes by step: faces, Chamfer-L1 in tenths, normal consistency, seconds.
 
@@ -85,8 +92,10 @@ def figures(
         faces: of the simplified meshes.
         refine: the refinement.
         seed: seed of all clouds.
+        device: of the network.
     """
-    network = load_network(name)
+    network: Any = load_network(name)
+    network.to(device)
     rows: dict[str, list[tuple[float, ...]]] = {step: [] for step in STEPS}
     for number, mesh in enumerate(tqdm(meshes, name, mininterval=5)):
         rng = np.random.default_rng([seed, number])
@@ -94,7 +103,7 @@ def figures(
         truth = torch.from_numpy(points), torch.from_numpy(mesh.face_normals()[face]).float()
         cloud = torch.from_numpy(sample_surface(mesh, POINTS, generator=rng)[0])
         frame = Frame.of(cloud)
-        given = frame.to_cube(cloud)
+        given = frame.to_cube(cloud).to(device)
         with torch.no_grad():
             field = network.field(network.encode([given], seed))
         found = versions(field, given, network.calibration, NETWORKS[name], faces, refine)
@@ -129,8 +138,16 @@ def figures(
     default=record.FOLDER / "refinement.json",
     show_default=True,
 )
+@device_option
 def refinement(
-    count: int, samples: int, faces: int, steps: int, networks: tuple[str, ...], seed: int, out: Path
+    count: int,
+    samples: int,
+    faces: int,
+    steps: int,
+    networks: tuple[str, ...],
+    seed: int,
+    device: torch.device,
+    out: Path,
 ) -> None:
     """Faces, Chamfer-L1 and normals of simplified and refined meshes (needs IFDEFENSE_DATA).
 
@@ -140,7 +157,7 @@ def refinement(
     chosen = np.random.default_rng(seed).permutation(np.flatnonzero(held_out(data.labels)))[:count]
     meshes = [unit(data.meshes[index]) for index in chosen]
     refine = Refinement(steps=steps)
-    rows = {name: figures(meshes, name, samples, faces, refine, seed) for name in networks}
+    rows = {name: figures(meshes, name, samples, faces, refine, seed, device) for name in networks}
     names = [str(data.names[index]) for index in chosen]
     record.write(
         out, "refinement", samples=samples, faces=faces, steps=steps, seed=seed, names=names, rows=rows

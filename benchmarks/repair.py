@@ -177,8 +177,8 @@ def attacked_figures(purifier: Purifier, clean: Tensor, attacked: Tensor, seed: 
     """
     before, after, marked = [], [], 0
     for index in tqdm(range(len(clean)), mininterval=5):
-        reference = _trace(purifier, clean[index].numpy(), seed).mesh
-        trace = _trace(purifier, attacked[index].numpy(), seed)
+        reference = _trace(purifier, clean[index].cpu().numpy(), seed).mesh
+        trace = _trace(purifier, attacked[index].cpu().numpy(), seed)
         if reference is None or trace.mesh is None or trace.mask is None or trace.repaired is None:
             continue
         if not trace.mask.any():
@@ -202,7 +202,7 @@ def _samples(mesh: Mesh, seed: int) -> Tensor:
 
 def attacked_clouds(bench: Bench) -> dict[str, Tensor]:
     """Clouds ``(S, M, 3)`` by attack."""
-    victim = Victim.load(VICTIM)
+    victim = Victim.load(VICTIM, bench.device)
     entries = {name: SUITE[name] for name in ATTACKS}
     return {
         name: bench.attacked(victim, name, entry.attack(), entry.targeted) for name, entry in entries.items()
@@ -225,7 +225,7 @@ def repair(protocol: Protocol, count: int, rules: tuple[str, ...], out: Path) ->
     clouds = attacked_clouds(bench)
     rows: dict[str, Any] = {}
     for rule in rules or RULES:
-        purifier = purifier_of(rule)
+        purifier = purifier_of(rule).to(bench.device)
         rows[rule] = {
             "spec": purifier.spec(),
             "clean": {source: clean_figures(purifier, source, count, bench.seed) for source in sources},

@@ -112,7 +112,7 @@ def robustness(
     """
     for knowing in (False, True) if knows is None else (knows,):
         usual = [name for name in names() if SUITE[name].adaptive] if knowing else ["none", *names()]
-        for victim in map(Victim.load, victims):
+        for victim in (Victim.load(name, protocol.device) for name in victims):
             for name in attacks or usual:
                 bench = protocol.bench(affordable_clouds(name, victim.model, knowing, published))
                 row = measure(bench, victim, name, defences, knowing, published)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from classifiers.layers import check_points, edge_max, in_part, max_and_mean_pooled, shared
+from classifiers.pointnet import added_product
+from ifdefense.geometry.gathering import together
 
 SLOPE = 0.2
 """Negative slope of every leaky ReLU."""
@@ -25,8 +27,8 @@ SLOPE = 0.2
 def nearest_features(x: Tensor, k: int) -> Tensor:
     """Indices of the ``k`` nearest rows of each row, itself included, unordered.
 
-    Distances come from a matrix product of the centred rows, one cloud at a time;
-    `ifdefense.geometry.points.knn` sums squared differences, which suits few dimensions.
+    Distances come from a matrix product of the centred rows; `ifdefense.geometry.points.knn` sums squared
+    differences, which suits few dimensions.
 
     Args:
         x: ``(B, N, C)`` features.
@@ -35,13 +37,15 @@ def nearest_features(x: Tensor, k: int) -> Tensor:
     Returns:
         ``(B, N, k)`` indices.
     """
+    size = x.shape[1]
     index = torch.empty(*x.shape[:2], k, dtype=torch.int64, device=x.device)
-    for cloud, rows in enumerate(x - x.mean(1, keepdim=True)):
-        square = (rows * rows).sum(1)
-        distances = torch.addmm(
-            square.unsqueeze(0), rows, rows.T, alpha=-2
-        )  # up to the norm of the row itself
-        index[cloud] = smallest(distances, k)
+    centred = x - x.mean(1, keepdim=True)
+    for part in together(len(x), size * size, x.device):
+        rows = centred[part]
+        square = (rows * rows).sum(-1)
+        # Up to the norm of the row itself.
+        distances = added_product(square.unsqueeze(-2), rows, rows.mT, alpha=-2)
+        index[part] = smallest(distances.view(-1, size), k).view(index[part].shape)
     return index
 
 
@@ -60,7 +64,7 @@ def smallest(values: Tensor, k: int, group: int = 8) -> Tensor:
         ``(M, k)`` indices.
     """
     groups = values.shape[1] // group
-    if values.is_cuda or groups < 2 * k:
+    if values.device.type != "cpu" or groups < 2 * k:
         return values.topk(k, dim=1, largest=False, sorted=False).indices
     dealt = values[:, : groups * group].unflatten(1, (group, groups))
     best = dealt.amin(1).topk(k, dim=1, largest=False, sorted=False).indices  # (M, k)

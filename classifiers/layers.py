@@ -14,10 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from classifiers.pointnet import affine, folded, max_pooled_linear, max_with_index
-from ifdefense.geometry.gathering import first_maximum, neighbour_max
-
-_CHUNK = 1 << 18  # floats per block of scores: a megabyte stays in the cache
+from classifiers.pointnet import (
+    added_product,
+    affine,
+    folded,
+    max_pooled_linear,
+    max_with_index,
+)
+from ifdefense.geometry.gathering import first_maximum, neighbour_max, numbers_per_block, together
 
 
 @runtime_checkable
@@ -110,7 +114,7 @@ class _GroupMaxLinear(torch.autograd.Function):
         size, channels = x.shape[1], len(weight)
         best = x.new_empty(len(x), channels)
         index = torch.empty(len(x), channels, dtype=torch.uint8, device=x.device)
-        groups = max(1, _CHUNK // (size * channels))
+        groups = max(1, numbers_per_block(x.device) // (size * channels))
         transposed = weight.T
         for start in range(0, len(x), groups):
             part = x[start : start + groups]
@@ -238,12 +242,12 @@ class _MaxAndMean(torch.autograd.Function):
         result = x.new_empty(batch, 2 * channels)
         index = torch.empty(batch, channels, dtype=torch.int64, device=x.device)
         positive = torch.empty(batch, channels, size, dtype=torch.bool, device=x.device)
-        for cloud in range(batch):  # one cloud at a time: its (K, N) activations stay in the cache
-            y = torch.addmm(bias.unsqueeze(1), weight, x[cloud].T)
-            torch.gt(y, 0, out=positive[cloud])
+        for part in together(batch, size * channels, x.device):
+            y = added_product(bias.unsqueeze(1), weight, x[part].mT)
+            torch.gt(y, 0, out=positive[part])
             y = F.leaky_relu_(y, slope)
-            result[cloud, :channels], index[cloud] = max_with_index(y)
-            result[cloud, channels:] = y.mean(1)
+            result[part, ..., :channels], index[part] = max_with_index(y)
+            result[part, ..., channels:] = y.mean(-1)
         ctx.save_for_backward(x, weight, index, positive)
         ctx.slope = slope
         return result
@@ -257,13 +261,14 @@ class _MaxAndMean(torch.autograd.Function):
         grad_x, parameters = torch.empty_like(x), ctx.needs_input_grad[1]
         grad_weight = torch.zeros_like(weight) if parameters else None
         grad_bias = weight.new_zeros(len(weight)) if parameters else None
-        for cloud in range(len(x)):
-            g = of_mean[cloud].unsqueeze(1).repeat(1, x.shape[1])
-            g.scatter_add_(1, index[cloud].unsqueeze(1), of_max[cloud].unsqueeze(1))
-            g = torch.where(positive[cloud], g, g * ctx.slope)
-            torch.mm(g.T, weight, out=grad_x[cloud])
+        for part in together(len(x), x.shape[1] * len(weight), x.device):
+            g = of_mean[part].unsqueeze(-1).expand(positive[part].shape).clone()
+            g.scatter_add_(-1, index[part].unsqueeze(-1), of_max[part].unsqueeze(-1))
+            g = torch.where(positive[part], g, g * ctx.slope)
+            torch.matmul(g.mT, weight, out=grad_x[part])
             if grad_weight is not None and grad_bias is not None:
-                grad_weight.addmm_(g, x[cloud])
+                g = g.movedim(-2, 0).flatten(1)  # (K, N) of all these clouds
+                grad_weight.addmm_(g, x[part].reshape(-1, x.shape[2]))
                 grad_bias += g.sum(1)
         return grad_x, grad_weight, grad_bias, None
 
@@ -275,8 +280,10 @@ class _MaxAndMeanOf(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor) -> Tensor:
         best = y.amax(1)
         order = torch.arange(y.shape[1], 0, -1, dtype=torch.int32, device=y.device).unsqueeze(1)
-        places = [((cloud == top) * order).amax(0) for cloud, top in zip(y, best, strict=True)]
-        index = y.shape[1] - torch.stack(places).long()  # the first of equals
+        index = torch.empty(best.shape, dtype=torch.int64, device=y.device)
+        for part in together(len(y), y[0].numel(), y.device):
+            places = ((y[part] == best[part].unsqueeze(-2)) * order).amax(-2)
+            index[part] = y.shape[1] - places  # the first of equals
         ctx.save_for_backward(index)
         ctx.size = y.shape[1]
         return torch.cat([best, y.mean(1)], 1)

@@ -22,22 +22,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ifdefense.geometry.gathering import segments, together
+
 _BLOCK = 32  # columns per block: a vectorised maximum over blocks, then a search inside the best one
 
 
+def added_product(bias: Tensor, a: Tensor, b: Tensor, alpha: float = 1) -> Tensor:
+    """``bias + alpha a @ b`` of two matrices, or of two batches of them."""
+    add = torch.addmm if b.ndim == 2 else torch.baddbmm
+    return add(bias, a.expand(*b.shape[:-2], -1, -1), b, alpha=alpha)
+
+
 def max_with_index(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum of each row of ``(K, N)`` scores and its first index, faster than ``Tensor.max`` on a CPU."""
-    rows, columns = scores.shape
+    """Maximum of each row of ``(..., N)`` scores and its first index, faster than ``Tensor.max`` on a CPU."""
+    columns = scores.shape[-1]
     whole = columns - columns % _BLOCK
     if whole == 0:
-        return scores.max(1)
-    blocks = scores[:, :whole].view(rows, -1, _BLOCK)
-    best, block = blocks.amax(2).max(1)
-    inner = blocks[torch.arange(rows, device=scores.device), block].argmax(1)
+        return scores.max(-1)
+    blocks = scores[..., :whole].unflatten(-1, (-1, _BLOCK))
+    best, block = blocks.amax(-1).max(-1)
+    inner = blocks.take_along_dim(block[..., None, None], -2).squeeze(-2).argmax(-1)
     index = block * _BLOCK + inner
     if whole == columns:
         return best, index
-    tail, tail_index = scores[:, whole:].max(1)
+    tail, tail_index = scores[..., whole:].max(-1)
     later = tail > best
     return torch.where(later, tail, best), torch.where(later, tail_index + whole, index)
 
@@ -50,10 +58,12 @@ class _MaxPooledLinear(torch.autograd.Function):
         pooled = x.new_empty(len(x), len(weight))
         index = torch.empty(pooled.shape, dtype=torch.long, device=x.device)
         searched, by = (x, weight) if search is None else (x.to(search), weight.to(search))
-        for cloud in range(len(x)):  # one cloud at a time: its (K, N) scores stay in the processor's cache
+        for part in together(len(x), x.shape[1] * len(weight), x.device):
             # Maxima of bfloat16 are several times slower than those of float32, also counting the conversion.
-            best, index[cloud] = max_with_index((by @ searched[cloud].T).to(x.dtype))
-            pooled[cloud] = best if search is None else (x[cloud, index[cloud]] * weight).sum(1)
+            best, index[part] = max_with_index((by @ searched[part].mT).to(x.dtype))
+            if search is not None:
+                best = (x[part].take_along_dim(index[part].unsqueeze(-1), -2) * weight).sum(-1)
+            pooled[part] = best
         ctx.save_for_backward(x, weight, index)
         return pooled
 
@@ -62,10 +72,21 @@ class _MaxPooledLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, index = ctx.saved_tensors
         grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0] and x.device.type == "cpu":
             grad_x = torch.zeros_like(x)
             for cloud in range(len(x)):
                 grad_x[cloud].index_add_(0, index[cloud], grad[cloud, :, None] * weight)
+        elif ctx.needs_input_grad[0]:
+            # Sums in a fixed order: those of `index_add_` on CUDA vary from run to run.
+            start = torch.arange(len(x), device=x.device).unsqueeze(1) * x.shape[1]
+            order, bounds = segments((index + start).flatten(), len(x) * x.shape[1])
+            grad_x = F.embedding_bag(
+                order % len(weight),
+                weight,
+                bounds,
+                mode="sum",
+                per_sample_weights=grad.flatten().index_select(0, order),
+            ).view(x.shape)
         if ctx.needs_input_grad[1]:
             start = torch.arange(len(x), device=x.device).unsqueeze(1) * x.shape[1]
             # A weighted sum of B critical points for every channel, without gathering them.

@@ -29,7 +29,8 @@ from classifiers.adversarial import attacked
 from classifiers.layers import Sized
 from classifiers.pointnet import PointNet, orthogonality_penalty
 from ifdefense.checkpoints import load_weights
-from ifdefense.console import use_huge_pages
+from ifdefense.console import device_option, use_huge_pages
+from ifdefense.devices import device_of_weights
 from ifdefense.logits import classify
 from ifdefense.training.clouds import TrainingClouds, load_training_clouds
 from ifdefense.training.commands import options_of, output_options, prepare, reported
@@ -204,10 +205,10 @@ def cut_mix(points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor,
         share of the points that stayed, the same for every cloud.
     """
     batch, size, _ = points.shape
-    other = torch.randperm(batch, generator=generator)
+    other = torch.randperm(batch, generator=generator).to(points.device)
     kept = int(torch.randint(size + 1, (), generator=generator))
-    stay = torch.rand(batch, size, generator=generator).argsort(1)[:, :kept]
-    come = torch.rand(batch, size, generator=generator).argsort(1)[:, kept:]
+    stay = torch.rand(batch, size, generator=generator).argsort(1)[:, :kept].to(points.device)
+    come = torch.rand(batch, size, generator=generator).argsort(1)[:, kept:].to(points.device)
     own = points.gather(1, stay.unsqueeze(2).expand(-1, -1, 3))
     new = points[other].gather(1, come.unsqueeze(2).expand(-1, -1, 3))
     return torch.cat([own, new], 1), other, kept / size
@@ -228,16 +229,17 @@ def float32_products(precision: MatmulPrecision) -> Iterator[None]:
 def accuracy(model: nn.Module, clouds: TrainingClouds, batch_size: int = 64) -> float:
     """Share of clouds that are classified correctly, with the model in evaluation mode."""
     model.eval()
+    device = device_of_weights(model)
     parts = zip(clouds.points.split(batch_size), clouds.labels.split(batch_size), strict=True)
-    hits = sum(int((classify(model, points).argmax(1) == labels).sum()) for points, labels in parts)
-    return hits / len(clouds)
+    hits = (classify(model, points.to(device)).argmax(1) == labels.to(device) for points, labels in parts)
+    return sum(int(right.sum()) for right in hits) / len(clouds)
 
 
 class ClassifierRun(ResumableRun):
     """Trains a classifier, in epochs.
 
     Args:
-        model: network to train, changed in place; any from ``(B, N, 3)`` points to logits.
+        model: network to train, changed in place, on its device; any from ``(B, N, 3)`` points to logits.
         train: clouds to train on.
         validation: clouds that choose the epoch whose weights are kept, by name; the mean of their accuracies
             counts, in adversarial training also of those under attack.
@@ -325,7 +327,8 @@ class ClassifierRun(ResumableRun):
         together = self._most_neighbours(some.points.shape[1])
         parts = []
         for points, labels in zip(some.points.split(64), some.labels.split(64), strict=True):
-            parts.append(attacked(self.evaluated, points, labels, delta, ATTACK_STEPS, generator, together))
+            given = points.to(self.device), labels.to(self.device)
+            parts.append(attacked(self.evaluated, *given, delta, ATTACK_STEPS, generator, together))
         return accuracy(self.evaluated, TrainingClouds(torch.cat(parts), some.labels))
 
     def _train(self, stop: int, progress: bool) -> float:
@@ -344,7 +347,7 @@ class ClassifierRun(ResumableRun):
         for chosen in tqdm(batches, f"epoch {epoch + 1}", disable=not progress, mininterval=10):
             points = augment(self.train.points[chosen], count, self.options, self.generator)
             with float32_products(self.options.matmul_precision):
-                loss = self._loss(points, self.train.labels[chosen])
+                loss = self._loss(points.to(self.device), self.train.labels[chosen].to(self.device))
                 self.optimiser.zero_grad(set_to_none=True)
                 loss.backward()
             self.optimiser.step()
@@ -439,6 +442,7 @@ def _parse_schedule(text: str) -> Schedule:
     help="Of the products in training; medium is faster on some processors.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=ClassifierOptions.seed, show_default=True)
+@device_option
 @click.option(
     "--feature-transform/--no-feature-transform", default=True, show_default=True, help="PointNet's."
 )
@@ -460,6 +464,7 @@ def main(
     out: Path | None,
     force: bool,
     schedule: str,
+    device: torch.device,
     feature_transform: bool,
     init: Path | None,
     hybrid: Path | None,
@@ -481,7 +486,12 @@ def main(
     if init is not None:
         load_weights(model, init)
     run = ClassifierRun(
-        model, train, validation, options, folder, {"model": network, **extra, "init": file_digest(init)}
+        model.to(device),
+        train,
+        validation,
+        options,
+        folder,
+        {"model": network, **extra, "init": file_digest(init)},
     )
     run.resume()
     best = run(sys.stderr.isatty() if progress is None else progress)

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ifdefense.devices import has_float64, in_float64
+
 MIN_POINTS = 16
 """Distinct points that a cloud must have at least."""
 
@@ -53,23 +55,36 @@ def count_of(value: object, name: str = "num_points") -> int | None:
     return None if value is None else integer(name, value, 1, MAX_POINTS)
 
 
-def device_of(value: object) -> torch.device:
-    """A device that tensors can be put on.
+def named_device(value: object) -> torch.device:
+    """A device by its name, not yet used: asking an accelerator for memory keeps a process from being forked.
 
     Raises:
         TypeError: if it is neither a name nor a device.
-        ValueError: if there is no such device here.
+        ValueError: if no device has such a name, or it holds no values.
     """
     if not isinstance(value, (str, torch.device)):
         raise TypeError(f"device must be a name such as 'cuda:0', got {_shown(value)}")
     try:
         device = torch.device(value)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {str(value)!r} cannot be used: {str(error).splitlines()[0]}") from None
+    except RuntimeError as error:
+        raise _unusable(value, error) from None
     if device.type == "meta":
         raise ValueError("device 'meta' cannot be used: it holds no values")
     return device
+
+
+def device_of(value: object) -> torch.device:
+    """A device that tensors can be put on, with its index: ``"cuda"`` is the current ``"cuda:0"``.
+
+    Raises:
+        TypeError: if it is neither a name nor a device.
+        ValueError: if there is no such device here.
+    """
+    device = named_device(value)
+    try:
+        return torch.empty(1, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise _unusable(value, error) from None
 
 
 def real_tensor(values: object, name: str) -> Tensor:
@@ -99,6 +114,12 @@ def real_tensor(values: object, name: str) -> Tensor:
     if values.dtype in (torch.uint8, torch.int8, torch.int16):
         return values.float()
     if values.dtype in (torch.uint16, torch.uint32, torch.int32, torch.int64):
+        if not has_float64(values.device):
+            kind = str(values.dtype).removeprefix("torch.")
+            raise TypeError(
+                f"{name} has dtype {kind}, which becomes float64, and device {str(values.device)!r} has "
+                "none: give float32, or integers on the CPU"
+            )
         exact = values.double()
         if values.dtype == torch.int64 and values.numel() and float(exact.abs().max()) > 2**53:
             raise ValueError(f"{name} has integers beyond 2^53: subtract an offset first")
@@ -127,7 +148,7 @@ def cloud_of(values: object, name: str, *, detach: bool = True) -> Tensor:
         raise ValueError(f"{name} must have shape (N, 3) or (N, 3 + C), got {tuple(cloud.shape)}")
     if detach:
         cloud = cloud.detach()
-    points = cloud.detach()[:, :3]
+    points = cloud.detach()[:, :3].cpu()  # every check reads a value
     broken = ~torch.isfinite(points).all(1)
     if broken.any():
         first = int(broken.nonzero()[0])
@@ -137,13 +158,13 @@ def cloud_of(values: object, name: str, *, detach: bool = True) -> Tensor:
     if len(points) > 1 and bool((points == points[0]).all()):
         raise ValueError(f"{name} has zero extent: all its {len(points)} points are the same")
     # Few clouds repeat themselves, so the first points usually tell.
-    distinct = len(torch.unique(points[:4096], dim=0))
+    distinct = len(torch.unique(points[: 2 * MIN_POINTS], dim=0))
     if distinct < MIN_POINTS < len(points):
         distinct = len(torch.unique(points, dim=0))
     if distinct < MIN_POINTS:
         hint = " (the layout is (N, 3), a row per point)" if len(cloud) == 3 < cloud.shape[1] else ""
         raise ValueError(f"{name} has {distinct} distinct points, at least {MIN_POINTS} are needed{hint}")
-    wide = points.double()
+    wide = in_float64(points)
     extent, largest = float((wide.amax(0) - wide.amin(0)).max()), float(wide.abs().max())
     if not 1e-150 < extent < 1e150 or largest > torch.finfo(cloud.dtype).max / 2:
         raise ValueError(
@@ -178,6 +199,10 @@ def _array_of_lists(values: list[Any] | tuple[Any, ...], name: str) -> NDArray[A
     except ValueError:
         raise ValueError(f"{name} has rows of different lengths") from None
     return array.astype(np.float64) if array.dtype.kind in "iu" else array
+
+
+def _unusable(device: object, error: Exception) -> ValueError:
+    return ValueError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}")
 
 
 def _shown(value: object) -> str:

@@ -291,8 +291,8 @@ def save_safetensors(module: nn.Module, path: str | Path, metadata: Mapping[str,
 
     path = Path(path)
     state = {
-        name: (value.half() if _fits_half(value) else value).detach().cpu().contiguous()
-        for name, value in module.state_dict().items()
+        name: (value.half() if _fits_half(value) else value).contiguous()
+        for name, value in ((name, value.detach().cpu()) for name, value in module.state_dict().items())
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as partial:

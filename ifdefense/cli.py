@@ -16,11 +16,13 @@ import click
 from click.shell_completion import CompletionItem
 
 from ifdefense import __version__
-from ifdefense.console import LazyGroup, use_huge_pages
+from ifdefense.console import LazyGroup, device_option, use_huge_pages
 from ifdefense.geometry.axes import AXES
 from ifdefense.purifiers.registry import DEFAULT, METHODS
 
 if TYPE_CHECKING:
+    import torch
+
     from ifdefense.purifiers.base import Purifier
 
 REPORTED = 12
@@ -141,7 +143,7 @@ def info() -> None:
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of every draw."
 )
-@click.option("--device", default="cpu", show_default=True, help="Where to compute, such as cuda:0.")
+@device_option
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Clouds at a time."
 )
@@ -173,7 +175,7 @@ def purify(
     method: str,
     num_points: int | None,
     seed: int,
-    device: str,
+    device: torch.device,
     batch_size: int,
     up: str | None,
     mesh: bool,
@@ -233,7 +235,7 @@ def purify(
         run.purify(todo.jobs, report)
     failed = bool(run.failed or todo.unreadable)
     if report is not None:
-        facts = {"method": method, "seed": str(seed), "device": device, "ifdefense": __version__}
+        facts = {"method": method, "seed": str(seed), "device": str(device), "ifdefense": __version__}
         try:
             if run.reported:
                 write_report(report, run, facts, force)
@@ -255,11 +257,11 @@ def purify(
         raise SystemExit(1)
 
 
-def load(method: str, device: str) -> Purifier:
+def load(method: str, device: torch.device) -> Purifier:
     """The purifier of that name.
 
     Raises:
-        Refused: if its weights or the device are missing.
+        Refused: if its weights are missing.
     """
     from ifdefense.purifiers.base import Purifier
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ifdefense.arguments import MIN_POINTS, cloud_of, real_tensor
 from ifdefense.attributes import transfer_attributes
+from ifdefense.devices import in_float64
 
 __all__ = ["MIN_POINTS", "Clouds", "Unpacked", "is_geometric", "tensors", "unpack"]
 
@@ -178,9 +179,9 @@ def _as_kind(result: Tensor, like: Any) -> Any:
 
 def _nearest_rows(cloud: Tensor, result: Tensor) -> Tensor:
     # In units of the extent, so that squares of distances neither overflow nor vanish.
-    wide = cloud.detach().double()
+    wide = in_float64(cloud.detach())
     low = wide.amin(0)
     extent = (wide.amax(0) - low).max()
-    places = (result.detach().double().to(low.device) - low) / extent
+    places = (in_float64(result.detach()).to(low.device) - low) / extent
     index = torch.arange(len(cloud), device=cloud.device)
     return transfer_attributes((wide - low) / extent, {"index": index}, places)["index"]

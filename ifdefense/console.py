@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    import torch
+
+Command = TypeVar("Command", bound=Callable[..., object])
 
 
 def use_huge_pages() -> None:
@@ -16,6 +23,26 @@ def use_huge_pages() -> None:
     without huge pages.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def device_option(command: Command) -> Command:
+    """Adds the option ``--device``; the command gets a `torch.device` that can be used."""
+    return click.option(
+        "--device",
+        default="cpu",
+        callback=_usable_device,
+        show_default=True,
+        help="Where to compute, such as cuda:0.",
+    )(command)
+
+
+def _usable_device(context: click.Context, parameter: click.Parameter, value: str) -> torch.device:
+    from ifdefense.arguments import device_of
+
+    try:
+        return device_of(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 class LazyGroup(click.Group):

@@ -53,8 +53,11 @@ def parallel_map(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """``[function(item) for item in items]`` on several threads; inside of itself on one.
 
     Each call sees the context of the caller, gradient mode included, and is single-threaded. The first
-    exception is raised.
+    exception is raised. Tensors on an accelerator are taken in a plain loop: its streams are those of a
+    thread, and its work is done side by side anyway.
     """
+    if any(isinstance(item, torch.Tensor) and item.device.type != "cpu" for item in items):
+        return [function(item) for item in items]
     count = min(workers(), len(items))
     gradients = torch.is_grad_enabled()
 

@@ -8,32 +8,46 @@ import threading
 import time
 from collections.abc import Iterator
 
+import torch
+
+from ifdefense.devices import synchronise
+
 _lock = threading.Lock()
-_seconds: contextvars.ContextVar[dict[str, float] | None] = contextvars.ContextVar("seconds", default=None)
+_clock: contextvars.ContextVar[tuple[dict[str, float], torch.device] | None] = contextvars.ContextVar(
+    "clock", default=None
+)
 
 
 @contextlib.contextmanager
-def timed() -> Iterator[dict[str, float]]:
-    """Collects the seconds of every `stage` inside the block, by name; those of parallel threads add up."""
+def timed(device: torch.device | None = None) -> Iterator[dict[str, float]]:
+    """Collects the seconds of every `stage` inside the block, by name; those of parallel threads add up.
+
+    Args:
+        device: where the work is done. Stages wait for an accelerator, which works while Python runs ahead;
+            by default the work is on the CPU.
+    """
     seconds: dict[str, float] = {}
-    token = _seconds.set(seconds)
+    token = _clock.set((seconds, torch.device("cpu") if device is None else device))
     try:
         yield seconds
     finally:
-        _seconds.reset(token)
+        _clock.reset(token)
 
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[None]:
     """Adds the time of the block to a stage; a no-op outside of `timed`."""
-    seconds = _seconds.get()
-    if seconds is None:
+    clock = _clock.get()
+    if clock is None:
         yield
         return
+    seconds, device = clock
+    synchronise(device)
     start = time.perf_counter()
     try:
         yield
     finally:
+        synchronise(device)
         spent = time.perf_counter() - start
         with _lock:
             seconds[name] = seconds.get(name, 0.0) + spent

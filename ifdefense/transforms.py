@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ifdefense.arguments import count_of, device_of, seed_of
+from ifdefense.arguments import count_of, named_device, seed_of
 from ifdefense.geometry.axes import axis_of
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.function import purify
@@ -35,7 +35,8 @@ class Purify(BaseTransform):  # type: ignore[misc]
         method: name of a method, file of weights, or a purifier, as in `ifdefense.purify`.
         num_points: points of each result; by default as many as came in.
         seed: seed of every draw; ``None`` draws a fresh one at every call.
-        device: where to compute; by default where the positions are.
+        device: where to compute; by default where the positions are. It is first used with the first data, so
+            that workers of a ``DataLoader`` can be forked before.
         up: up axis of the positions, z by default, as in `ifdefense.purify`.
 
     Raises:
@@ -58,7 +59,7 @@ class Purify(BaseTransform):  # type: ignore[misc]
         self.method = method
         self.num_points = count_of(num_points)
         self.seed = None if seed is None else seed_of(seed)
-        self.device = None if device is None else device_of(device)
+        self.device = None if device is None else named_device(device)
         self.up = None if up is None else axis_of(up)
 
     def forward(self, data: Any) -> Any:

@@ -52,6 +52,12 @@ _VIEWS = {
     *("new_empty_strided",),
 }
 """Operations that launch nothing."""
+_RANDOM = {
+    *("median.dim", "median.dim_values", "nanmedian.dim", "kthvalue", "kthvalue.values", "histc", "put_"),
+    *("grid_sampler_2d_backward", "grid_sampler_3d_backward", "adaptive_max_pool2d_backward"),
+    *("_adaptive_avg_pool2d_backward", "upsample_bilinear2d_backward", "upsample_linear1d_backward"),
+}
+"""Operations that CUDA refuses where deterministic algorithms are asked for."""
 
 
 class Watch(collections.Counter[tuple[str, str, str]]):
@@ -203,6 +209,8 @@ def _on_device(value: object) -> bool:
 
 def _check(func: Any, name: str, args: Any, kwargs: dict[str, Any], flat: list[Any]) -> None:
     """Raises what CUDA raises."""
+    if torch.are_deterministic_algorithms_enabled() and _varies(func, name, args, kwargs):
+        raise RuntimeError(f"{func} does not have a deterministic implementation")
     tensors = [value for value in flat if isinstance(value, Tensor)]
     if any(isinstance(value, torch.Generator) and value.device.type != NAME for value in flat):
         raise RuntimeError(f"Expected a '{NAME}' device type for generator but found 'cpu' ({func})")
@@ -228,6 +236,15 @@ def _check(func: Any, name: str, args: Any, kwargs: dict[str, Any], flat: list[A
     mixed = torch.Tag.pointwise in func.tags or name in _MIXED or name.startswith("_foreach")
     if not mixed or any(value.ndim and not _on_device(value) for value in tensors):
         raise two
+
+
+def _varies(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether CUDA computes in an order that varies, and has no other way to."""
+    if name == "bincount":
+        return (len(args) > 1 and args[1] is not None) or kwargs.get("weights") is not None
+    if name in ("cumsum", "cumsum_"):
+        return args[0].is_floating_point()
+    return str(func).removeprefix("aten.").removesuffix(".default") in _RANDOM
 
 
 def _count(name: str, args: Any, tensors: list[Tensor], target: str) -> None:
@@ -312,10 +329,6 @@ class _Backend:
     get_amp_supported_dtype = staticmethod(lambda: [torch.float16, torch.bfloat16])
 
     @staticmethod
-    def synchronize(device: object = None) -> None:
-        _see("wait", "synchronize")
-
-    @staticmethod
     def manual_seed(seed: int) -> None:
         global _state
         # Another stream than that of the CPU for the same seed, as on CUDA.
@@ -382,14 +395,18 @@ def _swap(swap: Callable[[Tensor, Tensor], None], first: Tensor, second: Tensor)
 
 @contextlib.contextmanager
 def present() -> Iterator[torch.device]:
-    """The device; meanwhile modules keep their parameters' identity when they move to it, as on CUDA."""
+    """The device. Meanwhile modules keep their parameters' identity when they move to it, as on CUDA.
+
+    `torch.accelerator.synchronize` is counted as a wait.
+    """
     device = register()
-    swap = torch.utils.swap_tensors
+    swap, wait = torch.utils.swap_tensors, torch.accelerator.synchronize
     swaps = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
     torch.utils.swap_tensors = functools.partial(_swap, swap)
+    torch.accelerator.synchronize = lambda device=None: _see("wait", "synchronize")
     try:
         yield device
     finally:
-        torch.utils.swap_tensors = swap
+        torch.utils.swap_tensors, torch.accelerator.synchronize = swap, wait
         torch.__future__.set_swap_module_params_on_conversion(swaps)

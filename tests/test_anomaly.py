@@ -20,7 +20,7 @@ from ifdefense.geometry.mesh import Mesh
 from ifdefense.geometry.points import Neighbours
 from ifdefense.implicit.anomaly import CONTEXT, NEIGHBOURS, AnomalyNetwork
 from ifdefense.implicit.base import Field, load_network
-from ifdefense.implicit.local import LocalCode, LocalOccupancyNetwork
+from ifdefense.implicit.local import LocalCode, LocalOccupancyNetwork, Structure
 from ifdefense.purifiers.specs import describe, rebuild
 from ifdefense.shapes.procedural import make_shape
 from ifdefense.stages.anomaly import AnomalyRepair
@@ -231,9 +231,9 @@ def test_the_default_encodes_every_cloud_once_also_as_a_copy(monkeypatch: pytest
     encoded: list[int] = []
     encode = LocalOccupancyNetwork.codes
 
-    def counted(self: LocalOccupancyNetwork, given: Tensor) -> LocalCode:
+    def counted(self: LocalOccupancyNetwork, given: Tensor, graph: Structure) -> LocalCode:
         encoded.append(len(given))
-        return encode(self, given)
+        return encode(self, given, graph)
 
     monkeypatch.setattr(LocalOccupancyNetwork, "codes", counted)
     traces = purifier.trace(clouds)

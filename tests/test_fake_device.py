@@ -74,6 +74,26 @@ def test_draws_its_own_random_numbers(device):
     assert not torch.equal(theirs.cpu(), ours)
 
 
+@pytest.mark.parametrize("name", ["median", "kthvalue", "cumsum", "bincount"])
+def test_refuses_what_varies_from_run_to_run_where_that_is_not_wanted(device, name):
+    x = torch.rand(8, device=device)
+    runs = {
+        "median": lambda: x.median(0),
+        "kthvalue": lambda: x.kthvalue(2),
+        "cumsum": lambda: x.cumsum(0),
+        "bincount": lambda: torch.bincount(x.long(), x),
+    }
+    runs[name]()
+    torch.use_deterministic_algorithms(True)
+    try:
+        x.median()
+        x.long().cumsum(0)
+        with pytest.raises(RuntimeError, match="determinis"):
+            runs[name]()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_lacks_float64_when_told_to(stand_in):
     with fake_device.without_float64(), pytest.raises(TypeError, match="doesn't support float64"):
         torch.zeros(3, device=stand_in).double()

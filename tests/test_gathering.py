@@ -18,7 +18,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def test_maximum_over_neighbours_equals_that_of_the_gathered_rows(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gathering, "_CHUNK", chunk)
+    monkeypatch.setattr(gathering, "numbers_per_block", lambda _: chunk)
     values = normal(9, 4).requires_grad_()
     index = torch.randint(9, (7, 3), generator=torch.Generator().manual_seed(1))
     plain = values[index].amax(1)

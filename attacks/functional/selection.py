@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ifdefense.geometry.points import gather
+from ifdefense.geometry.points import gather, lower_median
 
 
 def selected(points: Tensor, mask: Tensor) -> Tensor:
@@ -45,6 +45,6 @@ def saliency(points: Tensor, gradient: Tensor, alpha: float = 1.0) -> Tensor:
     Returns:
         ``(B, N)``.
     """
-    offset = points - points.median(1, keepdim=True).values
+    offset = points - lower_median(points, 1)
     gain: Tensor = offset.norm(dim=2) ** alpha * (offset * gradient).sum(2)
     return gain

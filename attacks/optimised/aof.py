@@ -14,6 +14,7 @@ from attacks.functional import distances
 from attacks.functional.losses import hinge
 from attacks.functional.noise import shared_noise
 from attacks.settings import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from ifdefense.devices import in_float64
 from ifdefense.geometry.points import knn, squared_distances
 
 
@@ -34,8 +35,8 @@ def graph_laplacian(points: Tensor, k: int = 30) -> Tensor:
 def low_frequencies(points: Tensor, k: int = 30, count: int = 100) -> Tensor:
     """``(B, N, min(count, N))`` eigenvectors of the Laplacian with the smallest eigenvalues."""
     # Single precision resolves 1e-6 of the largest eigenvalue, too coarse to separate the smallest ones.
-    vectors = torch.linalg.eigh(graph_laplacian(points.double(), k)).eigenvectors
-    basis: Tensor = vectors[..., :count].to(points.dtype)
+    vectors = torch.linalg.eigh(graph_laplacian(in_float64(points), k)).eigenvectors
+    basis: Tensor = vectors[..., :count].to(points)
     return basis
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ifdefense.devices import in_float64
 from ifdefense.geometry import points as operations
 
 Family = Literal["density", "noise", "transformation"]
@@ -148,7 +149,7 @@ def corrupt(
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     corruption, turn = CORRUPTIONS[name], {"x": 2, "y": 1, "z": 0}[up]
     # A cyclic permutation of the axes is a rotation, not a reflection.
-    upright = points.detach().double().roll(turn, 2)
+    upright = in_float64(points.detach()).roll(turn, 2)
     if name in _SEEN:
         upright, centre, scale = _normalised(upright)
     corrupted = corruption.run(upright, severity, generator)
@@ -156,7 +157,7 @@ def corrupt(
         corrupted = _normalised(corrupted)[0]
     elif name in _SEEN and not normalise:
         corrupted = corrupted / scale + centre
-    return corrupted.roll(-turn, 2).to(points.dtype)
+    return corrupted.roll(-turn, 2).to(points)
 
 
 def _check(points: Tensor, name: str) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ifdefense.geometry.points import lower_median
+
 
 @dataclass(frozen=True)
 class SimulationOptions:
@@ -176,7 +178,7 @@ def _drops(points: Tensor, draw: _Draw, options: SimulationOptions) -> list[tupl
         losses.append((-_distance(points, draw.member(points)), share / count * (hole < count)))
 
     # Saliency attacks drop the ends of a few limbs: distance from the centre, weighted by direction.
-    offset = points - points.median(dim=1, keepdim=True).values
+    offset = points - lower_median(points, 1)
     towards = _unit(offset) @ _unit(draw.normal(3, 3)).mT  # (B, N, 3) cosines to three directions
     focus = 4 * draw.uniform(1)
     score = offset.norm(dim=2) * torch.exp(focus * towards.amax(dim=2))

@@ -8,20 +8,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ifdefense.devices import in_float64
 from ifdefense.geometry.mesh import Mesh
+from ifdefense.geometry.points import lower_median
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Frame:
     """Similarity transform between the caller's frame and the unit cube, in float64; differentiable.
 
+    On the points' device, or on the CPU if that has no float64.
+
     Attributes:
         centre: ``(3,)`` centre of the bounding box, caller's frame.
         extent: ``()`` longest side of the bounding box, caller's units.
+        host: the same on the CPU, where that is known, for meshes.
     """
 
     centre: Tensor
     extent: Tensor
+    host: Frame | None = None
 
     @classmethod
     def of(cls, points: Tensor) -> Frame:
@@ -33,16 +39,16 @@ class Frame:
             points: ``(N, 3)``, caller's frame.
 
         Raises:
-            ValueError: if the cloud has no extent.
+            ValueError: if the cloud has no extent. Off the CPU this is not seen, as it would mean to wait.
         """
-        centre, extent = bounding_cubes(points.double())
-        if not extent > 0:
+        centre, extent = bounding_cubes(in_float64(points))
+        if extent.device.type == "cpu" and not extent > 0:
             raise ValueError("the cloud has zero extent: all its points are the same")
         return cls(centre[0], extent[0, 0])
 
     def to_cube(self, points: Tensor) -> Tensor:
         """Maps points ``(N, 3)`` into the unit cube, float32."""
-        return ((points.double() - self.centre) / self.extent).float()
+        return ((in_float64(points) - self.centre) / self.extent).float().to(points.device)
 
     def from_cube(self, points: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Maps points ``(N, 3)`` back into the caller's frame, on the frame's device."""
@@ -50,7 +56,8 @@ class Frame:
 
     def mesh_from_cube(self, mesh: Mesh) -> Mesh:
         """Maps a mesh back into the caller's frame."""
-        return mesh.transformed(float(self.extent.detach()), self.centre.detach().cpu().numpy())
+        frame = self.host or self
+        return mesh.transformed(float(frame.extent.detach()), frame.centre.detach().cpu().numpy())
 
 
 def bounding_cubes(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,11 +94,11 @@ def within_reach(points: Tensor, quantile: float = 0.9, factor: float = 6.0) -> 
     Returns:
         ``(N,)`` mask of kept points; all true if the scale is zero.
     """
-    centred = points.detach().double()
-    distance = (centred - centred.median(0).values).norm(dim=1)
-    scale = distance.kthvalue(max(1, int(quantile * len(distance)))).values
+    centred = in_float64(points.detach())
+    distance = (centred - lower_median(centred, 0)).norm(dim=1)
+    scale = distance.sort().values[max(0, int(quantile * len(distance)) - 1)]
     mask: Tensor = (distance <= factor * scale) | (scale == 0)
-    return mask
+    return mask.to(points.device)
 
 
 def first_occurrences(points: Tensor) -> Tensor:

@@ -13,7 +13,53 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CHUNK = 1 << 18  # floats per block of gathered rows: a megabyte stays in the cache
+
+def numbers_per_block(device: torch.device) -> int:
+    """How many numbers a loop over blocks makes at a time.
+
+    A megabyte of float32 stays in the cache of a CPU. On an accelerator every step of a loop is a launch, and
+    256 megabytes bound the memory.
+    """
+    return 1 << 18 if device.type == "cpu" else 1 << 26
+
+
+def together(clouds: int, numbers: int, device: torch.device) -> list[int | slice]:
+    """What a loop over a batch takes at a time: one cloud on a CPU, as many as possible on an accelerator.
+
+    The numbers of one cloud stay in the cache of a CPU, while every step of a loop is a launch elsewhere.
+
+    Args:
+        clouds: size of the batch.
+        numbers: how many the loop makes per cloud.
+        device: that of the clouds.
+
+    Returns:
+        Indices into the first axis: integers, which drop it, or slices.
+    """
+    if device.type == "cpu":
+        return list(range(clouds))
+    size = max(1, numbers_per_block(device) // numbers)
+    return [slice(start, start + size) for start in range(0, clouds, size)]
+
+
+def segments(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The places ``(M,)`` of the segments 0, 1, ... of ``count`` in an index, and where each of them starts.
+
+    For `torch.nn.functional.embedding_bag`, which adds up the rows of a segment in their order.
+    """
+    ordered, order = index.sort(stable=True)
+    return order, torch.searchsorted(ordered, torch.arange(count, device=index.device))
+
+
+def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """``(S, C)`` sums to which the ``(M, C)`` rows are added at ``(M,)`` indices; differentiable.
+
+    As `Tensor.index_add`, which on CUDA adds in another order, and so rounds differently, in every run.
+    """
+    if total.device.type == "cpu":
+        return total.index_add(0, index, rows)
+    order, start = segments(index, len(total))
+    return total + F.embedding_bag(order, rows, start, mode="sum")
 
 
 def first_maximum(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,7 +75,7 @@ def first_maximum(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 def _per_block(index: Tensor, channels: int) -> int:
     """Rows of ``(S, k)`` indices whose gathered rows fill a block."""
-    return max(1, _CHUNK // (index.shape[1] * channels))
+    return max(1, numbers_per_block(index.device) // (index.shape[1] * channels))
 
 
 class _NeighbourMax(torch.autograd.Function):

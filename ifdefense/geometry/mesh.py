@@ -68,18 +68,19 @@ class Mesh:
         """Corner positions of every face, (F, 3, 3) float64."""
         return self.vertices.astype(np.float64)[self.faces]
 
-    def _face_vectors(self) -> Doubles:
-        """Normal of each face, of length twice its area, (F, 3)."""
-        a, b, c = self.triangles().transpose(1, 0, 2)
+    def _face_vectors(self, rows: Ints | slice = slice(None)) -> Doubles:
+        """Normal of each face, or of some, of length twice its area, (F, 3)."""
+        positions = self.vertices.astype(np.float64)
+        a, b, c = (positions.take(corner, axis=0) for corner in self.faces[rows].T)
         return cross(b - a, c - a)
 
     def face_areas(self) -> Doubles:
         """Area of each face, (F,) float64."""
         return 0.5 * norms(self._face_vectors())
 
-    def face_normals(self) -> Doubles:
-        """Outward unit normal of each face, (F, 3) float64; zero for degenerate faces."""
-        return normalised(self._face_vectors())
+    def face_normals(self, rows: Ints | slice = slice(None)) -> Doubles:
+        """Outward unit normal of each face, or of some, (F, 3) float64; zero for degenerate faces."""
+        return normalised(self._face_vectors(rows))
 
     def vertex_normals(self) -> Doubles:
         """Outward unit normal of each vertex, averaged over its faces by area, (V, 3) float64."""

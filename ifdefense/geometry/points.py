@@ -9,12 +9,15 @@ from __future__ import annotations
 import functools
 import importlib
 import itertools
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ifdefense.devices import in_float64
 
 # Distances per chunk of `knn`: fits the cache of a CPU and bounds the memory.
 _CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
@@ -26,7 +29,12 @@ _TREE = 1 << 24
 _NEAREST_TREE = 1 << 20
 # Queries beyond which a KD-tree is worth several threads.
 _THREADED = 1 << 14
+# Points of a batch up to which a step of farthest-point sampling takes a CPU no longer than its dozen
+# launches take an accelerator.
+_STEP = 1 << 16
 _KERNEL_DEVICES = {"cuda"}
+# Where points stand that only fill up a batch: never neighbours, and their squares are finite.
+_FAR = 1e9
 
 
 @functools.cache
@@ -104,10 +112,12 @@ class Neighbours:
 
     Args:
         source: (M, 3) points.
+        own: (M, K) what `own` returns for K, where that is known.
     """
 
-    def __init__(self, source: Tensor) -> None:
+    def __init__(self, source: Tensor, own: Tensor | None = None) -> None:
         self.source = source.detach()
+        self._own = own
         self._tree: Any = None
         if source.device.type == "cpu":
             from scipy.spatial import cKDTree
@@ -124,6 +134,29 @@ class Neighbours:
         workers = torch.get_num_threads() if len(query) > _THREADED else 1
         index = self._tree.query(query.double().numpy(), np.arange(1, k + 1), workers=workers)[1]
         return torch.from_numpy(np.asarray(index))
+
+    def own(self, k: int) -> Tensor:
+        """Indices (M, k) of the neighbours of each source point, itself first; 1 <= k <= M.
+
+        The widest search is kept and serves narrower ones.
+        """
+        if self._own is None or self._own.shape[1] < k:
+            self._own = self(self.source, k)
+        return self._own[:, :k]
+
+
+def neighbours_of_each(queries: Sequence[Tensor], sources: Sequence[Tensor], k: int) -> list[Tensor]:
+    """Indices (N_i, k) of the nearest points of each cloud, for the queries of each: one search for all.
+
+    Args:
+        queries: (N_i, 3) points.
+        sources: (M_i, 3) points, at least ``k``.
+        k: neighbours.
+    """
+    query = torch.nn.utils.rnn.pad_sequence(list(queries), batch_first=True)
+    source = torch.nn.utils.rnn.pad_sequence(list(sources), batch_first=True, padding_value=_FAR)
+    index = knn(query.detach(), source.detach(), k)[1]
+    return [row[: len(part)] for row, part in zip(index, queries, strict=True)]
 
 
 @torch.no_grad()
@@ -192,12 +225,13 @@ def farthest_point_sampling(points: Tensor, num: int, *, start: int | Tensor = 0
     if not 1 <= num <= size:
         raise ValueError(f"farthest-point sampling takes 1..{size} of {size} points, asked for {num}")
     first = torch.as_tensor(start)
-    lowest, highest = int(first.min()), int(first.max())
+    lowest, highest = torch.stack([first.min(), first.max()]).tolist()
     if not 0 <= lowest <= highest < size:
         raise ValueError(f"start must lie in 0..{size - 1}, got {start}")
-    if highest == 0 and (kernels := _kernels(points)) is not None:
-        index: Tensor = kernels.sample_farthest_points(points, K=num, random_start_point=False)[1]
-        return index
+    if (kernels := _kernels(points)) is not None:
+        return _by_kernel(kernels, points, num, first.to(points.device).expand(batch))
+    if points.device.type != "cpu" and batch * size <= _STEP:
+        return farthest_point_sampling(points.cpu(), num, start=first.cpu()).to(points.device)
     if batch == 1 and points.device.type == "cpu" and points.dtype in (torch.float32, torch.float64):
         return _farthest(points[0], num, lowest)[None]
     # Contiguous coordinates and preallocated buffers, so that the loop allocates nothing.
@@ -215,6 +249,15 @@ def farthest_point_sampling(points: Tensor, num: int, *, start: int | Tensor = 0
         torch.minimum(nearest, distance, out=nearest)
         _argmax(nearest, out=current)
     return chosen.squeeze(-1).T.contiguous()
+
+
+def _by_kernel(kernels: ModuleType, points: Tensor, num: int, start: Tensor) -> Tensor:
+    """`farthest_point_sampling` by PyTorch3D, which starts at the first point: the start changes places."""
+    row, start = torch.arange(len(points), device=points.device), start.unsqueeze(1)
+    swapped = points.clone()
+    swapped[:, 0], swapped[row, start[:, 0]] = points[row, start[:, 0]], points[:, 0]
+    index: Tensor = kernels.sample_farthest_points(swapped, K=num, random_start_point=False)[1]
+    return torch.where(index == 0, start, torch.where(index == start, 0, index))
 
 
 def _farthest(points: Tensor, num: int, start: int) -> Tensor:
@@ -235,6 +278,34 @@ def _farthest(points: Tensor, num: int, start: int) -> Tensor:
         torch.minimum(nearest, distance, out=nearest)
         chosen.append(int(values.argmax()))
     return torch.tensor(chosen)
+
+
+def stacked(clouds: Sequence[Tensor]) -> Tensor:
+    """Clouds (N_i, D) as one batch (B, N, D), filled up with copies of their first points.
+
+    At distance 0 from a point, these are never sampled before it.
+    """
+    size = max(map(len, clouds))
+    return torch.stack([torch.cat([cloud, cloud[:1].expand(size - len(cloud), -1)]) for cloud in clouds])
+
+
+def farthest_samples(clouds: Sequence[Tensor], nums: Sequence[int], start: Tensor) -> list[Tensor]:
+    """`farthest_point_sampling` of clouds of different sizes in one loop.
+
+    Args:
+        clouds: (N_i, D) points.
+        nums: points to sample of each, 1 <= num_i <= N_i.
+        start: (B,) int64, the first point in each cloud.
+
+    Returns:
+        (num_i,) int64 indices of each cloud, as if sampled by itself.
+    """
+    index = farthest_point_sampling(stacked(clouds), max(nums), start=start)
+    # Of two copies, a device may take either.
+    return [
+        row[:num].where(row[:num] < len(cloud), 0)
+        for row, cloud, num in zip(index, clouds, nums, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -326,7 +397,7 @@ def ball_query(query: Tensor, source: Tensor, radius: float, k: int) -> Tensor:
         chunks = torch.split(query, rows, dim=1)
         index = torch.cat([_first_inside(chunk, source, radius, k) for chunk in chunks], dim=1)
     empty = index[..., :1] < 0
-    if bool(empty.any()):
+    if query.device.type != "cpu" or bool(empty.any()):  # an accelerator searches rather than waits
         index = torch.where(empty, knn(query, source, 1)[1], index)
     return index
 
@@ -434,7 +505,7 @@ def local_mean(points: Tensor, k: int) -> Tensor:
     if k == 1:
         return points
     index = knn(points.detach(), points.detach(), k)[1]
-    return gather(points, index).double().mean(2).to(points.dtype)
+    return in_float64(gather(points, index)).mean(2).to(points)
 
 
 def nearest_neighbour(query: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
@@ -485,6 +556,15 @@ def root(squared: Tensor) -> Tensor:
     """Square root, with gradient 0 instead of infinity at 0."""
     positive = squared > 0
     return torch.where(positive, torch.where(positive, squared, 1).sqrt(), 0)
+
+
+def lower_median(values: Tensor, dim: int) -> Tensor:
+    """The median along an axis, which is kept; the lower one of two.
+
+    As `Tensor.median` with an axis, which CUDA refuses where deterministic algorithms are asked for, as it
+    also returns an index.
+    """
+    return values.sort(dim).values.narrow(dim, (values.shape[dim] - 1) // 2, 1)
 
 
 def _check_cloud(points: Tensor) -> None:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ifdefense.checkpoints import load_metadata, load_weights, save_safetensors, stated_axis
+from ifdefense.devices import in_float64
 from ifdefense.geometry.axes import UP
 from ifdefense.geometry.points import Neighbours
 from ifdefense.guard import loading
@@ -173,9 +174,10 @@ class AnomalyNetwork(nn.Module):
         centred = inside - inside.median()
         spread = 1.4826 * centred.abs().median() + 0.05
         k = min(NEIGHBOURS[-1] + 1, len(points))
-        near = neighbours(points, k)
+        near = neighbours.own(k)
         columns = near[:, [min(number, k - 1) for number in NEIGHBOURS]]
-        distance = (points[columns].double() - points[:, None].double()).norm(dim=-1).float()
+        apart = in_float64(points[columns]) - in_float64(points[:, None])
+        distance = apart.norm(dim=-1).to(points)
         typical = distance[:, 1].median().clamp(min=1e-6)
         support = (distance / typical + 0.02).log()
         values = torch.cat([maps, inside[:, None], (centred / spread)[:, None], support], 1)

@@ -165,12 +165,19 @@ def evaluated(
         cloud: ``(M,)`` int64 index of each query's cloud, ascending.
         chunk: queries per call of a field.
     """
-    counts = torch.bincount(cloud, minlength=len(fields)).tolist()
+    one = len(fields) == 1
+    counts = [len(points)] if one else torch.bincount(cloud, minlength=len(fields)).tolist()
     parts = []
     for field, part in zip(fields, points.split(counts), strict=True):
         if len(part):
-            parts += parallel_map(field, part.split(chunk))
+            parts += parallel_map(field, even_parts(part, chunk))
     return torch.cat(parts) if parts else points.new_zeros(0)
+
+
+def even_parts(points: Tensor, chunk: int) -> tuple[Tensor, ...]:
+    """Splits ``(M, 3)`` queries into as few parts of at most ``chunk`` as there can be, of like size."""
+    parts = -(-len(points) // chunk)
+    return torch.split(points, -(-len(points) // parts))
 
 
 def weights_path(name_or_path: str | Path) -> Path:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ifdefense.geometry.gathering import add_rows
 from ifdefense.implicit.base import Calibration, evaluated, random_subset
 from ifdefense.implicit.occupancy import ResnetBlockFC
 
@@ -209,7 +210,7 @@ class PlaneEncoder(nn.Module):
         size = torch.bincount(member.flatten(), minlength=len(filled)).to(x.dtype)
         total = x.new_zeros(len(filled), x.shape[1])
         for column in member.unbind(1):
-            total = total.index_add(0, column, x)
+            total = add_rows(total, column, x)
         planes: Tensor = x.new_zeros(batch * 3 * area, x.shape[1])
         planes = planes.index_copy(0, filled, total / size[:, None])
         return planes.view(3 * batch, self.resolution, self.resolution, -1).permute(0, 3, 1, 2)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,13 +23,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ifdefense.geometry.gathering import affine_bags, affine_rows, neighbour_max
-from ifdefense.geometry.points import Neighbours, farthest_point_sampling
-from ifdefense.implicit.base import Calibration, random_subset
+from ifdefense.geometry.gathering import affine_bags, affine_rows, neighbour_max, numbers_per_block
+from ifdefense.geometry.points import Neighbours, farthest_samples, gather, neighbours_of_each
+from ifdefense.implicit.base import Calibration, even_parts, random_subset
 from ifdefense.threads import parallel_map
 
-CHUNK = 1024
-"""Queries per chunk at inference, so that activations fit the cache of a core."""
+CHUNK = 2048
+"""Queries per chunk at inference: enough that calls cost little, few enough for the cache of a core."""
+
+AROUND = 17
+"""Neighbours that are searched around each point at least, itself included: those that
+`ifdefense.implicit.anomaly` reads, so that one search serves both."""
 
 _FINE, _COARSE = 16.0, 6.0  # scale differences between neighbours to about 1
 
@@ -96,7 +101,8 @@ class Structure(NamedTuple):
     """Neighbourhoods of a batch, as indices into its concatenated points.
 
     Attributes:
-        near: ``(B, N, moments)`` nearest points of each point, itself first.
+        near: ``(B, N, k)`` nearest points of each point, itself first; k is the largest
+            of `AROUND`, ``moments`` and ``neighbours``.
         coarse: ``(B, M)`` coarse points.
         coarse_from: ``(B, M, neighbours)`` nearest points of each coarse point.
         coarse_near: ``(B, M, neighbours)`` nearest coarse points of each coarse point, into the coarse
@@ -124,11 +130,13 @@ class LocalCode(NamedTuple):
         points: ``(B, N, 3)`` clouds.
         maps: ``(B, N, 4 values)`` offset and three columns of each point's affine map.
         whole: ``(B, 4 hidden)`` offset and three columns of each cloud's global affine map.
+        near: ``(B N, k)`` nearest points of each point, see `Structure`.
     """
 
     points: Tensor
     maps: Tensor
     whole: Tensor
+    near: Tensor
 
 
 def nearest(queries: Tensor, points: Tensor, k: int) -> Tensor:
@@ -139,9 +147,11 @@ def nearest(queries: Tensor, points: Tensor, k: int) -> Tensor:
         points: ``(B, N, 3)``.
         k: neighbours.
     """
-    return torch.stack(
-        [padded(Neighbours(source), query, k) for query, source in zip(queries, points, strict=True)]
-    )
+    return _nearest(queries, [Neighbours(source) for source in points], k)
+
+
+def _nearest(queries: Tensor, points: Sequence[Neighbours], k: int) -> Tensor:
+    return torch.stack([padded(source, query, k) for query, source in zip(queries, points, strict=True)])
 
 
 def padded(neighbours: Neighbours, queries: Tensor, k: int) -> Tensor:
@@ -164,27 +174,43 @@ def _flat(index: Tensor, size: int) -> Tensor:
     return index + start.view(-1, *(1,) * (index.ndim - 1))
 
 
-def structure(clouds: Tensor, config: LocalConfig) -> Structure:
-    """Neighbourhoods of clouds ``(B, N, 3)`` on all levels, invariant to the order of points."""
+def coarse_points(clouds: Sequence[Tensor]) -> list[Tensor]:
+    """Indices of a quarter of the points of each cloud ``(N_i, 3)``, invariant to the order of points."""
+    clouds = [cloud.detach() for cloud in clouds]
+    first = torch.stack([(cloud - cloud.mean(0)).square().sum(-1).argmax() for cloud in clouds])
+    return farthest_samples(clouds, [max(1, len(cloud) // 4) for cloud in clouds], first)
+
+
+def structure(clouds: Tensor, config: LocalConfig, index: Tensor | None = None) -> Structure:
+    """Neighbourhoods of clouds ``(B, N, 3)`` on all levels, invariant to the order of points.
+
+    Args:
+        clouds: the clouds.
+        config: sizes of the neighbourhoods.
+        index: ``(B, N / 4)`` their `coarse_points`, where these are known.
+    """
     clouds = clouds.detach()
     size = clouds.shape[1]
-    coarse_size, token_size = max(1, size // 4), max(1, size // 16)
-    centred = clouds - clouds.mean(1, keepdim=True)
-    first = centred.square().sum(-1).argmax(1)
-    index = farthest_point_sampling(clouds, coarse_size, start=first)
-    coarse = clouds.gather(1, index[..., None].expand(-1, -1, 3))
-    tokens = coarse[:, :token_size]
+    index = torch.stack(coarse_points(list(clouds))) if index is None else index
+    coarse_size, token_size = index.shape[1], max(1, size // 16)
+    coarse = gather(clouds, index)
     k = config.neighbours
     order = torch.arange(token_size, device=clouds.device).expand(len(clouds), -1)
+    fine, middle, top = (
+        [Neighbours(part) for part in level] for level in (clouds, coarse, coarse[:, :token_size])
+    )
+    # Coarse points are points, and tokens are the first coarse points: they have their neighbours.
+    near = _nearest(clouds, fine, max(config.moments, k, AROUND))
+    coarse_near = _nearest(coarse, middle, k)
     return Structure(
-        _flat(nearest(clouds, clouds, config.moments), size),
+        _flat(near, size),
         _flat(index, size),
-        _flat(nearest(coarse, clouds, k), size),
-        _flat(nearest(coarse, coarse, k), coarse_size),
-        _flat(nearest(clouds, coarse, 3), coarse_size),
+        _flat(gather(near, index)[..., :k], size),
+        _flat(coarse_near, coarse_size),
+        _flat(_nearest(clouds, middle, 3), coarse_size),
         _flat(order, coarse_size),
-        _flat(nearest(tokens, coarse, k), coarse_size),
-        _flat(nearest(coarse, tokens, 3), token_size),
+        _flat(coarse_near[:, :token_size], coarse_size),
+        _flat(_nearest(coarse, top, 3), token_size),
     )
 
 
@@ -302,15 +328,16 @@ class LocalEncoder(nn.Module):
 
     def _moments(self, points: Tensor, near: Tensor) -> Tensor:
         """Position, and mean and covariance of the nearest 8 and of all neighbours, ``(R, 21)``."""
-        relative = points.index_select(0, near.flatten()).view(*near.shape, 3) - points[:, None]
-        relative = relative * _FINE
-        parts = [2 * points]
+        planes = points.t().contiguous()
+        picked = planes.index_select(1, near.t().flatten()).view(3, *near.t().shape)
+        relative = (picked - planes[:, None]) * _FINE  # (3, k, R): sums over whole rows are fast
+        parts = [2 * planes]
         for group in (relative[:, :8], relative):
             mean = group.mean(1)
-            x, y, z = (group - mean[:, None]).unbind(-1)
+            x, y, z = (group - mean[:, None]).unbind()
             products = ((x, x), (y, y), (z, z), (x, y), (x, z), (y, z))
-            parts += [2 * mean, torch.stack([2 * (a * b).mean(1) for a, b in products], 1)]
-        return torch.cat(parts, 1)
+            parts += [2 * mean, torch.stack([2 * (a * b).mean(0) for a, b in products])]
+        return torch.cat(parts).t()
 
     def forward(self, clouds: Tensor, graph: Structure | None = None) -> LocalCode:
         """Codes of clouds ``(B, N, 3)``; ``graph`` is their precomputed `structure`."""
@@ -319,7 +346,8 @@ class LocalEncoder(nn.Module):
         points = clouds.flatten(0, 1)
         near = graph.near.flatten(0, 1)
         edges = near[:, :k]
-        h = self.second(F.relu(_exact(self.first, self._moments(points, near))))
+        moments = self._moments(points, near[:, : self.config.moments])
+        h = self.second(F.relu(_exact(self.first, moments)))
         for layer in self.fine[:2]:
             h = layer(h, points, edges)
         centres = points.index_select(0, graph.coarse.flatten())
@@ -341,7 +369,7 @@ class LocalEncoder(nn.Module):
         h = h + mix_rows(self.up(self.coarse_norm(c)), up, _interpolation(points, centres, up))
         for layer in self.fine[2:]:
             h = layer(h, points, edges)
-        return LocalCode(clouds, self.values(self.norm(h)).unflatten(0, (batch, -1)), whole)
+        return LocalCode(clouds, self.values(self.norm(h)).unflatten(0, (batch, -1)), whole, near)
 
 
 class LocalDecoder(nn.Module):
@@ -392,12 +420,33 @@ class LocalDecoder(nn.Module):
         return logits
 
 
+class _Rows(NamedTuple):
+    """Codes of clouds, one after the other.
+
+    Attributes:
+        planes: ``(3, R)`` coordinates of the points.
+        maps: ``(R, 4 values)`` their maps.
+        whole: ``(B, 4 hidden)`` global maps.
+    """
+
+    planes: Tensor
+    maps: Tensor
+    whole: Tensor
+
+    @classmethod
+    def of(cls, codes: Sequence[LocalCode]) -> _Rows:
+        points, maps, whole = (
+            parts[0] if len(parts) == 1 else torch.cat(parts)
+            for parts in zip(*((c.points[0].detach(), c.maps[0], c.whole) for c in codes), strict=True)
+        )
+        return cls(points.t().contiguous(), maps, whole)
+
+
 class LocalField:
     """The fields of several clouds at inference; see `ifdefense.implicit.base.Field`.
 
     An affine map is a weighted sum of four rows, and attention one of values per head: both are computed as
-    weighted bags of embeddings, which read each row once and store nothing in between. Attention weights are
-    relative to the nearest point's.
+    weighted bags of embeddings, which read each row once and store nothing in between.
 
     Args:
         decoder: decoder of the network.
@@ -406,49 +455,72 @@ class LocalField:
 
     def __init__(self, decoder: LocalDecoder, codes: list[LocalCode]) -> None:
         self.decoder, self.codes = decoder, codes
-        self.neighbours = [Neighbours(code.points[0]) for code in codes]
-        values = decoder.config.values
+        self.neighbours = [Neighbours(code.points[0], code.near) for code in codes]
+        self._clouds = [_Rows.of([code]) for code in codes]
         self._fall = F.softplus(decoder.fall).view(-1, 1, 1)
-        self._local = decoder.local.weight[:, :values].t().contiguous()
-        self._gap = decoder.local.weight[:, values]
         self._layers = [
-            layer.weight.t().contiguous() for layer in (decoder.whole, decoder.inner, decoder.last)
+            layer.weight.t().contiguous()
+            for layer in (decoder.local, decoder.whole, decoder.inner, decoder.last)
         ]
 
-    def _logits(self, code: LocalCode, neighbours: Neighbours, queries: Tensor) -> Tensor:
-        decoder, (whole, inner, last) = self.decoder, self._layers
-        mixed, gap = self._attended(code, padded(neighbours, queries, decoder.config.nearest).t(), queries)
-        around = code.whole.view(4, -1)
-        z = torch.addmm(around[0], 2 * queries, around[1:]).relu_()
-        x = torch.addmm(decoder.local.bias, mixed, self._local).addcmul_(gap[:, None], self._gap)
+    def _of_cloud(self, row: int, queries: Tensor) -> Tensor:
+        near = padded(self.neighbours[row], queries, self.decoder.config.nearest)
+        return self._logits(self._clouds[row], near.t(), queries)
+
+    def _of_all(self, queries: list[Tensor], owner: Tensor) -> Tensor:
+        """Logits of queries of each cloud, together: on an accelerator, every call is a launch."""
+        sources = [code.points[0] for code in self.codes]
+        sizes = [len(source) for source in sources]
+        if min(sizes) < self.decoder.config.nearest:  # neighbours repeat
+            found = [
+                padded(neighbours, part, self.decoder.config.nearest)
+                for neighbours, part in zip(self.neighbours, queries, strict=True)
+            ]
+        else:
+            found = neighbours_of_each(queries, sources, self.decoder.config.nearest)
+        starts = itertools.accumulate([0, *sizes[:-1]])
+        near = torch.cat([part + start for part, start in zip(found, starts, strict=True)])
+        rows = _Rows.of(self.codes)
+        chunk = numbers_per_block(near.device) // (near.shape[1] * self.decoder.config.values)
+        parts = zip(near.split(chunk), torch.cat(queries).split(chunk), owner.split(chunk), strict=True)
+        return torch.cat([self._logits(rows, index.t(), part, cloud) for index, part, cloud in parts])
+
+    def _logits(self, rows: _Rows, near: Tensor, queries: Tensor, owner: Tensor | None = None) -> Tensor:
+        """Logits ``(M,)`` of queries of one cloud, or of those that ``owner`` names."""
+        decoder, (local, whole, inner, last) = self.decoder, self._layers
+        if owner is None:
+            around = rows.whole.view(4, -1)
+            z = torch.addmm(around[0], 2 * queries, around[1:]).relu_()
+        else:
+            z = affine_bags(rows.whole, owner, torch.cat([torch.ones_like(queries[:, :1]), 2 * queries], 1))
+        x = torch.addmm(decoder.local.bias, self._attended(rows, near, queries), local)
         x = x.addmm_(z, whole)
         x = torch.addmm(decoder.inner.bias, x.relu(), inner).add_(x).relu_()
         x = torch.addmm(decoder.last.bias, x, last).relu_()
-        return x @ decoder.out.weight[0] + decoder.out.bias
+        return torch.addmv(decoder.out.bias, x, decoder.out.weight[0])
 
-    def _attended(self, code: LocalCode, near: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean ``(M, values)`` of the maps of ``near`` (k, M), and the nearest point's distance ``(M,)``."""
+    def _attended(self, rows: _Rows, near: Tensor, queries: Tensor) -> Tensor:
+        """Mean of the maps of ``near`` (k, M), and the nearest point's distance, ``(M, values + 1)``."""
         heads, width = self.decoder.config.heads, self.decoder.config.values
         count, size = near.shape
         index = near.flatten()
         offsets = [
             query - plane.index_select(0, index).view(count, size)
-            for query, plane in zip(queries.t(), code.points[0].t().contiguous(), strict=True)
+            for query, plane in zip(queries.t(), rows.planes, strict=True)
         ]
         square = offsets[0].square().addcmul_(offsets[1], offsets[1]).addcmul_(offsets[2], offsets[2])
         scale = _FINE * torch.rsqrt(1 + 36 * square)
         terms = torch.stack([torch.ones_like(scale), *(offset.mul_(scale) for offset in offsets)], -1)
-        value = affine_bags(code.maps[0], index, terms.view(-1, 4))
+        value = affine_bags(rows.maps, index, terms.view(-1, 4))
         distance = square.mul_(scale).mul_(scale)
         score = (self.decoder.attend.weight @ value.t()).view(heads, count, size)
-        score = score.addcmul_(self._fall, distance, value=-1)
-        weight = (score - score[:, :1]).clamp_(max=80).exp_()
-        weight = weight.div_(weight.sum(1, keepdim=True)).permute(2, 0, 1).reshape(-1, count)
+        weight = score.addcmul_(self._fall, distance, value=-1).softmax(1)
+        weight = weight.view(heads * count, size).t().contiguous()  # a transposed matrix is copied faster
         order = torch.arange(size * heads, device=index.device)[:, None]
         parts = order + torch.arange(0, count * size * heads, size * heads, device=index.device)
         table = value.view(-1, width // heads)
-        mixed = F.embedding_bag(parts, table, per_sample_weights=weight, mode="sum")
-        return mixed.view(size, width), distance[0]
+        mixed = F.embedding_bag(parts, table, per_sample_weights=weight.view(-1, count), mode="sum")
+        return torch.cat([mixed.view(size, width), distance[0].unsqueeze(1)], 1)
 
     def __call__(self, points: Tensor, cloud: Tensor) -> Tensor:
         """Logits of queries of several clouds; differentiable.
@@ -462,15 +534,19 @@ class LocalField:
         """
         counts = torch.bincount(cloud, minlength=len(self.codes)).tolist()
         parts = []
-        for code, neighbours, part in zip(self.codes, self.neighbours, points.split(counts), strict=True):
+        graph = torch.is_grad_enabled() and (points.requires_grad or self.codes[0].maps.requires_grad)
+        if points.device.type != "cpu" and len(points) and not graph:
+            with torch.no_grad():
+                return self._of_all(list(points.split(counts)), cloud)
+        for row, (code, part) in enumerate(zip(self.codes, points.split(counts), strict=True)):
             if not len(part):
                 continue
-            if torch.is_grad_enabled() and (part.requires_grad or code.maps.requires_grad):
-                near = padded(neighbours, part, self.decoder.config.nearest)
+            if graph:
+                near = padded(self.neighbours[row], part, self.decoder.config.nearest)
                 parts.append(self.decoder(part, code.points[0], code.maps[0], code.whole, near))
                 continue
             with torch.no_grad():
-                parts += parallel_map(functools.partial(self._logits, code, neighbours), part.split(CHUNK))
+                parts += parallel_map(functools.partial(self._of_cloud, row), even_parts(part, CHUNK))
         return torch.cat(parts) if parts else points.new_zeros(0)
 
 
@@ -531,7 +607,12 @@ class LocalOccupancyNetwork(nn.Module):
         """
         device = self.encoder.counts.device
         most = self.calibration.points
-        return [self.codes(random_subset(cloud, most, seed)[None].to(device)) for cloud in clouds]
+        given = [random_subset(cloud, most, seed).to(device) for cloud in clouds]
+        graphs = [
+            structure(cloud[None], self.config, index[None])
+            for cloud, index in zip(given, coarse_points(given), strict=True)
+        ]
+        return [self.codes(cloud[None], graph) for cloud, graph in zip(given, graphs, strict=True)]
 
     def field(self, code: list[LocalCode]) -> LocalField:
         """The fields of encoded clouds."""

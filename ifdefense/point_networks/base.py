@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -31,6 +31,10 @@ class PointNetwork(nn.Module, ABC):
     @abstractmethod
     def forward(self, points: Tensor) -> Tensor:
         """Maps clouds of equal size; differentiable."""
+
+    def mapped(self, clouds: Sequence[Tensor]) -> list[Tensor]:
+        """Results ``(M_i, 3)`` of clouds ``(N_i, 3)``, one by one, as rounding varies with the batch."""
+        return [self(cloud[None])[0] for cloud in clouds]
 
     @classmethod
     @abstractmethod

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ifdefense.geometry.points import ball_query, farthest_point_sampling, gather, three_interpolate
+from ifdefense.geometry.points import (
+    ball_query,
+    farthest_point_sampling,
+    farthest_samples,
+    gather,
+    three_interpolate,
+)
 from ifdefense.point_networks.base import PointNetwork
 
 RADII = (0.05, 0.1, 0.2, 0.3)
@@ -66,9 +72,18 @@ class PUNet(PointNetwork):
 
     def forward(self, points: Tensor) -> Tensor:
         """Upsampled clouds, all first points before all second ones."""
+        return self._upsampled(gather(points, farthest_point_sampling(points.detach(), points.shape[1])))
+
+    def mapped(self, clouds: Sequence[Tensor]) -> list[Tensor]:
+        """As `PointNetwork.mapped`, with all farthest-point samples in one loop."""
+        start = torch.zeros(len(clouds), dtype=torch.int64, device=clouds[0].device)
+        order = farthest_samples([cloud.detach() for cloud in clouds], list(map(len, clouds)), start)
+        return [self._upsampled(cloud[index][None])[0] for cloud, index in zip(clouds, order, strict=True)]
+
+    def _upsampled(self, points: Tensor) -> Tensor:
+        """`forward` of clouds that are farthest-point samples of themselves."""
         # The first level is a permutation of the input: in its order, features belong to their points.
         size = points.shape[1]
-        points = gather(points, farthest_point_sampling(points.detach(), size))
         level, features = points, points[..., :0]
         found = []
         for depth, (module, radius) in enumerate(zip(self.SA_modules, RADII, strict=True)):
@@ -143,9 +158,9 @@ def _neighbourhoods(
     own = index != index[..., :1]  # what fills a small ball repeats its first point
     own[..., 0] = True
     start = torch.arange(0, len(of), points.shape[1], device=index.device)
-    point = (index + start[:, None, None])[own]
     count = own.sum(-1).flatten()
-    ball = torch.repeat_interleave(count)
+    ball, place = own.flatten(0, 1).nonzero().unbind(1)
+    point = (index + start[:, None, None]).flatten(0, 1)[ball, place]
     edges = (of.index_select(0, point) - at.index_select(0, ball)).relu_()
     edges = _applied(edges, rest)
     best = torch.segment_reduce(edges, "max", lengths=count)

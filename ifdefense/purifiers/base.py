@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from ifdefense.arguments import MAX_POINTS, MAX_SEED, count_of, integer
 from ifdefense.clouds import Clouds, unpack
+from ifdefense.devices import on_device, on_host
 from ifdefense.geometry.axes import UP, axis_of, turned, turned_mesh
 from ifdefense.geometry.frame import Frame, first_occurrences, within_reach
 from ifdefense.geometry.mesh import Mesh
@@ -232,7 +234,7 @@ class Purifier(nn.Module, ABC):
         clouds = unpack(points).clouds
         rest = iter(clouds)
         traces = []
-        for outcomes, seconds in self._batches(clouds, num_points, seed, batch_size, False, up):
+        for outcomes, seconds in self._batches(clouds, num_points, seed, batch_size, up, traced=True):
             share = {stage: value / len(outcomes) for stage, value in seconds.items()}
             traces += [_trace(next(rest), outcome, share) for outcome in outcomes]
         return traces
@@ -248,7 +250,7 @@ class Purifier(nn.Module, ABC):
         up: str | None = None,
     ) -> list[Outcome]:
         """As `forward`, for clouds ``(N_i, 3)`` checked by `ifdefense.clouds.unpack`."""
-        parts = self._batches(clouds, num_points, seed, batch_size, progress, up)
+        parts = self._batches(clouds, num_points, seed, batch_size, up, progress=progress)
         return [outcome for part, _ in parts for outcome in part]
 
     def _batches(
@@ -257,10 +259,11 @@ class Purifier(nn.Module, ABC):
         num_points: int | None,
         seed: int,
         batch_size: int,
-        progress: bool,
         up: str | None,
+        progress: bool = False,
+        traced: bool = False,
     ) -> Iterator[tuple[list[Outcome], dict[str, float]]]:
-        """Yields the outcomes of each batch in the caller's frame, with the time per stage."""
+        """Yields the outcomes of each batch in the caller's frame, if ``traced`` with the time per stage."""
         num_points, batch_size = count_of(num_points), integer("batch_size", batch_size, 1, MAX_POINTS)
         seed = integer("seed", seed, 0, MAX_SEED)
         up = UP if up is None else axis_of(up)
@@ -269,7 +272,9 @@ class Purifier(nn.Module, ABC):
                 given = self._beside_weights(clouds[start : start + batch_size])
                 part = [turned(cloud, up) for cloud in given]
                 counts = [num_points or len(cloud) for cloud in part]
-                with torch.set_grad_enabled(self._passes_gradients(part)), timed() as seconds:
+                # Whoever wants no times does not wait for an accelerator at every stage.
+                clock = timed(part[0].device) if traced else contextlib.nullcontext(dict[str, float]())
+                with torch.set_grad_enabled(self._passes_gradients(part)), clock as seconds:
                     outcomes, threads = self._restored(part, counts, seed)
                 outcomes = [_returned(*each) for each in zip(outcomes, clouds[start:], strict=False)]
                 for index, (outcome, count) in enumerate(zip(outcomes, counts, strict=True), start):
@@ -312,10 +317,17 @@ class Purifier(nn.Module, ABC):
         removed first, so that they do not set the frame.
         """
         given = self._beside_weights(clouds)
-        used = [usable(cloud) for cloud in given]
+        hosts = on_host(given)
+        rows = [usable(cloud) for cloud in hosts]
+        used = on_device(rows, given[0].device)
         parts = [cloud[index] for cloud, index in zip(given, used, strict=True)]
         frames = [Frame.of(part) for part in parts]
         cubes = [frame.to_cube(part) for frame, part in zip(frames, parts, strict=True)]
+        if given[0].device.type != "cpu":  # meshes are on the host, as are checks
+            frames = [
+                dataclasses.replace(frame, host=Frame.of(cloud[index]))
+                for frame, cloud, index in zip(frames, hosts, rows, strict=True)
+            ]
         outcomes = self.run(cubes, counts, seed)
         outward = [_outward(*each) for each in zip(outcomes, frames, given, used, strict=True)]
         return [_returned(*each) for each in zip(outward, clouds, strict=True)]
@@ -336,7 +348,7 @@ def _outward(outcome: Outcome, frame: Frame, cloud: Tensor, used: Tensor) -> Out
 
     index = None if outcome.index is None else used[outcome.index]
     kept = torch.zeros(len(cloud), dtype=torch.bool, device=cloud.device)
-    kept[used if outcome.kept is None else used[outcome.kept]] = True
+    kept[used] = torch.ones_like(used, dtype=torch.bool) if outcome.kept is None else outcome.kept
     if index is not None:
         points = cloud[index]
     else:

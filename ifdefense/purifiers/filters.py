@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ifdefense.devices import on_host
 from ifdefense.geometry.points import local_mean
 from ifdefense.purifiers.base import Outcome, Purifier
 from ifdefense.stages.outliers import simple_random_sampling, statistical_outlier_removal
@@ -37,7 +38,7 @@ class StatisticalOutlierRemoval(Purifier):
     def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
         """The kept points, resampled to the requested number."""
         with stage("outliers"):
-            masks = [self._mask(cloud.detach()) for cloud in clouds]
+            masks = [self._mask(cloud) for cloud in on_host(clouds)]
         return [chosen(*each, seed) for each in zip(clouds, masks, counts, strict=True)]
 
     def _mask(self, cloud: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ def chosen(cloud: Tensor, mask: Tensor, count: int | None, seed: int) -> Outcome
     index = mask.nonzero().squeeze(1)
     if count is not None:
         index = index[refilled(len(index), count, seed).to(index.device)]
-    return Outcome.choice(cloud, index, kept=mask)
+    return Outcome.choice(cloud, index.to(cloud.device), kept=mask.to(cloud.device))
 
 
 def refilled(size: int, count: int, seed: int) -> Tensor:

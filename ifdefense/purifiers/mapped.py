@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from ifdefense.geometry.axes import UP, trained_axis, turned
@@ -23,7 +24,7 @@ class MappedPurifier(Purifier):
     """Replaces a cloud by the result of a network, and takes the number of points asked for from it.
 
     The network gets the cloud in the unit sphere, and a random subset of one with more than
-    `PointNetwork.points` points. Clouds are mapped one by one, as rounding varies with the batch. Where more
+    `PointNetwork.points` points. Where more
     points are asked for than there are, all are taken and random ones repeat.
 
     Args:
@@ -54,26 +55,43 @@ class MappedPurifier(Purifier):
     def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
         """Points of the mapped clouds."""
         with stage("mapping"):
-            mapped = [self._mapped(cloud, seed) for cloud in clouds]
+            mapped = self._mapped(clouds, seed)
         with stage("resampling"):
+            taken = self._taken([points.detach() for points in mapped], counts, seed)
             return [
-                Outcome(points if count is None else points[self._taken(points.detach(), count, seed)])
-                for points, count in zip(mapped, counts, strict=True)
+                Outcome(points if index is None else points[index])
+                for points, index in zip(mapped, taken, strict=True)
             ]
 
-    def _mapped(self, cloud: Tensor, seed: int) -> Tensor:
-        """The result of the network, ``(M, 3)`` in the unit cube."""
+    def _mapped(self, clouds: list[Tensor], seed: int) -> list[Tensor]:
+        """The results of the network, ``(M_i, 3)`` in the unit cube."""
         device = next(self.network.parameters()).device
         up = trained_axis(self.network) or UP
-        given = turned(random_subset(cloud, self.network.points, seed).to(device), UP, up)
-        centre = given.mean(0)
-        radius = (given - centre).norm(dim=1).max()
-        points: Tensor = self.network(((given - centre) / radius)[None])[0]
-        result: Tensor = turned(points * radius + centre, up)
-        return result.to(cloud.device)
+        given = [
+            turned(random_subset(cloud, self.network.points, seed).to(device), UP, up) for cloud in clouds
+        ]
+        centres = [cloud.mean(0) for cloud in given]
+        radii = [(cloud - centre).norm(dim=1).max() for cloud, centre in zip(given, centres, strict=True)]
+        spheres = [
+            (cloud - centre) / radius for cloud, centre, radius in zip(given, centres, radii, strict=True)
+        ]
+        results = zip(self.network.mapped(spheres), centres, radii, clouds, strict=True)
+        return [
+            turned(points * radius + centre, up).to(cloud.device)
+            for points, centre, radius, cloud in results
+        ]
 
-    def _taken(self, points: Tensor, count: int, seed: int) -> Tensor:
-        """Indices ``(count,)`` of the points that are taken."""
-        if self.sampling == "farthest" and count < len(points):
-            return spread_sampling(points[None], count)[0]
-        return refilled(len(points), count, seed).to(points.device)
+    def _taken(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Tensor | None]:
+        """Indices ``(count,)`` of the points that are taken of each cloud; ``None`` for all."""
+        taken: list[Tensor | None] = [None] * len(clouds)
+        spread: dict[tuple[int, int], list[int]] = {}
+        for i, (points, count) in enumerate(zip(clouds, counts, strict=True)):
+            if count is not None and self.sampling == "farthest" and count < len(points):
+                spread.setdefault((len(points), count), []).append(i)
+            elif count is not None:
+                taken[i] = refilled(len(points), count, seed).to(points.device)
+        for (_, count), rows in spread.items():
+            found = spread_sampling(torch.stack([clouds[i] for i in rows]), count)
+            for i, index in zip(rows, found, strict=True):
+                taken[i] = index
+        return taken

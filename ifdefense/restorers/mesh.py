@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ifdefense.devices import on_host
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.base import Calibration, Field
 from ifdefense.restorers.base import Restored
@@ -75,8 +76,8 @@ class MeshRestorer:
         if self.repair is not None:
             with stage("mesh repair"):
                 repairs = [
-                    None if mesh.is_empty else self.repair(mesh, cloud.cpu(), field, row)
-                    for row, (mesh, cloud) in enumerate(zip(meshes, clouds, strict=True))
+                    None if mesh.is_empty else self.repair(mesh, cloud, field, row)
+                    for row, (mesh, cloud) in enumerate(zip(meshes, on_host(clouds), strict=True))
                 ]
         final = [a if b is None else b.mesh for a, b in zip(meshes, repairs, strict=True)]
         return meshes, repairs, final

@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ifdefense.geometry.gathering import add_rows
 from ifdefense.geometry.points import Neighbours
 from ifdefense.implicit.base import Calibration, Field
 from ifdefense.restorers.base import Restored
@@ -74,7 +75,7 @@ class Repulsion:
         inner = 1 + 2 / self.width**2 * distance * (self.radius - distance)
         slope = -(squared * (-1 / self.width**2)).exp() * inner / (distance * near.shape[1])
         pushes = apart * slope[..., None]  # (M, k, 3)
-        return pushes.sum(1).index_add(0, index, pushes.flatten(0, 1), alpha=-1)
+        return add_rows(pushes.sum(1), index, -pushes.flatten(0, 1))
 
 
 class Problem(NamedTuple):

@@ -11,12 +11,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ifdefense.devices import on_device, on_host
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.base import Calibration, Field
 from ifdefense.restorers.base import Restored
 from ifdefense.restorers.mesh import MeshRestorer
-from ifdefense.stages.resampling import resample
+from ifdefense.stages.resampling import Samples, resample
 from ifdefense.timing import stage
+
+_SPARE = 1.03  # samples per point of the result that are evaluated at first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +28,14 @@ class RidgeRestorer:
 
     For networks that have learnt a thickened surface. Its two sides are only where the network becomes sure;
     the surface is where it is surest. The field is evaluated at equal steps into the shell, and the maximum
-    is that of the parabola through the largest value and its neighbours. Samples at which the network is
+    is that of the parabola through the largest value and its neighbours; the first and the last step are
+    evaluated only where they are one of these. Samples at which the network is
     hardly surer than at the level are left out.
 
     Attributes:
         mesh: extraction and repair of the mesh; its sampling is not used.
         depth: how far into the shell the maximum is sought, unit cube.
-        steps: evaluations per sample, at least 3.
+        steps: steps down to that depth, at least 3; each is one evaluation at most.
         margin: logit above the level that a sample must reach.
         oversample: samples per point of the result, at least 1; where fewer than the points asked for reach
             the margin, the surest are taken.
@@ -102,46 +106,85 @@ class RidgeRestorer:
     ) -> list[Tensor]:
         """``(count, 3)`` points for each mesh, whose cloud is that of ``rows``."""
         sizes = [math.ceil(self.oversample * count) for count in counts]
+        # Nearly all samples reach the margin: the first few more than needed usually do.
+        first = [min(size, math.ceil(_SPARE * count)) for size, count in zip(sizes, counts, strict=True)]
         drawn = [
             resample([mesh], size, seed=seed, method="uniform", device=rows.device)
             for mesh, size in zip(meshes, sizes, strict=True)
         ]
-        starts = torch.cat([samples.points[0] for samples in drawn])
-        inward = -torch.cat([samples.normals[0] for samples in drawn])
-        owner = rows.repeat_interleave(torch.tensor(sizes, device=rows.device))
-        depth, height = self._maxima(field, starts, inward, owner, calibration)
-        points = starts + depth.unsqueeze(1) * inward
-        return [
-            part[chosen(peak, count, self.margin)]
-            for part, peak, count in zip(points.split(sizes), height.split(sizes), counts, strict=True)
-        ]
+        spans = [slice(0, size) for size in first]
+        found = self._evaluated(field, drawn, spans, rows, calibration)
+        peaks = on_host([peak for _, peak in found])
+        short = [int((peak >= self.margin).sum()) < count for peak, count in zip(peaks, counts, strict=True)]
+        lacking = [i for i in range(len(counts)) if short[i] and first[i] < sizes[i]]
+        if lacking:
+            rest = self._evaluated(
+                field,
+                [drawn[i] for i in lacking],
+                [slice(first[i], None) for i in lacking],
+                rows[lacking],
+                calibration,
+            )
+            for i, more in zip(lacking, rest, strict=True):
+                found[i] = torch.cat([found[i][0], more[0]]), torch.cat([found[i][1], more[1]])
+            peaks = on_host([peak for _, peak in found])
+        taken = [chosen(peak, count, self.margin) for peak, count in zip(peaks, counts, strict=True)]
+        indices = on_device(taken, rows.device)
+        return [points[index] for (points, _), index in zip(found, indices, strict=True)]
+
+    def _evaluated(
+        self,
+        field: Field,
+        drawn: Sequence[Samples],
+        spans: Sequence[slice],
+        rows: Tensor,
+        calibration: Calibration,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Centred points ``(M, 3)`` of a span of each mesh's samples, and their logits above the level."""
+        starts = [samples.points[0, span] for samples, span in zip(drawn, spans, strict=True)]
+        sizes = [len(part) for part in starts]
+        start = torch.cat(starts)
+        inward = -torch.cat([samples.normals[0, span] for samples, span in zip(drawn, spans, strict=True)])
+        owner = rows.repeat_interleave(torch.tensor(sizes, device=rows.device), output_size=sum(sizes))
+        depth, height = self._maxima(field, start, inward, owner, calibration)
+        points = start + depth.unsqueeze(1) * inward
+        return list(zip(points.split(sizes), height.split(sizes), strict=True))
 
     def _maxima(
         self, field: Field, starts: Tensor, inward: Tensor, owner: Tensor, calibration: Calibration
     ) -> tuple[Tensor, Tensor]:
         """Depth of the field's maximum below each of M samples, and its logit above the level, ``(M,)``."""
         step = self.depth / self.steps
+        values = starts.new_full((len(starts), self.steps), -torch.inf)
 
-        def heights(steps: Tensor) -> Tensor:
-            """``(M, K)`` logits above the level after ``(M, K)`` steps from the samples."""
-            queries = starts.unsqueeze(1) + (step * steps).unsqueeze(2) * inward.unsqueeze(1)
-            logits = field(queries.flatten(0, 1), owner.repeat_interleave(steps.shape[1]))
-            above: Tensor = logits.unflatten(0, steps.shape) - calibration.level
+        def heights(row: Tensor, number: Tensor) -> Tensor:
+            """Logits ``(Q,)`` above the level after steps ``(Q,)`` from the samples of ascending rows."""
+            queries = starts[row] + (step * (number + 1)).unsqueeze(1) * inward[row]
+            above: Tensor = field(queries, owner[row]) - calibration.level
             return above
 
+        def evaluate(wanted: Tensor) -> None:
+            row, number = wanted.nonzero().unbind(1)
+            values[row, number] = heights(row, number)
+
         with torch.no_grad():
-            along = torch.arange(1, self.steps + 1, device=starts.device, dtype=starts.dtype)
-            values = heights(along.expand(len(starts), -1))
-            middle = values.argmax(1).clamp(1, self.steps - 2)
+            inner = torch.zeros_like(values, dtype=torch.bool)
+            inner[:, 1:-1] = True
+            evaluate(inner)
+            middle = values[:, 1:-1].argmax(1) + 1
+            ends = torch.zeros_like(inner)  # only where the parabola needs them
+            ends[:, 0], ends[:, -1] = middle == 1, middle == self.steps - 2
+            evaluate(ends)
             around = middle.unsqueeze(1) + torch.tensor([-1, 0, 1], device=starts.device)
             three = values.gather(1, around)
         gradients = torch.is_grad_enabled() and self.differentiable
         with contextlib.nullcontext() if gradients else torch.no_grad():
             if gradients:  # evaluated again with a graph to the field
-                three = heights(along[around])
+                row = torch.arange(len(starts), device=starts.device).repeat_interleave(3)
+                three = heights(row, around.flatten()).view(-1, 3)
             before, best, after = three.unbind(1)
             bend = (before - 2 * best + after).clamp_max(-1e-6)
-            depth = step * (along[middle] + ((before - after) / (2 * bend)).clamp(-1, 1))
+            depth = step * (middle + 1 + ((before - after) / (2 * bend)).clamp(-1, 1))
         return depth, values.amax(1)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from ifdefense.devices import in_float64
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.anomaly import AnomalyNetwork
 from ifdefense.implicit.base import Field
@@ -74,10 +75,10 @@ class AnomalyRepair:
             return Repair(mesh, np.zeros(0, np.float32), np.zeros(0, bool), 0, 0, 0.0)
         neighbours, logits = self.network(torch.from_numpy(given), field, row)
         points = neighbours.source
-        odd = logits.double().sigmoid()
-        odd = odd[neighbours(points, min(self.smoothing, len(points)))].mean(1)
+        odd = in_float64(logits).sigmoid()
+        odd = odd[neighbours.own(min(self.smoothing, len(points))).to(odd.device)].mean(1)
         vertices = torch.tensor(mesh.vertices, device=points.device)
-        score = odd[neighbours(vertices, 1).squeeze(1)].cpu().numpy()
+        score = odd[neighbours(vertices, 1).squeeze(1).to(odd.device)].cpu().numpy()
         surface = Surface(mesh)
         marked = marked_pieces(surface, score, self.core, self.grown, self.smallest, self.largest)
         return cut_out(surface, marked, (score / self.core).astype(np.float32))

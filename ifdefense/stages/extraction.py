@@ -30,7 +30,6 @@ from ifdefense.implicit.base import Calibration, Field
 
 # Padding value far below any level, so that a surface cut by the box is closed at its border.
 _OUTSIDE = -1e6
-_SIDES = [(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)]
 # Replaces values equal to the level: scikit-image leaves holes around corners of exactly zero.
 _TINY = -1e-12
 
@@ -136,7 +135,7 @@ def mise(
     sampler = _Sampler(field, options, device, dtype)
     cells = options.coarse
     known = torch.ones((num_clouds, *(cells + 1,) * 3), dtype=torch.bool, device=device)
-    values = sampler.evaluate(known)[1].reshape(known.shape)
+    values = sampler.evaluate(*_at(known), cells).reshape(known.shape)
     while cells < options.resolution:
         fresh = _mixed(values > options.level)
         if seeds is not None:
@@ -145,11 +144,12 @@ def mise(
         cells *= 2
         values, known = _refined(values, known)
         while fresh.any():
-            index, logits = sampler.evaluate(_corners(fresh) & ~known)
-            at = tuple(index.unbind(1))
+            owner, axes = _at(_corners(fresh) & ~known)
+            logits = sampler.evaluate(owner, axes, cells)
+            at = (owner, *axes)
             flipped = (logits > options.level) != (values[at] > options.level)
             values[at], known[at] = logits, True
-            fresh = _cells_around(index[flipped], active) & ~active
+            fresh = _cells_around([part[flipped] for part in at], active) & ~active
             active |= fresh
     return Grid(values, known, options)
 
@@ -183,20 +183,27 @@ def track(
     """
     sampler = _Sampler(field, options, device, dtype)
     size, step = options.resolution, options.resolution // options.coarse
-    known = torch.zeros((num_clouds, *(size + 1,) * 3), dtype=torch.bool, device=device)
-    values = torch.full(known.shape, options.level - 1, dtype=dtype, device=device)
-    wanted = torch.zeros_like(known)
-    wanted[:, ::step, ::step, ::step] = True
-    cells = _occupied(seeds, size, options.box, known[:, 1:, 1:, 1:]).nonzero()
-    _mark(wanted, cells, list(itertools.product((0, 1), repeat=3)))
-    while wanted.any():
-        index, logits = sampler.evaluate(wanted)
-        at = tuple(index.unbind(1))
-        values[at], known[at] = logits, True
-        wanted = torch.zeros_like(known)
-        _mark(wanted, index[logits > options.level], _SIDES)
-        wanted &= ~known
-    return Grid(values, known, options)
+    # A border of known points, so that neighbours need no test of whether they lie on the grid.
+    grid = torch.ones((num_clouds, *(size + 3,) * 3), dtype=torch.bool, device=device)
+    known = grid[:, 1:-1, 1:-1, 1:-1].fill_(False)
+    values = torch.full(grid.shape, options.level - 1, dtype=dtype, device=device)
+    wanted = torch.zeros_like(grid)
+    wanted[:, 1:-1:step, 1:-1:step, 1:-1:step] = True
+    cells = _occupied(seeds, size, options.box, known[:, 1:, 1:, 1:])
+    for corner in itertools.product((0, 1), repeat=3):
+        wanted[(slice(None), *(slice(1 + first, 1 + first + size) for first in corner))] |= cells
+    strides = grid.stride()
+    sides = torch.tensor([sign * stride for stride in strides[1:] for sign in (1, -1)], device=device)
+    flat_known, flat_values = grid.view(-1), values.view(-1)
+    place = wanted.view(-1).nonzero().squeeze(1)
+    while len(place):
+        owner, rest = place.div(strides[0], rounding_mode="floor"), place % strides[0]
+        axes = (rest.div(stride, rounding_mode="floor") % (size + 3) - 1 for stride in strides[1:])
+        logits = sampler.evaluate(owner, list(axes), size)
+        flat_values[place], flat_known[place] = logits, True
+        beside = (place[logits > options.level].unsqueeze(1) + sides).flatten()
+        place = beside[~flat_known[beside]].unique()
+    return Grid(values[:, 1:-1, 1:-1, 1:-1], known, options)
 
 
 def extract_meshes(
@@ -311,23 +318,30 @@ class _Sampler:
     def __init__(
         self, field: Field, options: ExtractionOptions, device: torch.device | str | None, dtype: torch.dtype
     ) -> None:
-        self.field, self.options, self.device, self.dtype = field, options, device, dtype
+        self.field, self.options, self.dtype = field, options, dtype
+        steps = torch.arange(options.resolution + 1, device=device, dtype=dtype)
+        self.axis = steps * options.spacing - options.box / 2
 
-    def evaluate(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices (M, 4) (cloud, x, y, z) where ``wanted`` (B, n + 1, ...) is true, and their logits (M,)."""
-        index = wanted.nonzero()
-        # Computed from the finest grid, so that positions are identical at every level.
-        fine = index[:, 1:] * (self.options.resolution // (wanted.shape[1] - 1))
-        points = fine.to(self.dtype) * self.options.spacing - self.options.box / 2
-        logits = self.field(points, index[:, 0].contiguous())
+    def evaluate(self, owner: Tensor, axes: Sequence[Tensor], cells: int) -> Tensor:
+        """Logits (M,) of clouds (M,), ascending, at indices along x, y and z of a grid of ``cells``."""
+        # Positions on the finest grid, so that they are identical at every level.
+        step = self.options.resolution // cells
+        points = torch.stack([self.axis[axis * step] for axis in axes], 1)
+        logits = self.field(points, owner)
         if logits.shape != points.shape[:1]:
             raise ValueError(f"the field must return logits {(len(points),)}, got {tuple(logits.shape)}")
         bad = ~logits.isfinite()
         if bad.any():
             row = int(bad.nonzero()[0, 0])
-            where = f"cloud {int(index[row, 0])} of the batch at {points[row].tolist()}"
+            where = f"cloud {int(owner[row])} of the batch at {points[row].tolist()}"
             raise ValueError(f"the field is not finite for {where}: {float(logits[row])}")
-        return index, logits.to(self.dtype)
+        return logits.to(self.dtype)
+
+
+def _at(mask: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Clouds (M,) and indices (M,) along each axis where a mask (B, n, n, n) is true."""
+    owner, *axes = (part.contiguous() for part in mask.nonzero().unbind(1))
+    return owner, axes
 
 
 def _mixed(inside: Tensor) -> Tensor:
@@ -342,19 +356,14 @@ def _mixed(inside: Tensor) -> Tensor:
 
 def _occupied(seeds: Sequence[Tensor], cells: int, box: float, like: Tensor) -> Tensor:
     """Mask of the cells that contain a seed, shaped as ``like`` (B, n, n, n)."""
-    marked = torch.zeros_like(like)
-    for row, points in enumerate(seeds):
-        cell = ((points / box + 0.5) * cells).floor().long()
-        x, y, z = cell[((cell >= 0) & (cell < cells)).all(1)].to(like.device).unbind(1)
-        marked[row, x, y, z] = True
-    return marked
-
-
-def _mark(points: Tensor, index: Tensor, offsets: Sequence[tuple[int, ...]]) -> None:
-    """Sets ``points`` (B, n, n, n) at indices (M, 4) moved by each offset and clamped to the grid."""
-    moved = index[:, None, 1:] + index.new_tensor(offsets)
-    x, y, z = moved.clamp_(0, points.shape[1] - 1).unbind(-1)
-    points[index[:, :1], x, y, z] = True
+    owner = torch.arange(len(seeds)).repeat_interleave(torch.tensor([len(points) for points in seeds]))
+    cell = ((torch.cat(list(seeds)).to(like.device) / box + 0.5) * cells).floor().long()
+    place = owner.to(like.device)
+    for axis in cell.unbind(1):
+        place = place * cells + axis
+    marked = torch.zeros(like.numel() + 1, dtype=torch.bool, device=like.device)  # the last is for the rest
+    marked[place.where(((cell >= 0) & (cell < cells)).all(1), like.numel())] = True
+    return marked[:-1].view(like.shape)
 
 
 def _refined(values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
@@ -384,12 +393,18 @@ def _corners(cells: Tensor) -> Tensor:
     return marked
 
 
-def _cells_around(points: Tensor, like: Tensor) -> Tensor:
-    """Mask, shaped as ``like`` (B, n, n, n), of the cells touched by ``points`` (K, 4) of the finer grid."""
+def _cells_around(points: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Mask, shaped as ``like`` (B, n, n, n), of the cells touched by points of the finer grid.
+
+    Args:
+        points: clouds (K,) and indices (K,) along x, y and z.
+        like: its shape.
+    """
     marked = torch.zeros_like(like)
+    owner, *axes = points
     for offset in itertools.product((0, 1), repeat=3):
-        x, y, z = ((points[:, 1:] - points.new_tensor(offset)) // 2).clamp(0, like.shape[1] - 1).unbind(1)
-        marked[points[:, 0], x, y, z] = True
+        at = [((axis - d) // 2).clamp(0, like.shape[1] - 1) for axis, d in zip(axes, offset, strict=True)]
+        marked[(owner, *at)] = True
     return marked
 
 

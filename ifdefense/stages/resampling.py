@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ifdefense.devices import in_float64
 from ifdefense.geometry.frame import first_occurrences
 from ifdefense.geometry.mesh import Floats, Ints, Mesh
-from ifdefense.geometry.points import gather, knn, local_mean, spread_sampling
+from ifdefense.geometry.points import gather, knn, local_mean, spread_sampling, stacked
 from ifdefense.geometry.sampling import sample_surface
 
 Method = Literal["farthest", "uniform", "poisson"]
@@ -72,7 +73,7 @@ def resample(
             points[i], face = sample_surface(mesh, count, generator=np.random.default_rng(seed))
         except ValueError as error:
             raise ValueError(f"mesh {i} of {len(meshes)} cannot be resampled: {error}") from error
-        normals[i] = mesh.face_normals()[face]
+        normals[i] = mesh.face_normals(face)
     points -= np.float32(inset) * normals
     samples = Samples(torch.from_numpy(points).to(device), torch.from_numpy(normals).to(device))
     if method == "uniform" or not len(meshes):
@@ -127,9 +128,7 @@ def fill(
     ]
     if not unions:
         return samples.points
-    size = max(len(union) for union in unions)
-    # Padding with copies of the first point: at distance 0, they are never sampled.
-    padded = torch.stack([torch.cat([u, u[:1].expand(size - len(u), 3)]) for u in unions])
+    padded = stacked(unions)
     return gather(padded, spread_sampling(padded, num_points))
 
 
@@ -148,7 +147,7 @@ def _union(samples: Tensor, evidence: Tensor, count: int, tolerance: float) -> T
 
 def _distances(query: Tensor, source: Tensor) -> Tensor:
     """Distance of each query to the nearest source, (n,) float64."""
-    return knn(query[None].double(), source[None].double(), 1)[0][0, :, 0].sqrt()
+    return knn(in_float64(query[None]), in_float64(source[None]), 1)[0][0, :, 0].sqrt()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from ifdefense.console import device_option
 from ifdefense.corruptions.combined import CombinedOptions, draw_corrupted
 from ifdefense.corruptions.planted import KINDS, plant
 from ifdefense.data.modelnet import load_modelnet40
+from ifdefense.devices import device_of_weights
 from ifdefense.geometry.frame import Frame
 from ifdefense.implicit.anomaly import AnomalyNetwork
 from ifdefense.stages.outliers import statistical_outlier_removal
@@ -151,15 +153,16 @@ def scattered(dense: Floats, rng: np.random.Generator) -> Floats:
 def examples(
     network: AnomalyNetwork, sources: Mapping[str, Surfaces], count: int, seed: int, held: bool
 ) -> tuple[Tensor, Tensor]:
-    """Inputs of the head ``(M, C)`` float16 and labels ``(M,)`` of points of ``count`` clouds.
+    """Inputs of the head ``(M, C)`` float16 and labels ``(M,)`` of points of ``count`` clouds, on the CPU.
 
     Args:
-        network: of which the head is trained.
+        network: of which the head is trained; it computes on its device.
         sources: names as in `MIX`.
         count: number of clouds, each as a purifier gives it to the network: after SOR, in the unit cube.
         seed: of everything.
         held: whether to take held-out surfaces or the others.
     """
+    device = device_of_weights(network)
     names = list(sources)
     share = np.array([MIX[name] for name in names])
     rows = {name: np.flatnonzero(sources[name].held == held) for name in names}
@@ -171,12 +174,12 @@ def examples(
         points = torch.from_numpy(cloud)
         kept = statistical_outlier_removal(points[None])[0]
         points, known = points[kept], torch.from_numpy(label)[kept]
-        cube = Frame.of(points).to_cube(points)
+        cube = Frame.of(points).to_cube(points).to(device)
         # The encoded points are a part of the cloud in another order.
         encoded, values = network.features(cube)
-        match = torch.cdist(encoded.source, cube).argmin(1)
+        match = torch.cdist(encoded.source, cube).argmin(1).cpu()
         use = torch.from_numpy(rng.permutation(np.flatnonzero(known[match] >= 0))[:KEPT])
-        inputs.append(values[use].half())
+        inputs.append(values[use.to(device)].half().cpu())
         labels.append(known[match][use])
     return torch.cat(inputs), torch.cat(labels)
 
@@ -184,14 +187,16 @@ def examples(
 def fit_head(network: AnomalyNetwork, inputs: Tensor, labels: Tensor, steps: int, seed: int) -> None:
     """Trains the head of a network in place: AdamW with a cosine schedule on the binary cross-entropy."""
     generator = torch.Generator().manual_seed(seed)
-    head = network.head
-    part = inputs[torch.randperm(len(inputs), generator=generator)[:50_000]].float()
+    head, device = network.head, device_of_weights(network)
+    inputs, labels = inputs.to(device), labels.to(device)
+    order = torch.randperm(len(inputs), generator=generator)[:50_000]
+    part = inputs[order.to(device)].float()
     head.mean.copy_(part.mean(0))
     head.std.copy_(part.std(0) + 1e-3)
     optimiser = torch.optim.AdamW(head.parameters(), RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in tqdm(range(steps), desc="head", mininterval=5):
-        index = torch.randint(len(inputs), (BATCH,), generator=generator)
+        index = torch.randint(len(inputs), (BATCH,), generator=generator).to(device)
         loss = F.binary_cross_entropy_with_logits(head(inputs[index].float()), labels[index].float())
         optimiser.zero_grad()
         loss.backward()
@@ -202,7 +207,8 @@ def fit_head(network: AnomalyNetwork, inputs: Tensor, labels: Tensor, steps: int
 @torch.no_grad()
 def recall(network: AnomalyNetwork, inputs: Tensor, labels: Tensor, false: float = 0.01) -> float:
     """Share of the anomalous points found where a share ``false`` of the others is marked."""
-    logits = torch.cat([network.head(part.float()) for part in inputs.split(8192)])
+    device = device_of_weights(network)
+    logits = torch.cat([network.head(part.float().to(device)).cpu() for part in inputs.split(8192)])
     ordered = logits[labels == 0].sort().values
     limit = ordered[min(len(ordered) - 1, int((1 - false) * len(ordered)))]
     return float((logits[labels == 1] > limit).float().mean())
@@ -219,6 +225,7 @@ def recall(network: AnomalyNetwork, inputs: Tensor, labels: Tensor, false: float
 @click.option("--steps", type=click.IntRange(min=1), default=4000, show_default=True)
 @click.option("--per-class", default=60, show_default=True, help="Procedural shapes per class.")
 @click.option("--seed", default=0, show_default=True)
+@device_option
 @reported()
 def train_command(
     root: str | None,
@@ -231,6 +238,7 @@ def train_command(
     steps: int,
     per_class: int,
     seed: int,
+    device: torch.device,
 ) -> None:
     """Trains the head of the anomaly network on planted anomalies; both its networks stay as they are.
 
@@ -238,13 +246,13 @@ def train_command(
     """
     prepare(out, force, cache)
     torch.manual_seed(seed)
-    network = AnomalyNetwork.untrained(local_weights, prior_weights)
+    network = AnomalyNetwork.untrained(local_weights, prior_weights).to(device)
     started = time.process_time()
     whole = load_modelnet40(root, "train")
     sources: dict[str, Surfaces] = {"modelnet40": WholeClouds(whole.points, held_out(whole.labels))}
     for name in MIX:
         if name not in sources:
-            sources[name] = collect(name, root, cache, per_class, None, 0, torch.device("cpu"))
+            sources[name] = collect(name, root, cache, per_class, None, 0, device)
     fit_head(network, *examples(network, sources, clouds, seed, held=False), steps, seed)
     found = recall(network, *examples(network, sources, max(20, int(VALIDATED * clouds)), seed, held=True))
     used = time.process_time() - started

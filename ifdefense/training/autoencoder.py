@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ifdefense.console import device_option
+from ifdefense.devices import device_of_weights
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.geometry.points import chamfer_distance, gather
 from ifdefense.point_networks.autoencoder import AutoEncoder
@@ -61,18 +63,18 @@ class AutoencoderOptions:
 
 @torch.no_grad()
 def reconstruction_error(model: nn.Module, clouds: Tensor, batch_size: int = 64) -> float:
-    """Mean Chamfer distance of ``(S, N, 3)`` clouds and their reconstructions."""
-    return sum(float(chamfer_distance(model(part), part).sum()) for part in clouds.split(batch_size)) / len(
-        clouds
-    )
+    """Mean Chamfer distance of ``(S, N, 3)`` clouds and their reconstructions, on the model's device."""
+    device = device_of_weights(model)
+    parts = (part.to(device) for part in clouds.split(batch_size))
+    return sum(float(chamfer_distance(model(part), part).sum()) for part in parts) / len(clouds)
 
 
 class AutoencoderRun(ResumableRun):
     """Trains the auto-encoder, in epochs.
 
     Args:
-        model: network to train, changed in place.
-        train: ``(S, N, 3)`` clouds to train on, unit sphere.
+        model: network to train, changed in place, on its device.
+        train: ``(S, N, 3)`` clouds to train on, unit sphere, on the CPU like the others.
         validation: clouds that choose the epoch whose weights are kept.
         options: settings.
         folder: folder of the run, see `ResumableRun`.
@@ -117,7 +119,7 @@ class AutoencoderRun(ResumableRun):
         batches = torch.split(order, self.options.batch_size)
         total = 0.0
         for chosen in tqdm(batches, f"epoch {self.position + 1}", disable=not progress, mininterval=10):
-            given, target = self._example(self.train[chosen])
+            given, target = (part.to(self.device) for part in self._example(self.train[chosen]))
             loss = chamfer_distance(self.model(given), target).mean()
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -144,16 +146,23 @@ class AutoencoderRun(ResumableRun):
     lr="Largest learning rate.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=AutoencoderOptions.seed, show_default=True)
+@device_option
 @reported()
 def train_command(
-    data: str, folder: Path, out: Path | None, force: bool, progress: bool | None, **settings: Any
+    data: str,
+    folder: Path,
+    out: Path | None,
+    force: bool,
+    progress: bool | None,
+    device: torch.device,
+    **settings: Any,
 ) -> None:
     """Trains the auto-encoder of sor-ae and AdvPC; keeps the weights that validate best."""
     options = AutoencoderOptions(**settings)
     prepare(out, force, folder)
     train, validation, _ = load_training_clouds(data)
     torch.manual_seed(options.seed)
-    model = AutoEncoder()
+    model = AutoEncoder().to(device)
     run = AutoencoderRun(model, train.points, validation.points, options, folder)
     run.resume()
     best = run(sys.stderr.isatty() if progress is None else progress)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import click
-import torch
 
+from ifdefense.console import device_option
 from ifdefense.training.fit import TrainOptions
 from ifdefense.training.runs import RunError
 
@@ -153,7 +153,7 @@ def run_options(name: str, cache: str, defaults: TrainOptions, every: int) -> Ca
             "--every", type=positive, default=every, show_default=True, help="Steps between validations."
         ),
         click.option("--seed", type=click.IntRange(min=0), default=defaults.seed, show_default=True),
-        click.option("--device", default="cpu", callback=device_of, show_default=True),
+        device_option,
     )
     return with_options(*options)
 
@@ -187,11 +187,3 @@ def mix_of(
         return mix or dict(default)
 
     return parse
-
-
-def device_of(context: click.Context, parameter: click.Parameter, value: str) -> torch.device:
-    """Callback of an option that names a device."""
-    try:
-        return torch.zeros(1, device=value).device
-    except (RuntimeError, AssertionError) as error:  # an unknown name, or a torch built without it
-        raise click.BadParameter(f"{value!r}: {str(error).splitlines()[0]}") from None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ifdefense.checkpoints import load_weights
+from ifdefense.devices import device_of_weights
 from ifdefense.implicit.occupancy import occupancy_loss
 from ifdefense.training.muon import Muon, split_parameters
 from ifdefense.training.runs import ResumableRun, check_ranges, file_digest
@@ -143,9 +144,9 @@ class ImplicitRun(ResumableRun):
         loss: Loss = likelihood_loss,
     ) -> None:
         self.examples, self.options, self.every, self.loss = examples, options, every, loss
-        self.device = next(network.parameters()).device
+        device = device_of_weights(network)
         self.validation = {
-            name: [tuple(part.to(self.device) for part in batch) for batch in batches]
+            name: [tuple(part.to(device) for part in batch) for batch in batches]
             for name, batches in validation.items()
         }
         hidden, others = split_parameters(network, adam_layers)

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ifdefense.console import device_option
+from ifdefense.devices import device_of_weights
 from ifdefense.geometry.points import Neighbours, chamfer_distance, gather, spread_sampling
 from ifdefense.point_networks.punet import PUNet
 from ifdefense.restorers.optimised import Repulsion
@@ -83,6 +85,10 @@ class Example(NamedTuple):
 
     points: Tensor
     target: Tensor
+
+
+def _moved(example: Example, device: torch.device) -> Example:
+    return Example(*(part.to(device) for part in example))
 
 
 def start_at_the_input(network: PUNet, share: float = 0.05) -> None:
@@ -240,7 +246,7 @@ class PUNetRun(ResumableRun):
     """Trains PU-Net, in steps.
 
     Args:
-        model: network to train, changed in place.
+        model: network to train, changed in place, on its device.
         examples: training and validation examples.
         options: settings.
         every: steps between validations.
@@ -255,7 +261,8 @@ class PUNetRun(ResumableRun):
         self, model: PUNet, examples: UpsamplingSampler, options: PUNetOptions, every: int, folder: Path
     ) -> None:
         self.examples, self.options, self.every = examples, options, every
-        self.validation = examples.validation(VALIDATED)
+        device = device_of_weights(model)
+        self.validation = [_moved(batch, device) for batch in examples.validation(VALIDATED)]
         self.optimiser = torch.optim.Adam(model.parameters(), lr=options.lr)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, options.lr, options.steps + 1, pct_start=0.1
@@ -276,7 +283,7 @@ class PUNetRun(ResumableRun):
         size = min(stop, (self.position // self.every + 1) * self.every) - self.position
         total = 0.0
         for _ in tqdm(range(size), f"step {self.position}", disable=not progress, mininterval=10):
-            points, target = self.examples.draw(self.generator)
+            points, target = _moved(self.examples.draw(self.generator), self.device)
             loss = upsampling_loss(self.model(points), target, self.options.repulsion)
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -331,6 +338,7 @@ class PUNetRun(ResumableRun):
     "--every", type=click.IntRange(min=1), default=100, show_default=True, help="Steps between validations."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=PUNetOptions.seed, show_default=True)
+@device_option
 @reported()
 def train_command(
     mix: dict[str, float],
@@ -342,6 +350,7 @@ def train_command(
     per_class: int,
     every: int,
     progress: bool | None,
+    device: torch.device,
     **settings: Any,
 ) -> None:
     """Trains PU-Net, the network of dup-net; keeps the weights that validate best.
@@ -354,7 +363,7 @@ def train_command(
     torch.manual_seed(options.seed)
     model = PUNet()
     start_at_the_input(model)
-    run = PUNetRun(model, UpsamplingSampler(sources, options, mix), options, every, folder)
+    run = PUNetRun(model.to(device), UpsamplingSampler(sources, options, mix), options, every, folder)
     run.resume()
     best = run(sys.stderr.isatty() if progress is None else progress)
     if out is not None:

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from ifdefense.checkpoints import CheckpointError, load_pickle, load_weights, save_safetensors
+from ifdefense.devices import device_of_weights, random_state, restore_random_state
 from ifdefense.geometry.axes import UP
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class ResumableRun(ABC):
     and ``log.jsonl`` one more line. A subclass defines a round of training (`_train`) and validation.
 
     Args:
-        model: network to train, changed in place.
+        model: network to train, changed in place, on its device.
         parts: what else has a state, by name: optimisers, schedules.
         settings: everything that determines the result, as plain values; a run is resumed only with equal
             ones.
@@ -135,6 +136,11 @@ class ResumableRun(ABC):
         self.position = 0
         self.best: dict[str, float] = {}
         self.changes: list[str] = []
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is trained."""
+        return device_of_weights(self.model)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -184,6 +190,9 @@ class ResumableRun(ABC):
             part.load_state_dict(state["parts"][name])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["rng"])
+        kind, drawn = state.get("device_rng", ("cpu", None))  # runs of before have none
+        if kind == self.device.type:
+            restore_random_state(self.device, drawn)
         self.position, self.best = state["position"], state["best"]
         self.changes = state["changes"] + [f"from {self.unit} {self.position} on, {word}" for word in words]
         logger.info("resumed %s after %s %d", self.folder, self.unit, self.position)
@@ -206,6 +215,7 @@ class ResumableRun(ABC):
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "generator": self.generator.get_state(),
             "rng": torch.get_rng_state(),
+            "device_rng": (self.device.type, random_state(self.device)),
             "position": self.position,
             "best": self.best,
             "changes": self.changes,
