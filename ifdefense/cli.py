@@ -16,7 +16,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ifdefense import __version__
-from ifdefense.console import LazyGroup, device_option, use_huge_pages
+from ifdefense.console import LazyGroup, device_option, let_threads_sleep, use_huge_pages
 from ifdefense.geometry.axes import AXES
 from ifdefense.purifiers.registry import DEFAULT, METHODS
 
@@ -78,6 +78,7 @@ class Method(click.ParamType):  # type: ignore[type-arg]
 @click.version_option(__version__, prog_name="ifdefense")
 def main() -> None:
     """Defends point-cloud classifiers: rebuilds the surface behind an attacked cloud and samples it anew."""
+    let_threads_sleep()
     use_huge_pages()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
 

@@ -25,6 +25,16 @@ def use_huge_pages() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
+def let_threads_sleep() -> None:
+    """Lets threads that wait for others sleep instead of spin, unless the environment says how they wait.
+
+    Call it before PyTorch is imported, as OpenMP reads its variables once. Beside other work, spinning takes
+    a network several times the time that it needs.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
 def device_option(command: Command) -> Command:
     """Adds the option ``--device``; the command gets a `torch.device` that can be used."""
     return click.option(
@@ -64,6 +74,7 @@ class LazyGroup(click.Group):
         """Imports and returns a command."""
         if name not in self.lazy:
             return super().get_command(context, name)
+        let_threads_sleep()
         module, attribute = self.lazy[name][0].split(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command

@@ -1,16 +1,21 @@
-"""One thread per piece of work, with single-threaded products inside.
+"""One thread per piece of work, with single-threaded products inside, and no more than there are free cores.
 
-Threads inside of many small products cost more than they give, and on a busy machine they spin; whole clouds,
-or chunks of queries, share nothing. Results do not depend on the number of threads.
+Threads inside of many small products cost more than they give; whole clouds, or chunks of queries, share
+nothing. On a busy machine, the threads of one product spin while they wait for one that has no core, which
+takes many times the time of a single thread. Results do not depend on the number of threads.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -20,33 +25,115 @@ R = TypeVar("R")
 
 _inside: contextvars.ContextVar[bool] = contextvars.ContextVar("inside", default=False)
 _lock = threading.Lock()
-_depth = 0
+_limits: list[int] = []
 _threads = 1
+
+_KEPT = 0.5  # seconds for which a look at the load of the machine holds
+_PAUSE = 0.002  # seconds between looks, so that a process that runs for a moment is no load
+_seen: tuple[float, int] | None = None
 
 
 def workers() -> int:
-    """Threads that `parallel_map` uses at most: those of PyTorch, and one inside of it."""
+    """Threads that `parallel_map` uses at most, one inside of it.
+
+    Those of PyTorch, which the caller may set, but no more than `free_cores`.
+    """
     if _inside.get():
         return 1
-    return _threads if _depth else torch.get_num_threads()
+    most = _threads if _limits else torch.get_num_threads()
+    return most if most == 1 else min(most, free_cores())
+
+
+def free_cores() -> int:
+    """Cores that this process may use and others leave to it, at least 1."""
+    global _seen
+    if _seen is None or time.monotonic() - _seen[0] > _KEPT:
+        _seen = time.monotonic(), max(1, min(granted_cores(), (os.cpu_count() or 1) - _others()))
+    return _seen[1]
+
+
+def granted_cores(root: Path = Path("/")) -> int:
+    """Cores that the system grants this process: its affinity, and the quota of its control groups.
+
+    Args:
+        root: where ``proc`` and ``sys`` are.
+    """
+    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
+    count = (os.cpu_count() or 1) if affinity is None else len(affinity(0))
+    return max(1, min([count, *(math.floor(quota) for quota in _quotas(root))]))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Cores by the quotas of the process's control groups and of those above them, version 1 and 2."""
+    base = root / "sys/fs/cgroup"
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        home = base / "cpu" if controllers else base
+        own = home / path.lstrip("/")
+        for folder in [own, *own.parents]:
+            if controllers:
+                values = [_read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+            else:
+                values = _read(folder / "cpu.max").split()
+            if len(values) == 2 and values[0].strip().isdigit() and values[1].strip().isdigit():
+                yield int(values[0]) / max(1, int(values[1]))  # "max" and -1 are no quota
+            if folder == home:
+                break
+
+
+def _others(root: Path = Path("/")) -> int:
+    """Threads of other processes that run or wait for a core, as far as the system tells.
+
+    Args:
+        root: where ``proc`` is.
+    """
+    least = None
+    for pause in (0.0, _PAUSE, _PAUSE):
+        time.sleep(pause)
+        fields = _read(root / "proc/loadavg").split()
+        if len(fields) < 4 or not (running := fields[3].partition("/")[0]).isdigit():
+            return 0  # not Linux
+        others = max(0, int(running) - 1)  # one is this thread
+        least = others if least is None else min(least, others)
+        if least == 0:
+            break
+    return least or 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 @contextlib.contextmanager
-def single_threaded() -> Iterator[None]:
-    """Sets PyTorch to one thread inside the block; also where several threads enter and leave it."""
-    global _depth, _threads
+def _limited(count: int) -> Iterator[None]:
+    """Sets PyTorch to at most ``count`` threads inside the block, which several threads may enter."""
+    global _threads
     with _lock:
-        if _depth == 0:
+        if not _limits:
             _threads = torch.get_num_threads()
-            torch.set_num_threads(1)
-        _depth += 1
+        _limits.append(count)
+        torch.set_num_threads(min(_threads, *_limits))
     try:
         yield
     finally:
         with _lock:
-            _depth -= 1
-            if _depth == 0:
-                torch.set_num_threads(_threads)
+            _limits.remove(count)
+            torch.set_num_threads(min([_threads, *_limits]))
+
+
+def single_threaded() -> contextlib.AbstractContextManager[None]:
+    """Sets PyTorch to one thread inside the block; also where several threads enter and leave it."""
+    return _limited(1)
+
+
+def considerate() -> contextlib.AbstractContextManager[None]:
+    """Sets PyTorch to no more threads than there are `free_cores`: for work that is no `parallel_map`."""
+    return _limited(workers())
 
 
 def parallel_map(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
@@ -58,7 +145,7 @@ def parallel_map(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """
     if any(isinstance(item, torch.Tensor) and item.device.type != "cpu" for item in items):
         return [function(item) for item in items]
-    count = min(workers(), len(items))
+    count = 1 if len(items) < 2 else min(workers(), len(items))
     gradients = torch.is_grad_enabled()
 
     def call(item: T) -> R:

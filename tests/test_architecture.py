@@ -76,7 +76,7 @@ ROOMS: dict[str, set[str]] = {
     "implicit": {"checkpoints", "devices", "geometry", "guard", "provenance", "threads"},
     "point_networks": {"checkpoints", "geometry", "guard"},
     "stages": {"devices", "geometry", "implicit"},
-    "restorers": {"geometry", "implicit", "stages", "timing"},
+    "restorers": {"devices", "geometry", "implicit", "stages", "timing"},
     "purifiers": {
         "arguments",
         "clouds",
