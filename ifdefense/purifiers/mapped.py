@@ -77,8 +77,7 @@ class MappedPurifier(Purifier):
         ]
         results = zip(self.network.mapped(spheres), centres, radii, clouds, strict=True)
         return [
-            turned(points * radius + centre, up).to(cloud.device)
-            for points, centre, radius, cloud in results
+            turned(points * radius + centre, up).to(cloud.device) for points, centre, radius, cloud in results
         ]
 
     def _taken(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Tensor | None]:
