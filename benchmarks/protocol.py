@@ -44,7 +44,7 @@ from ifdefense.purifiers.registry import METHODS
 
 CPU = torch.device("cpu")
 NO_DEFENCE = "none"
-DEFENCES = (NO_DEFENCE, *(name for name in reversed(METHODS) if METHODS[name].twin_of is None))
+DEFENCES = (NO_DEFENCE, *reversed(METHODS))
 """No defence, the baselines, then the methods with a network."""
 
 VICTIMS = (

@@ -11,7 +11,7 @@ from ifdefense.arguments import count_of, named_device, seed_of
 from ifdefense.geometry.axes import axis_of
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.function import purify
-from ifdefense.purifiers.registry import DEFAULT, METHODS
+from ifdefense.purifiers.registry import DEFAULT, METHODS, unknown
 from ifdefense.purifiers.specs import hashed
 
 try:
@@ -55,7 +55,7 @@ class Purify(BaseTransform):  # type: ignore[misc]
         if not isinstance(method, (str, Path, Purifier)):
             raise TypeError(f"method must be a name, a path or a purifier, got {type(method).__name__}")
         if not isinstance(method, Purifier) and str(method) not in METHODS and not Path(method).is_file():
-            raise ValueError(f"unknown method {str(method)!r}; there are {', '.join(METHODS)}")
+            raise ValueError(unknown(str(method)))
         self.method = method
         self.num_points = count_of(num_points)
         self.seed = None if seed is None else seed_of(seed)

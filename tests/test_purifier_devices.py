@@ -18,7 +18,7 @@ from ifdefense.cli import main
 from ifdefense.purifiers.filters import StatisticalOutlierRemoval
 
 POINTS = 24
-METHODS = ["local-mesh", "local-random-newton", "onet-opt", "sor-ae", "sor"]
+METHODS = ["local-mesh", "local-random", "onet-opt", "sor-ae", "sor"]
 """One of each kind of network, filter and restorer."""
 
 

@@ -104,7 +104,7 @@ class Purifier(nn.Module, ABC):
     Attributes:
         name: name of the method.
         deterministic: whether results are independent of the seed.
-        differentiable: whether gradients pass; otherwise the input is detached and gradients are disabled.
+        differentiable: whether gradients can pass. They do where the input requires them.
         normalise: whether results should be normalised to the unit sphere again before classification.
     """
 
@@ -209,13 +209,21 @@ class Purifier(nn.Module, ABC):
                 shapes as they stand see the clouds turned to their own axis; results are turned back.
 
         Returns:
-            The same kind of array as ``points``, in the same frame, precision and on the same device.
+            The same kind of array as ``points``, in the same frame, precision and on the same device. It requires
+            gradients if ``points`` do and the purifier is differentiable; if it is not, a warning is logged.
 
         Raises:
             TypeError: if a cloud is not an array of real numbers.
             ValueError: if a cloud is unusable (the message names it), or an argument is out of range.
         """
-        unpacked = unpack(points, detach=not self.differentiable)
+        unpacked = unpack(points)
+        wanted = torch.is_grad_enabled() and any(cloud.requires_grad for cloud in unpacked.clouds)
+        if wanted and not self.differentiable:
+            logger.warning(
+                "%s is not differentiable, so its result requires no gradients though the points do; "
+                "attacks.DefenceAware passes approximate ones",
+                self.name,
+            )
         outcomes = self.outcomes(unpacked.clouds, num_points, seed, batch_size, progress, up)
         return unpacked.pack([each.points for each in outcomes], [each.index for each in outcomes])
 
@@ -231,7 +239,7 @@ class Purifier(nn.Module, ABC):
         up: str | None = None,
     ) -> list[Trace]:
         """Purifies clouds and returns intermediate results; arguments and errors as `forward`."""
-        clouds = unpack(points).clouds
+        clouds = [cloud.detach() for cloud in unpack(points).clouds]
         rest = iter(clouds)
         traces = []
         for outcomes, seconds in self._batches(clouds, num_points, seed, batch_size, up, traced=True):

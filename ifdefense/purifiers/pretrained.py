@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from ifdefense.implicit.anomaly import AnomalyNetwork
@@ -33,11 +32,6 @@ def local_mesh(weights: str | Path = "local", *, repaired: bool = True) -> Compo
     return _local("local-mesh", weights, repaired=repaired)
 
 
-def local_newton(weights: str | Path = "local") -> Compose:
-    """`local_mesh` with gradients that pass: the same points."""
-    return _local("local-newton", weights, differentiable=True)
-
-
 def local_random(weights: str | Path = "local") -> Compose:
     """As `local_mesh`, of a random part of the points with noise: what an attacker cannot foresee.
 
@@ -46,23 +40,10 @@ def local_random(weights: str | Path = "local") -> Compose:
     return _local("local-random", weights, RandomisedInput(), repaired=False)
 
 
-def local_random_newton(weights: str | Path = "local") -> Compose:
-    """`local_random` with gradients that pass: the same points."""
-    return _local("local-random-newton", weights, RandomisedInput(), repaired=False, differentiable=True)
-
-
-def _local(
-    name: str,
-    weights: str | Path,
-    *filters: Purifier,
-    repaired: bool = True,
-    differentiable: bool = False,
-) -> Compose:
+def _local(name: str, weights: str | Path, *filters: Purifier, repaired: bool = True) -> Compose:
     """SOR, further filters, and the surface of a local occupancy network."""
     network = load_network(weights)
-    restorer = dataclasses.replace(LOCAL_MESH, differentiable=differentiable)
-    if repaired:
-        restorer = restorer.with_stages(repair=anomaly_repair(network))
+    restorer = LOCAL_MESH.with_stages(repair=anomaly_repair(network)) if repaired else LOCAL_MESH
     return Compose([StatisticalOutlierRemoval(), *filters, SurfacePurifier(network, restorer)], name)
 
 
