@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -17,10 +18,11 @@ import attacks
 import classifiers
 from benchmarks import record
 from benchmarks.layout import text_table
+from ifdefense import Defended
 from ifdefense.console import device_option
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.formats import replacing
-from ifdefense.devices import device_of_weights, synchronise
+from ifdefense.devices import synchronise
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.logits import classify
 from ifdefense.purifiers.base import Purifier, Trace
@@ -132,26 +134,23 @@ def play(victim: nn.Module, clean: Tensor, clouds: CloudSet, effort: Effort) -> 
             points = attack(victim, clean, labels, aims).points
             synchronise(points.device)
         seconds = {NO_DEFENCE: time.perf_counter() - start}
-        predicted = {NO_DEFENCE: predict(victim, points)}
+        predicted = {NO_DEFENCE: predict(functools.partial(classify, victim), points)}
         shown: list[Trace] = []
         for method in DEFENCES:
             purifier = Purifier.from_pretrained(method).to(clean.device)
             start = time.perf_counter()
             traces = purifier.trace(points)
             seconds[method] = time.perf_counter() - start
-            purified = torch.from_numpy(np.stack([trace.purified for trace in traces]))
-            seen = to_unit_sphere(purified) if purifier.normalise else purified
-            predicted[method] = predict(victim, seen)
+            purified = torch.from_numpy(np.stack([trace.purified for trace in traces])).to(clean.device)
+            predicted[method] = predict(Defended(victim, purifier).classified, purified)
             shown = traces if method == DEFAULT else shown
         yield Round(name, predicted, seconds, shown)
 
 
 @torch.no_grad()
-def predict(victim: nn.Module, points: Tensor) -> Tensor:
+def predict(classified: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
     """``(S,)`` predicted classes, on the CPU."""
-    device = device_of_weights(victim)
-    parts = (part.to(device) for part in points.split(BATCH))
-    return torch.cat([classify(victim, part).argmax(1).cpu() for part in parts])
+    return torch.cat([classified(part).argmax(1).cpu() for part in points.split(BATCH)])
 
 
 def choose(played: Round, clean: Tensor, clouds: CloudSet, count: int) -> list[Case]:

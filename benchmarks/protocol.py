@@ -28,7 +28,7 @@ import attacks
 import classifiers
 from attacks import EOT, Attack, adaptive, attack_in_batches, random_targets
 from benchmarks import record
-from ifdefense import Purifier
+from ifdefense import Defended, Purifier
 from ifdefense.checkpoints import shipped
 from ifdefense.console import device_option
 from ifdefense.data.cloudset import CloudSet
@@ -154,9 +154,16 @@ class Bench:
         if defence != NO_DEFENCE:
             purifier = purifier_of(defence, self.device)
             spec = purifier.spec()
-            eot = EOT(samples=1, first=self.seed, fresh=False)
-            size = self.points.shape[1]
-            attack, model = adaptive(attack, model, purifier, eot=eot, num_points=size, seed=self.seed)
+            attack, model = adaptive(
+                attack,
+                model,
+                purifier,
+                # Through samples of a surface, straight-through gradients find more (benchmarks/README.md).
+                gradient="nearest" if METHODS[defence].network else "exact",
+                eot=EOT(samples=1, first=self.seed, fresh=False),
+                num_points=self.points.shape[1],
+                seed=self.seed,
+            )
         code = code_of(spec, attack, *model.modules())
         key = digest([spec, victim.weights, weights, versions(), code, *self.kind])
         result = attack_in_batches(
@@ -173,7 +180,7 @@ class Bench:
         return result.points
 
     def purified(self, points: Tensor, defence: str) -> Tensor:
-        """``(S, N, 3)`` clouds as the classifier sees them behind a defence."""
+        """``(S, N, 3)`` clouds as a defence leaves them, see `ifdefense.Defended.purified`."""
         if defence == NO_DEFENCE:
             return points
         purifier, size = purifier_of(defence, self.device), self.points.shape[1]
@@ -190,13 +197,16 @@ class Bench:
                 with replacing(path, force=True) as partial, partial.open("wb") as file:
                     np.save(file, made.cpu().numpy())
             parts.append(torch.from_numpy(np.load(path)))
-        purified = torch.cat(parts).to(self.device)
-        return to_unit_sphere(purified) if purifier.normalise else purified
+        return torch.cat(parts).to(self.device)
 
     @torch.no_grad()
-    def predictions(self, victim: Victim, points: Tensor) -> Tensor:
-        """``(S,)`` predicted classes."""
-        return torch.cat([classify(victim.model, part).argmax(1) for part in points.split(self.batch)])
+    def predictions(self, victim: Victim, points: Tensor, defence: str | Purifier = NO_DEFENCE) -> Tensor:
+        """``(S,)`` predicted classes of clouds as a defence leaves them."""
+        classified: Callable[[Tensor], Tensor] = functools.partial(classify, victim.model)
+        if defence != NO_DEFENCE:
+            purifier = purifier_of(defence, self.device) if isinstance(defence, str) else defence
+            classified = Defended(victim.model, purifier).classified
+        return torch.cat([classified(part).argmax(1) for part in points.split(self.batch)])
 
     def about(self) -> dict[str, Any]:
         """What results say of their clouds."""

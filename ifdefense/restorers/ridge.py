@@ -31,8 +31,9 @@ class RidgeRestorer:
     evaluated only where they are one of these. Samples at which the network is
     hardly surer than at the level are left out.
 
-    Gradients pass through the three values of the parabola, with the samples and their normals held fixed. This
-    is the exact derivative of the result along the normals with respect to the field, and thus to the clouds.
+    Gradients pass through the three values of the parabola, with the samples and their normals held fixed.
+    This is the exact derivative of the result along the normals with respect to the field, and thus to the
+    clouds.
 
     Attributes:
         mesh: extraction and repair of the mesh; its sampling is not used.
