@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -134,7 +134,7 @@ def play(victim: nn.Module, clean: Tensor, clouds: CloudSet, effort: Effort) -> 
             points = attack(victim, clean, labels, aims).points
             synchronise(points.device)
         seconds = {NO_DEFENCE: time.perf_counter() - start}
-        predicted = {NO_DEFENCE: predict(functools.partial(classify, victim), points)}
+        predicted = {NO_DEFENCE: predict(victim, points)}
         shown: list[Trace] = []
         for method in DEFENCES:
             purifier = Purifier.from_pretrained(method).to(clean.device)
@@ -148,9 +148,9 @@ def play(victim: nn.Module, clean: Tensor, clouds: CloudSet, effort: Effort) -> 
 
 
 @torch.no_grad()
-def predict(classified: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+def predict(model: Callable[[Tensor], Any], points: Tensor) -> Tensor:
     """``(S,)`` predicted classes, on the CPU."""
-    return torch.cat([classified(part).argmax(1).cpu() for part in points.split(BATCH)])
+    return torch.cat([classify(model, part).argmax(1).cpu() for part in points.split(BATCH)])
 
 
 def choose(played: Round, clean: Tensor, clouds: CloudSet, count: int) -> list[Case]:

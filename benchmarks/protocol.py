@@ -202,11 +202,11 @@ class Bench:
     @torch.no_grad()
     def predictions(self, victim: Victim, points: Tensor, defence: str | Purifier = NO_DEFENCE) -> Tensor:
         """``(S,)`` predicted classes of clouds as a defence leaves them."""
-        classified: Callable[[Tensor], Tensor] = functools.partial(classify, victim.model)
+        model: Callable[[Tensor], Any] = victim.model
         if defence != NO_DEFENCE:
             purifier = purifier_of(defence, self.device) if isinstance(defence, str) else defence
-            classified = Defended(victim.model, purifier).classified
-        return torch.cat([classified(part).argmax(1) for part in points.split(self.batch)])
+            model = Defended(model, purifier).classified
+        return torch.cat([classify(model, part).argmax(1) for part in points.split(self.batch)])
 
     def about(self) -> dict[str, Any]:
         """What results say of their clouds."""

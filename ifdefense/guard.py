@@ -29,7 +29,7 @@ _replaced: list[tuple[Any, str]] = []
 
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
-    """Inside the block, the caller's modes and precision have no effect; may be entered by several threads."""
+    """Inside the block, `normal_modes`, and products are exact. May be entered by several threads."""
     with normal_modes(), _exact_products():
         yield
 
