@@ -228,6 +228,10 @@ ERRORS = {
         lambda c: purify(c, "onet"),
         "unknown method 'onet'; there are local-mesh, local-random",
     ),
+    "removed": (
+        lambda c: purify(c, "local-random-newton"),
+        "local-random-newton is no longer a method: use local-random, which passes gradients",
+    ),
     "count": (lambda c: purify(c, num_points=0), "num_points must be at least 1, got 0"),
     "batch": (lambda c: purify(c, batch_size=0), "batch_size must be at least 1, got 0"),
     "cloud": (lambda c: purify([c[0], c[1] * np.nan]), "cloud 1 has 512 points with NaN"),
