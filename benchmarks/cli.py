@@ -13,6 +13,10 @@ COMMANDS = {
     "ablation": ("benchmarks.ablation:ablation", "What each part of the purifier contributes."),
     "adaptive": ("benchmarks.adaptive:adaptive", "Attackers who know the defence, and the worst of them."),
     "attack-speed": ("benchmarks.attack_speed:attack_speed", "Time of attacks in bare passes of the model."),
+    "attacked-set": (
+        "benchmarks.attacked_set:attacked_set",
+        "Attacked clouds of known surfaces, for training.",
+    ),
     "conditions": ("benchmarks.conditions:conditions", "Voxels, images and samples of the prior."),
     "corruptions": ("benchmarks.corruption:corruptions", "Accuracy on corrupted clouds (ModelNet40-C)."),
     "demo": ("benchmarks.demo:demo", "Attack a classifier, purify, classify again."),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,38 @@ def median_seconds(call: Callable[[], object], repeats: int) -> float:
     """Median time of a call, after one that warms up."""
     seconds(call)
     return statistics.median(seconds(call) for _ in range(repeats))
+
+
+@contextlib.contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """Other processes that keep a core busy each, inside the block."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            stack.callback(process.kill)
+        yield
+
+
+def beside_neighbours(call: Callable[[], object], repeats: int, count: int) -> dict[str, float]:
+    """How many times the CPU time and the wall-clock time a call takes beside busy processes; medians."""
+    call()
+    alone, beside = [], []
+    for _ in range(repeats):
+        alone.append(_spent(call))
+        with neighbours(count):
+            beside.append(_spent(call))
+    ratios = [
+        statistics.median(b) / statistics.median(a)
+        for a, b in zip(zip(*alone, strict=True), zip(*beside, strict=True), strict=True)
+    ]
+    return dict(zip(("cpu", "wall"), ratios, strict=True))
+
+
+def _spent(call: Callable[[], object]) -> tuple[float, float]:
+    """CPU time of all threads and wall-clock time of a call, in seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return time.process_time() - cpu, time.perf_counter() - wall
 
 
 def timing_options(out: str) -> Callable[[Command], Command]:

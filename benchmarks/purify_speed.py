@@ -1,4 +1,4 @@
-"""Time and memory of ``purify`` on 16 clouds of 1,024 points: per stage, and by the number of clouds."""
+"""Time and memory of ``purify`` on 16 clouds of 1,024 points: by stage, by clouds, beside busy processes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ import click
 import numpy as np
 import torch
 
+import classifiers
+from attacks import PGD
 from benchmarks import record
-from benchmarks.clock import SEED, CloudBatch, make_clouds, median_seconds, seconds, timing_options
+from benchmarks.clock import (
+    SEED,
+    CloudBatch,
+    beside_neighbours,
+    make_clouds,
+    median_seconds,
+    seconds,
+    timing_options,
+)
 from benchmarks.layout import text_table
 from ifdefense.devices import device_of_weights
 from ifdefense.implicit.occupancy import OccupancyNetwork
@@ -25,6 +35,7 @@ CLOUDS = 16
 GROWTH = (4, 16, 64)
 QUERIES = 8192
 LARGE = 100_000
+NEIGHBOURS = 4
 
 
 def stage_seconds(purifier: Purifier, clouds: CloudBatch, repeats: int) -> dict[str, float]:
@@ -79,11 +90,21 @@ def peak_memory() -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
+def crowded(purifier: Purifier, clouds: CloudBatch, repeats: int) -> dict[str, dict[str, float]]:
+    """Ratios of CPU and wall-clock time beside `NEIGHBOURS` busy processes: of purify, and of an attack."""
+    attack, model = PGD(iterations=10), classifiers.load("pointnet-modelnet40")
+    points, labels = torch.from_numpy(clouds), torch.zeros(len(clouds), dtype=torch.long)
+    return {
+        "purify": beside_neighbours(lambda: purifier(clouds), repeats, NEIGHBOURS),
+        "attack": beside_neighbours(lambda: attack(model, points, labels), repeats, NEIGHBOURS),
+    }
+
+
 @click.command()
 @click.option("--method", type=click.Choice(list(METHODS)), default=DEFAULT, show_default=True)
 @timing_options("purify_speed.json")
 def purify_speed(method: str, repeats: int, device: torch.device, out: Path) -> None:
-    """Measures the time of purify, per stage and by the number of clouds, and its peak memory.
+    """Measures the time of purify, by stage, number of clouds and beside busy processes, and its memory.
 
     The memory is that of the whole process after the runs on 16 clouds, Python and torch included.
     """
@@ -103,6 +124,7 @@ def purify_speed(method: str, repeats: int, device: torch.device, out: Path) -> 
         "peak_memory_gb": peak_memory(),
         "growth": growth(purifier, clouds, repeats),
         "large": large(purifier, LARGE),
+        "neighbours": {"processes": NEIGHBOURS, **crowded(purifier, clouds[:CLOUDS], repeats)},
     }
     for network in (part for part in purifier.modules() if isinstance(part, OccupancyNetwork)):
         result["decoder"] = decoder_seconds(network, clouds[:CLOUDS], repeats)
@@ -111,5 +133,12 @@ def purify_speed(method: str, repeats: int, device: torch.device, out: Path) -> 
     click.echo(
         "one cloud of {points:,} points: {seconds:.1f} s, {peak_memory_gb:.2f} GB".format(**result["large"])
     )
+    for name in ("purify", "attack"):
+        click.echo(
+            f"{name} beside {NEIGHBOURS} busy processes: "
+            "{cpu:.2f} times the CPU time, {wall:.2f} times the wall-clock time".format(
+                **result["neighbours"][name]
+            )
+        )
     rows |= {f"{count} clouds": spent for count, spent in result["growth"].items()}
     click.echo(text_table([method, "ms per cloud"], [[name, f"{1000 * s:.1f}"] for name, s in rows.items()]))

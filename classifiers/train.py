@@ -231,7 +231,7 @@ def accuracy(model: nn.Module, clouds: TrainingClouds, batch_size: int = 64) -> 
     model.eval()
     device = device_of_weights(model)
     parts = zip(clouds.points.split(batch_size), clouds.labels.split(batch_size), strict=True)
-    hits = (classify(model, points.to(device)).argmax(1) == labels.to(device) for points, labels in parts)
+    hits = (classify(model, points).argmax(1) == labels.to(device) for points, labels in parts)
     return sum(int(right.sum()) for right in hits) / len(clouds)
 
 

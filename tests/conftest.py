@@ -76,7 +76,8 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         fake_device.register()
     except ImportError as error:
         pytest.skip(f"this PyTorch takes no stand-in for an accelerator: {error}")
-    with fake_device.present() as stand_in:
+    with fake_device.present() as stand_in, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fake_device, "available", True)
         yield stand_in
 
 

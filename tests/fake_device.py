@@ -33,6 +33,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 NAME = "fake"
+available = False
+"""What PyTorch is told when it looks for an accelerator by itself, as `torch.nn.DataParallel` does."""
+
 KINDS = ("launch", "wait", "to host", "to device")
 PACKAGES = {"ifdefense", "attacks", "classifiers", "benchmarks"}
 
@@ -322,7 +325,7 @@ class _Backend:
     """What PyTorch asks of the module ``torch.fake``."""
 
     _is_in_bad_fork = staticmethod(lambda: False)
-    is_available = staticmethod(lambda: True)
+    is_available = staticmethod(lambda: available)
     is_initialized = staticmethod(lambda: True)
     device_count = staticmethod(lambda: 1)
     current_device = staticmethod(lambda: 0)

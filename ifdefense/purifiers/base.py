@@ -244,7 +244,7 @@ class Purifier(nn.Module, ABC):
         clouds = [cloud.detach() for cloud in unpack(points).clouds]
         rest = iter(clouds)
         traces = []
-        for outcomes, seconds in self._batches(clouds, num_points, seed, batch_size, up, traced=True):
+        for outcomes, seconds in self._batches(clouds, num_points, seed, batch_size, up=up, traced=True):
             share = {stage: value / len(outcomes) for stage, value in seconds.items()}
             traces += [_trace(next(rest), outcome, share) for outcome in outcomes]
         return traces
@@ -260,7 +260,7 @@ class Purifier(nn.Module, ABC):
         up: str | None = None,
     ) -> list[Outcome]:
         """As `forward`, for clouds ``(N_i, 3)`` checked by `ifdefense.clouds.unpack`."""
-        parts = self._batches(clouds, num_points, seed, batch_size, up, progress=progress)
+        parts = self._batches(clouds, num_points, seed, batch_size, up=up, progress=progress)
         return [outcome for part, _ in parts for outcome in part]
 
     def _batches(
@@ -269,6 +269,7 @@ class Purifier(nn.Module, ABC):
         num_points: int | None,
         seed: int,
         batch_size: int,
+        *,
         up: str | None,
         progress: bool = False,
         traced: bool = False,
@@ -302,9 +303,9 @@ class Purifier(nn.Module, ABC):
                 bar.update(len(part))
 
     def _beside_weights(self, clouds: Sequence[Tensor]) -> list[Tensor]:
-        """Clouds on the device of the weights; where they are if there are no weights."""
-        weight = next(itertools.chain(self.parameters(), self.buffers()), None)
-        return [normal(cloud if weight is None else cloud.to(weight.device)) for cloud in clouds]
+        """Clouds on the device of the weights, or of the first cloud if there are no weights."""
+        place = next(itertools.chain(self.parameters(), self.buffers(), clouds)).device
+        return [normal(cloud.to(place)) for cloud in clouds]
 
     def _passes_gradients(self, clouds: Sequence[Tensor]) -> bool:
         """Whether anybody may ask for a gradient of the result."""

@@ -16,6 +16,7 @@ from ifdefense.data.modelnet import load_modelnet40
 from ifdefense.data.packed import data_folder
 from ifdefense.implicit.base import Calibration, load_network
 from ifdefense.implicit.local import LocalConfig, LocalOccupancyNetwork
+from ifdefense.training.attacked import AttackedClouds
 from ifdefense.training.collections import cached_set
 from ifdefense.training.commands import mix_of, options_of, prepare, reported, run_options
 from ifdefense.training.dense import SAMPLES, DenseSurfaces, from_clouds, from_meshes, from_procedural
@@ -117,6 +118,18 @@ def collect(
     show_default=True,
     help="Clouds that the teacher tries, rare classes first.",
 )
+@click.option(
+    "--attacked",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Attacked clouds of the sources, as ifdefense-bench attacked-set writes them.",
+)
+@click.option(
+    "--attacked-share",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.6,
+    show_default=True,
+    help="Share of the examples that are attacked clouds, if there are any.",
+)
 @options_of(ThickenedOptions, batch_size="Clouds per step.", queries="Queries per cloud.")
 @options_of(
     DEFAULTS,
@@ -155,6 +168,8 @@ def train_command(
     init: Path | None,
     teacher: Path | None,
     teacher_clouds: int,
+    attacked: Path | None,
+    attacked_share: float,
     batch_size: int,
     queries: int,
     weight_decay: float,
@@ -189,7 +204,13 @@ def train_command(
     torch.manual_seed(options.seed)
     network = LocalOccupancyNetwork(config, calibration).to(device)
     sources = {name: collect(name, root, cache, per_class, teacher, teacher_clouds, device) for name in mix}
-    examples = ThickenedSampler(sources, sampling, mix=mix)
+    examples = ThickenedSampler(
+        sources,
+        sampling,
+        mix=mix,
+        attacked=AttackedClouds.load(attacked) if attacked is not None else None,
+        attacked_share=attacked_share if attacked is not None else 0.0,
+    )
     metadata = {
         "network": "local",
         "config": json.dumps(dataclasses.asdict(config)),
@@ -221,7 +242,8 @@ def train_command(
     lines = [
         f"data: {parts}",
         f"validation IoU at queries near the surface and anywhere: {run.best['clean']:.3f} (clean input), "
-        f"{run.best['corrupted']:.3f} (corrupted input)",
+        f"{run.best['corrupted']:.3f} (corrupted input)"
+        + (f", {run.best['attacked']:.3f} (attacked input)" if attacked is not None else ""),
         f"validation Chamfer-L1, tenths of the longest side: {distance['clean']:.3f} (clean input), "
         f"{distance['corrupted']:.3f} (corrupted input); no surface for {distance['missing']:.0%}",
         f"frame: unit cube; label: logistic of width {sampling.softness} in the distance from the surface, "

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ifdefense.corruptions.combined import CombinedOptions, draw_corrupted
+from ifdefense.training.attacked import AttackedClouds
 from ifdefense.training.dense import DenseSurfaces
 from ifdefense.training.fit import Batch
 from ifdefense.training.runs import check_ranges
@@ -164,6 +165,13 @@ def draw_cloud(
         ``(count, 3)`` points, and the samples ``(D, 3)`` in the same frame.
     """
     cloud = draw_corrupted(dense, int(count * 1.12) + 8, corruption, rng)
+    return as_given(cloud, dense, count, filtered, rng)
+
+
+def as_given(
+    cloud: Floats, dense: Floats, count: int, filtered: float, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """A cloud ``(N, 3)`` in random order as a network gets it; arguments and result as `draw_cloud`."""
     keep = np.ones(len(cloud), bool)
     if rng.random() < filtered:
         keep = inliers(cloud)
@@ -222,9 +230,11 @@ class ThickenedSampler:
         corruption: what happens to the clouds.
         mix: weight of each source; rare classes of a source are drawn more often, by the square root of their
             size. Equal weights by default.
+        attacked: attacked clouds of the sources.
+        attacked_share: probability that an example is one of them.
 
     Raises:
-        ValueError: if ``mix`` does not name the sources.
+        ValueError: if ``mix`` does not name the sources, or the attacked clouds are not of them.
     """
 
     def __init__(
@@ -233,6 +243,8 @@ class ThickenedSampler:
         options: ThickenedOptions | None = None,
         corruption: CombinedOptions | None = None,
         mix: Mapping[str, float] | None = None,
+        attacked: AttackedClouds | None = None,
+        attacked_share: float = 0.0,
     ) -> None:
         self.sources = dict(sources)
         self.options, self.corruption = options or ThickenedOptions(), corruption or CombinedOptions()
@@ -241,6 +253,18 @@ class ThickenedSampler:
             raise ValueError(f"the mix names {sorted(self.mix)}, the sources are {sorted(self.sources)}")
         self._train = self._table(held=False)
         self._held = self._table(held=True)
+        if not 0 <= attacked_share <= 1 or (attacked_share > 0) != (attacked is not None):
+            raise ValueError(
+                f"attacked_share is the share of the attacked clouds, in (0, 1] with and 0 without them, "
+                f"got {attacked_share}"
+            )
+        self.attacked, self.attacked_share = attacked, attacked_share
+        if attacked is not None:
+            attacked.check(self.sources)
+            held = attacked.held(self.sources)
+            self._attacked = {False: np.flatnonzero(~held), True: np.flatnonzero(held)}
+            if not all(len(rows) for rows in self._attacked.values()):
+                raise ValueError("the attacked clouds need surfaces for training and for validation")
 
     def _table(self, held: bool) -> tuple[list[tuple[str, int]], NDArray[np.float64]]:
         """Surfaces as source and index, and their probabilities."""
@@ -263,11 +287,19 @@ class ThickenedSampler:
 
     def describe(self) -> dict[str, Any]:
         """What determines the examples, for the settings of a run."""
-        return dataclasses.asdict(self.options) | {
-            "corruption": dataclasses.asdict(self.corruption),
-            "mix": self.mix,
-            "surfaces": {name: data.digest() for name, data in self.sources.items()},
-        }
+        return (
+            dataclasses.asdict(self.options)
+            | {
+                "corruption": dataclasses.asdict(self.corruption),
+                "mix": self.mix,
+                "surfaces": {name: data.digest() for name, data in self.sources.items()},
+            }
+            | (
+                {"attacked": self.attacked.digest(), "attacked_share": self.attacked_share}
+                if self.attacked is not None
+                else {}
+            )
+        )
 
     def draw(self, generator: torch.Generator) -> Batch:
         """Clouds ``(B, N, 3)``, queries ``(B, Q, 3)`` and labels ``(B, Q)`` of one training step."""
@@ -276,6 +308,10 @@ class ThickenedSampler:
         rows, weight = self._train
         examples = []
         for index in rng.choice(len(rows), self.options.batch_size, p=weight):
+            if self.attacked is not None and rng.random() < self.attacked_share:
+                row = int(rng.choice(self._attacked[False]))
+                examples.append(self._attacked_example(row, count, random_rotation(rng), rng))
+                continue
             name, number = rows[index]
             limit = math.log(self.options.max_scale)
             stretched = rng.random() < self.options.stretched
@@ -294,6 +330,24 @@ class ThickenedSampler:
     ) -> tuple[Floats, Floats, Floats]:
         """A cloud, queries and labels of a surface."""
         cloud, dense = draw_cloud(points, count, self.options.filtered, corruption, rng)
+        return self._labelled(cloud, dense, normals, rng)
+
+    def _attacked_example(
+        self, row: int, count: int, rotation: NDArray[np.floating] | None, rng: np.random.Generator
+    ) -> tuple[Floats, Floats, Floats]:
+        """An attacked cloud, turned, with queries and labels of its surface."""
+        assert self.attacked is not None
+        cloud, points, normals = self.attacked.pair(row, self.sources)
+        if rotation is not None:
+            turn = rotation.astype(np.float32)
+            cloud, points, normals = cloud @ turn, points @ turn, normals @ turn
+        cloud, dense = as_given(rng.permutation(cloud), points, count, self.options.filtered, rng)
+        return self._labelled(cloud, dense, normals, rng)
+
+    def _labelled(
+        self, cloud: Floats, dense: Floats, normals: Floats, rng: np.random.Generator
+    ) -> tuple[Floats, Floats, Floats]:
+        """A cloud with queries and their labels."""
         queries = draw_queries(cloud, dense, self.options, rng)
         distances = Surface.of_samples(dense, normals, rng).distances(queries)
         return cloud, queries, soft_labels(distances, self.options.offset, self.options.softness)
@@ -314,16 +368,23 @@ class ThickenedSampler:
             points: per cloud.
 
         Returns:
-            ``"clean"`` and ``"corrupted"``.
+            ``"clean"`` and ``"corrupted"``, and ``"attacked"`` if there are attacked clouds.
         """
         surfaces = self._validation_surfaces(count)
         result = {}
+        size = self.options.batch_size
         for name, share in (("clean", 1.0), ("corrupted", 0.0)):
             rng = np.random.default_rng(2)
             corruption = dataclasses.replace(self.corruption, clean=share)
             examples = [self._example(*surface, points, corruption, rng) for surface in surfaces]
-            size = self.options.batch_size
             result[name] = [_stack(examples[start : start + size]) for start in range(0, len(examples), size)]
+        if self.attacked is not None:
+            rng = np.random.default_rng(2)
+            chosen = rng.permutation(self._attacked[True])[:count]
+            examples = [self._attacked_example(int(row), points, None, rng) for row in chosen]
+            result["attacked"] = [
+                _stack(examples[start : start + size]) for start in range(0, len(examples), size)
+            ]
         return result
 
     def surfaces(self, count: int, corrupted: bool, points: int = 1024) -> tuple[Tensor, Tensor]:
