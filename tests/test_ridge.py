@@ -158,6 +158,7 @@ def test_bad_options_are_refused(options: dict[str, float], message: str) -> Non
 
 
 @pytest.mark.parametrize(("margin", "share"), [(0.25, 0.8), (2.8, 1.0), (3.3, 1.0)])
+@torch.no_grad()
 def test_samples_are_evaluated_as_needed_and_taken_as_if_all_had_been(
     margin: float, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
