@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from classifiers import NETWORKS, build
 from classifiers.adversarial import attacked
-from classifiers.layers import Sized
+from classifiers.neighbourhoods import Sized
 from classifiers.pointnet import PointNet, orthogonality_penalty
 from ifdefense.checkpoints import load_weights
 from ifdefense.console import device_option, use_huge_pages
@@ -73,7 +73,7 @@ class ClassifierOptions:
         coherent_share: probability that a batch is one of these.
         average: decay of the moving average of the weights, per step, which is validated and kept; 0 for the
             weights themselves.
-        half_search: search the largest points in bfloat16, see `classifiers.pointnet.max_pooled_linear`.
+        half_search: search the largest points in bfloat16, see `classifiers.layers.max_pooled_linear`.
         matmul_precision: of the products of training, see `torch.set_float32_matmul_precision`. ``"medium"``
             is two to four times as fast on some processors.
         seed: seed of the initial weights, the order and the augmentation.

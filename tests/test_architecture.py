@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import classifiers
+
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "ifdefense": {"ifdefense"},
@@ -54,6 +56,17 @@ def test_imports_run_one_way(package: str) -> None:
         if (bad := imported_packages(file.read_text(), package) & (ALLOWED.keys() - ALLOWED[package]))
     }
     assert not wrong
+
+
+def test_networks_of_classifiers_import_nothing_from_each_other() -> None:
+    known = modules("classifiers")
+    networks = {module for module, _, _ in classifiers.NETWORKS.values()}
+    found = {
+        name: sorted(networks & imported_modules(file.read_text(), known, lazy=True) - {name})
+        for name, file in known.items()
+    }
+    # Training knows PointNet's penalty.
+    assert {name for name, imports in found.items() if imports} <= {"classifiers.train"}
 
 
 ROOMS: dict[str, set[str]] = {
