@@ -20,9 +20,9 @@ from benchmarks import cli as bench
 from classifiers import train as classifier_training
 from ifdefense.cli import main
 from ifdefense.data.cloudset import CloudSet
+from ifdefense.reconstruction import examples, recipes
 from ifdefense.shapes import procedural
 from ifdefense.training import anomaly, autoencoder, local, onet, punet
-from ifdefense.training import conditions as conditioned
 from ifdefense.training.clouds import TrainingClouds
 from ifdefense.training.dense import DenseSurfaces, from_procedural
 from ifdefense.training.fit import TrainOptions, fit
@@ -58,10 +58,11 @@ def surfaces() -> DenseSurfaces:
 def little(surfaces: DenseSurfaces, monkeypatch: pytest.MonkeyPatch) -> None:
     """As little data as the trainings can do with."""
     clouds = balls()
-    for module in (conditioned, procedural):
+    for module in (examples, recipes, procedural):
         monkeypatch.setattr(module, "CLASSES", ("bottle", "table"))
     monkeypatch.setattr(onet, "chamfer_l1", functools.partial(chamfer_l1, count=1))
-    monkeypatch.setattr(conditioned, "HELD_PER_CLASS", 1)
+    for module in (examples, recipes):
+        monkeypatch.setattr(module, "HELD_PER_CLASS", 1)
     monkeypatch.setattr(local, "chamfer_l1", lambda *_, **__: dict.fromkeys(MEASURES, 0.0))
     monkeypatch.setattr(local, "VALIDATED", 2)
     monkeypatch.setattr(local, "from_procedural", lambda _: surfaces)
