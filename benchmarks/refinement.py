@@ -27,7 +27,7 @@ from ifdefense.reconstruction.refinement import Refinement
 from ifdefense.reconstruction.simplification import Simplification
 from ifdefense.stages.extraction import Extraction
 from ifdefense.stages.resampling import resample
-from ifdefense.training.dense import held_out
+from ifdefense.training.data.surfaces import held_out
 
 NETWORKS = {"local": Extraction(40, 10), "onet": Extraction()}
 """Networks, with the extraction of their methods."""

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -32,8 +31,8 @@ from ifdefense.checkpoints import load_weights
 from ifdefense.console import device_option, use_huge_pages
 from ifdefense.devices import device_of_weights
 from ifdefense.logits import classify
-from ifdefense.training.clouds import TrainingClouds, load_training_clouds
 from ifdefense.training.commands import options_of, output_options, prepare, reported
+from ifdefense.training.data.clouds import TrainingClouds, load_training_clouds
 from ifdefense.training.runs import ResumableRun, check_ranges, file_digest
 
 Schedule = tuple[tuple[int, float], ...]
@@ -470,7 +469,7 @@ def main(
     hybrid: Path | None,
     hybrid_validation: Path | None,
     test: bool,
-    progress: bool | None,
+    progress: bool,
     **settings: Any,
 ) -> None:
     """Trains a classifier and keeps the weights that validate best."""
@@ -494,7 +493,7 @@ def main(
         {"model": network, **extra, "init": file_digest(init)},
     )
     run.resume()
-    best = run(sys.stderr.isatty() if progress is None else progress)
+    best = run(progress)
     run.load_best()
     lines = [f"data: {data}, {len(train)} training clouds"]
     lines += [f"{name} accuracy: {best[name]:.2%} of {len(clouds)}" for name, clouds in validation.items()]

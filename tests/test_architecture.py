@@ -214,6 +214,24 @@ def test_rooms_import_only_what_they_may() -> None:
     assert circle({name: allowed - {"ifdefense"} for name, allowed in ROOMS.items()}) == []
 
 
+def test_shelves_of_training_import_downwards() -> None:
+    """Recipes use examples, examples use data; and no file imports from one that defines a command."""
+    shelves = ["data", "examples", "recipes"]
+    known = modules("ifdefense")
+    commands = {name for name, file in known.items() if "@click.command(" in file.read_text()}
+    assert "ifdefense.training.recipes.local" in commands
+    for name, file in known.items():
+        imported = imported_modules(file.read_text(), known, lazy=True) - {name}
+        assert not imported & commands - {"ifdefense.batch", "ifdefense.cli"}, name
+        if not name.startswith("ifdefense.training."):
+            continue
+        shelf = name.split(".")[2]
+        above = shelves[shelves.index(shelf) + 1 :] if shelf in shelves else shelves
+        assert not [
+            other for other in imported if other.split(".")[1:3] in [["training", s] for s in above]
+        ], name
+
+
 def test_the_defence_never_imports_reconstruction() -> None:
     """Its networks and commands are found by name alone, in two registries."""
     assert not [room for room, allowed in ROOMS.items() if "reconstruction" in allowed]

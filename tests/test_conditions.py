@@ -35,7 +35,7 @@ from ifdefense.reconstruction.rendering import AMBIENT, Camera, render
 from ifdefense.shapes import procedural
 from ifdefense.shapes.procedural import Shape, make_shape
 from ifdefense.shapes.sdf import Part, Placed, RoundedBox, Solid
-from ifdefense.training.collections import from_procedural
+from ifdefense.training.data.solid_sources import from_procedural
 
 VOXEL = ConditionConfig(width=2, code=5, decoder=8, frequencies=1)
 LOCAL = ConditionConfig(width=2, code=5, decoder=8, frequencies=1, local=3)

@@ -26,7 +26,7 @@ from classifiers.adversarial import attacked
 from classifiers.train import ClassifierOptions, ClassifierRun, accuracy
 from ifdefense import Defended
 from ifdefense.logits import classify
-from ifdefense.training.clouds import TrainingClouds
+from ifdefense.training.data.clouds import TrainingClouds
 
 
 @pytest.fixture(scope="module")

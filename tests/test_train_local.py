@@ -22,11 +22,16 @@ from ifdefense.data.cloudset import CloudSet
 from ifdefense.implicit.base import Calibration, Field, load_network
 from ifdefense.implicit.local import LocalConfig, LocalOccupancyNetwork
 from ifdefense.stages.outliers import statistical_outlier_removal
-from ifdefense.training import local
-from ifdefense.training.collections import cached_set
-from ifdefense.training.dense import DenseSurfaces, from_clouds, from_meshes, from_procedural, held_out
-from ifdefense.training.fit import ImplicitRun, TrainOptions, fit
-from ifdefense.training.thickened import (
+from ifdefense.training.data import surfaces as data
+from ifdefense.training.data.cache import cached_set
+from ifdefense.training.data.surfaces import (
+    DenseSurfaces,
+    from_clouds,
+    from_meshes,
+    from_procedural,
+    held_out,
+)
+from ifdefense.training.examples.thickened_surfaces import (
     Surface,
     ThickenedOptions,
     ThickenedSampler,
@@ -36,6 +41,8 @@ from ifdefense.training.thickened import (
     random_rotation,
     soft_labels,
 )
+from ifdefense.training.fit import ImplicitRun, TrainOptions, fit
+from ifdefense.training.recipes import implicit, local
 
 Floats = NDArray[np.float32]
 
@@ -424,9 +431,9 @@ SMALL = "--width 16 --coarse 16 --values 12 --hidden 16 --queries 32 --batch-siz
 
 
 def test_the_command_writes_weights_and_their_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "MEASURED", 1)
+    monkeypatch.setattr(implicit, "MEASURED", 1)
     monkeypatch.setattr(local, "VALIDATED", 2)
-    monkeypatch.setattr(local, "from_procedural", lambda per_class: from_procedural(per_class, samples=1000))
+    monkeypatch.setattr(data, "from_procedural", lambda per_class: from_procedural(per_class, samples=1000))
     paths = [f"--{name}={tmp_path / name}" for name in ("cache", "run")]
     out = tmp_path / "local.safetensors"
     arguments = ["train", "local", *SMALL.split(), "--per-class", "5", *paths, "--out", str(out)]
@@ -465,7 +472,7 @@ def test_the_command_refuses_bad_options_before_it_trains(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("IFDEFENSE_DATA", raising=False)
-    monkeypatch.setattr(local, "fit", lambda *_, **__: pytest.fail("a training began"))
+    monkeypatch.setattr(implicit, "fit", lambda *_, **__: pytest.fail("a training began"))
     Path("there.safetensors").touch()
     outcome = CliRunner().invoke(main, ["train", "local", "--run", "run", *arguments.split()])
     assert outcome.exit_code in (1, 2) and message in outcome.output, outcome.output

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from classifiers import build, load, train
 from classifiers.adversarial import attacked
 from classifiers.train import ClassifierOptions, ClassifierRun, _parse_schedule, cut_mix
-from ifdefense.training.clouds import TrainingClouds
+from ifdefense.training.data.clouds import TrainingClouds
 
 TINY = ClassifierOptions(schedule=((16, 3),), batch_size=8, lr=1e-3, mix=0.5, warmup=0.0)
 

@@ -5,16 +5,12 @@ All learn from procedural solids, see `ifdefense.reconstruction.examples`.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from torch import nn
 
 from ifdefense.implicit.base import Calibration
@@ -38,20 +34,17 @@ from ifdefense.reconstruction.generative import (
     generative_loss,
 )
 from ifdefense.shapes.procedural import CLASSES
-from ifdefense.training.collections import cached_set
 from ifdefense.training.commands import (
     Command,
     options_of,
-    prepare,
     reported,
     run_options,
     with_options,
 )
-from ifdefense.training.fit import Loss, TrainOptions, fit, likelihood_loss
-from ifdefense.training.occupancies import BOX, OccupancySet
-
-SECOND_THRESHOLD = 0.2
-"""Where nothing is inside at the first."""
+from ifdefense.training.data.cache import cached_set
+from ifdefense.training.data.solids import BOX, OccupancySet
+from ifdefense.training.fit import TrainOptions
+from ifdefense.training.recipes.implicit import Material, Recipe, train_implicit
 
 
 def condition_options(defaults: QueryOptions, frequencies: int) -> Callable[[Command], Command]:
@@ -82,82 +75,49 @@ def condition_options(defaults: QueryOptions, frequencies: int) -> Callable[[Com
 def train_conditioned(
     kind: str,
     config: Any,
-    create: Callable[[Calibration], nn.Module],
+    create: Callable[[Calibration], Any],
     adam_layers: Callable[[Any], Iterable[nn.Module | None]],
     title: str,
     sampler: Callable[[OccupancySet, int, int], SolidSampler],
     offset: float,
     *,
-    root: str | None,
     cache: Path,
-    folder: Path,
-    out: Path | None,
-    force: bool,
-    init: Path | None,
     per_class: int,
-    every: int,
-    device: torch.device,
-    progress: bool | None,
-    loss: Loss = likelihood_loss,
+    root: str | None,
     more: dict[str, Any] | None = None,
     **settings: Any,
 ) -> None:
-    """Trains a network and writes its weights; the body of the commands.
+    """Trains a network on procedural solids and writes its weights.
 
     Args:
-        kind: name of the network in `ifdefense.implicit.base.NETWORKS`.
+        kind: see `ifdefense.training.recipes.implicit.Recipe`, like the next four.
         config: dataclass of its sizes.
         create: makes it.
         adam_layers: its first and last layers.
-        title: name and paper, for the model card.
+        title: name and paper.
         sampler: makes the source of examples of solids, given how many of each class and their seed.
         offset: thickening of the solid in the labels.
-        root: not used, as the solids need no data.
         cache: folder of the prepared solids.
-        folder: of the run.
-        out: where the weights go.
-        force: whether ``out`` may be replaced.
-        init: weights to start from.
         per_class: training solids of each class.
-        every: steps between validations.
-        device: of the network.
-        progress: whether to show a bar; by default on a terminal.
-        loss: what is minimised.
+        root: not used, as the solids need no data.
         more: what else determines the result.
-        settings: of `TrainOptions`.
+        settings: of `ifdefense.training.recipes.implicit.train_implicit`.
     """
-    options = TrainOptions(**settings)
-    prepare(out, force, folder)
-    torch.manual_seed(options.seed)
-    calibration = Calibration(BOX, options.threshold, SECOND_THRESHOLD, offset, None)
-    network = create(calibration).to(device)
-    train, held = solids(cache, per_class, options.seed)
-    validation = sampler(held, HELD_PER_CLASS, options.seed + 2)
-    described = dataclasses.asdict(config)
-    run = fit(
-        network,
-        sampler(train, per_class, options.seed + 1),
-        validation.validation(),
-        folder,
-        options,
-        settings={"network": described, "validation": validation.digest, **(more or {})},
-        adam_layers=[layer for layer in adam_layers(network) if layer is not None],
-        every=every,
-        init=init,
-        metadata={"network": kind, "config": json.dumps(described), **calibration.metadata()},
-        progress=sys.stderr.isatty() if progress is None else progress,
-        loss=loss,
-    )
-    click.echo(f"validation IoU: {run.best['iou']:.3f}")
-    if out is None:
-        return
-    lines = [
-        f"data: {len(train)} procedural solids of {len(CLASSES)} classes",
-        f"validation IoU: {run.best['iou']:.3f}, {len(held)} other solids, uniform queries",
-        f"frame: unit cube; label: inside the solid thickened by {offset}; threshold {options.threshold}",
-    ]
-    size = sum(parameter.numel() for parameter in network.parameters())
-    run.export(out, "ifdefense", f"{title}, {size:,} parameters, trained here.", lines)
+
+    def material(seed: int) -> Material:
+        train, held = solids(cache, per_class, seed)
+        validation = sampler(held, HELD_PER_CLASS, seed + 2)
+        return Material(
+            sampler(train, per_class, seed + 1),
+            validation.validation(),
+            f"{len(train)} procedural solids of {len(CLASSES)} classes",
+            f": {{iou:.3f}}, {len(held)} other solids, uniform queries",
+            {"validation": validation.digest, **(more or {})},
+        )
+
+    label = f"inside the solid thickened by {offset}"
+    recipe = Recipe(kind, config, create, adam_layers, title, label, BOX, offset, None)
+    train_implicit(recipe, material, **settings)
 
 
 GENERATIVE = QueryOptions(offset=0.03)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,8 +18,8 @@ from ifdefense.devices import device_of_weights
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.geometry.points import chamfer_distance, gather
 from ifdefense.point_networks.autoencoder import AutoEncoder
-from ifdefense.training.clouds import load_training_clouds
 from ifdefense.training.commands import options_of, output_options, prepare, reported
+from ifdefense.training.data.clouds import load_training_clouds
 from ifdefense.training.runs import ResumableRun, check_ranges, digest
 
 
@@ -153,7 +152,7 @@ def train_command(
     folder: Path,
     out: Path | None,
     force: bool,
-    progress: bool | None,
+    progress: bool,
     device: torch.device,
     **settings: Any,
 ) -> None:
@@ -165,7 +164,7 @@ def train_command(
     model = AutoEncoder().to(device)
     run = AutoencoderRun(model, train.points, validation.points, options, folder)
     run.resume()
-    best = run(sys.stderr.isatty() if progress is None else progress)
+    best = run(progress)
     if out is not None:
         size = sum(parameter.numel() for parameter in model.parameters())
         about = (

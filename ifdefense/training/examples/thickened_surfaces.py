@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ifdefense.corruptions.combined import CombinedOptions, draw_corrupted
-from ifdefense.training.attacked import AttackedClouds
-from ifdefense.training.dense import DenseSurfaces
+from ifdefense.training.data.attacked_clouds import AttackedClouds
+from ifdefense.training.data.surfaces import SOFTNESS, DenseSurfaces
 from ifdefense.training.fit import Batch
 from ifdefense.training.runs import check_ranges
 
@@ -52,7 +52,7 @@ class ThickenedOptions:
     counts: tuple[int, ...] = (384, 512, 640, 640, 768, 768, 864, 864, 928, 928, 976, 976)
     queries: int = 512
     offset: float = 0.015
-    softness: float = 0.004
+    softness: float = SOFTNESS
     box: float = 1.2
     uniform: float = 0.36
     near_surface: float = 0.27

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifdefense.data.errors import DataError
-from ifdefense.training.dense import DenseSurfaces
+from ifdefense.training.data.surfaces import DenseSurfaces
 from ifdefense.training.runs import digest
 
 Floats = NDArray[np.float32]
