@@ -18,7 +18,9 @@ from attacks import Attack
 from benchmarks.protocol import Victim, several
 from benchmarks.suite import slow
 from ifdefense.checkpoints import shipped
+from ifdefense.console import device_option
 from ifdefense.data.formats import replacing
+from ifdefense.devices import device_of_weights
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.provenance import code_digest, digest, versions
 from ifdefense.training.commands import mix_of
@@ -89,6 +91,7 @@ FEW = 6
 )
 @click.option("--clouds", default=4000, show_default=True, help="Clouds to attack.")
 @click.option("--seed", default=0, show_default=True)
+@device_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="npz to write.")
 def attacked_set(
     mix: dict[str, float],
@@ -100,6 +103,7 @@ def attacked_set(
     slow_share: float,
     clouds: int,
     seed: int,
+    device: torch.device,
     out: Path,
 ) -> None:
     """Attacks clouds of known surfaces, away from the class that the classifier predicts.
@@ -108,10 +112,9 @@ def attacked_set(
     """
     teacher = shipped("ifdefense", "local") if "modelnet40" in mix else None
     sources = {
-        name: collect(name, root, surfaces, per_class, teacher, teacher_clouds, torch.device("cpu"))
-        for name in mix
+        name: collect(name, root, surfaces, per_class, teacher, teacher_clouds, device) for name in mix
     }
-    models = [Victim.load(name) for name in victims]
+    models = [Victim.load(name, device) for name in victims]
     key = digest(
         [
             {name: data.digest() for name, data in sources.items()},
@@ -121,6 +124,7 @@ def attacked_set(
             seed,
             versions(),
             code_digest([__name__, *{attack.__module__ for _, attack, _ in ATTACKS.values()}]),
+            *([] if device.type == "cpu" else [device.type]),  # which rounds as it does
         ]
     )
     folder = out.with_suffix(f".{key}.parts")
@@ -211,6 +215,7 @@ def _surface(
 
 def _attacked(model: nn.Module, attack: Attack, given: Tensor, seed: int) -> Tensor:
     """Clouds ``(B, N, 3)`` attacked in the unit sphere, away from the predicted class, in their own frame."""
+    given = given.to(device_of_weights(model))
     with torch.no_grad():
         predicted = model(to_unit_sphere(given)).argmax(1)
     generator = torch.Generator().manual_seed(seed)
@@ -218,7 +223,7 @@ def _attacked(model: nn.Module, attack: Attack, given: Tensor, seed: int) -> Ten
     middle = given.mean(1, keepdim=True)
     radius = (given - middle).norm(dim=2).amax(1)[:, None, None]
     back: Tensor = points * radius + middle
-    return back
+    return back.cpu()
 
 
 def _arrays(clouds: AttackedClouds) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from benchmarks import record
 from benchmarks.layout import markdown, text_table
 from benchmarks.refinement import Oriented, compare
 from ifdefense.console import device_option
-from ifdefense.devices import device_of_weights
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.base import Calibration, Field, load_network
 from ifdefense.reconstruction.conditions import voxelise
@@ -34,11 +33,11 @@ PAIRS = 512
 SIZE = 64
 EXTRACT = Extraction(resolution=64, coarse=32, seeded=False)
 KINDS = ("points", "voxel", "image", "generative")
+CPU = torch.device("cpu")
 
 
-def given(kind: str, network: Any, shape: Shape, rng: np.random.Generator) -> Any:
-    """The field's code of a solid from one kind of input."""
-    device = device_of_weights(network)
+def given(kind: str, network: Any, shape: Shape, rng: np.random.Generator, device: torch.device) -> Any:
+    """The field's code of a solid from one kind of input, by a network on a device."""
     if kind == "points":
         return network.encode([torch.from_numpy(shape.sample_surface(POINTS, rng)[0]).to(device)])
     if kind == "voxel":
@@ -65,7 +64,7 @@ def overlap(
 
 @torch.no_grad()
 def figures(
-    kind: str, network: Any, shapes: list[Shape], samples: int, seed: int
+    kind: str, network: Any, shapes: list[Shape], samples: int, seed: int, device: torch.device = CPU
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Means over the solids: IoU, Chamfer-L1 in tenths, normal consistency; IoU by class.
 
@@ -75,13 +74,14 @@ def figures(
         shapes: the solids.
         samples: points on each side of the distance.
         seed: of inputs, queries and samples.
+        device: of the network.
     """
-    calibration, device = network.calibration, device_of_weights(network)
+    calibration = network.calibration
     found: dict[str, list[float]] = {"iou": [], "chamfer": [], "normals": []}
     by_class: dict[str, list[float]] = {}
     for number, shape in enumerate(tqdm(shapes, kind, mininterval=5)):
         rng = np.random.default_rng([seed, number])
-        code = given(kind, network, shape, rng)
+        code = given(kind, network, shape, rng, device)
         field = network.decode(code) if kind == "generative" else network.field(code)
         queries = torch.from_numpy((rng.random((QUERIES, 3), dtype=np.float32) - 0.5) * calibration.box)
         found["iou"].append(overlap(field, shape, calibration, queries.float(), device))
@@ -125,7 +125,12 @@ def meshes_of(
 
 @torch.no_grad()
 def prior(
-    network: GenerativeOccupancyNetwork, count: int, paths: int, steps: int, seed: int
+    network: GenerativeOccupancyNetwork,
+    count: int,
+    paths: int,
+    steps: int,
+    seed: int,
+    device: torch.device = CPU,
 ) -> dict[str, Any]:
     """What the prior yields.
 
@@ -135,12 +140,13 @@ def prior(
         paths: interpolations between two samples each.
         steps: meshes of each interpolation.
         seed: of all latents.
+        device: of the network.
 
     Returns:
         ``"closed"``, the share of samples that are one closed component; ``"parts"``, samples by the number
         of components; ``"empty"``, interpolated meshes without a surface, and ``"interpolated"``, all.
     """
-    calibration, device = network.calibration, device_of_weights(network)
+    calibration = network.calibration
     options = ExtractionOptions(64, 32, calibration.threshold, calibration.box)
     latents = network.latents(count + 2 * paths, seed)
     meshes = meshes_of(lambda part: network.decode(latents[:count][part]), count, options, "samples", device)
@@ -210,11 +216,11 @@ def conditions(
     for kind in only:
         network: Any = load_network(weights[kind])
         network.to(device)
-        means, by_class = figures(kind, network, shapes, samples, seed)
+        means, by_class = figures(kind, network, shapes, samples, seed, device)
         size = sum(parameter.numel() for parameter in network.parameters())
         rows[kind] = means | {"parameters": size, "weights": weights[kind], "classes": by_class}
         if kind == "generative":
-            drawn = prior(network, prior_samples, paths, steps, seed)
+            drawn = prior(network, prior_samples, paths, steps, seed, device)
     record.write(out, "conditions", solids=len(shapes), samples=samples, seed=seed, rows=rows, prior=drawn)
     click.echo(text_table(*_cells(rows)))
     if drawn:

@@ -66,7 +66,8 @@ def max_with_index(scores: Tensor) -> tuple[Tensor, Tensor]:
         return scores.max(-1)
     blocks = scores[..., :whole].unflatten(-1, (-1, _BLOCK))
     best, block = blocks.amax(-1).max(-1)
-    inner = blocks.take_along_dim(block[..., None, None], -2).squeeze(-2).argmax(-1)
+    row = torch.arange(block.numel(), device=scores.device)
+    inner = blocks.flatten(0, -3)[row, block.flatten()].argmax(1).view(block.shape)
     index = block * _BLOCK + inner
     if whole == columns:
         return best, index

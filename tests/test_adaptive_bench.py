@@ -45,7 +45,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     whole = CloudSet(points, np.arange(12) % 3, np.array([str(i) for i in range(12)]), ("a", "b", "c"))
     monkeypatch.setattr(protocol, "_whole", lambda split: whole)
     for module in (protocol, adaptive):
-        monkeypatch.setattr(module, "purifier_of", lambda name: Shaken())
+        monkeypatch.setattr(module, "purifier_of", lambda *_: Shaken())
     monkeypatch.setattr(adaptive, "TWINS", {"sor": "twin"})
     SEEDS.clear()
     return Bench("validation", 6, 0, tmp_path, batch=6)

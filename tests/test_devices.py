@@ -28,7 +28,6 @@ from ifdefense.geometry.gathering import add_rows
 from ifdefense.geometry.points import lower_median
 from ifdefense.purifiers.function import _pretrained
 from ifdefense.purifiers.registry import METHODS
-from ifdefense.threads import parallel_map
 from ifdefense.timing import stage, timed
 
 CLASSES, POINTS = 4, 24
@@ -103,18 +102,14 @@ def test_one_network_serves_a_device_with_and_without_its_index(device, clouds):
 
 
 def test_work_on_the_device_is_asked_for_by_one_thread(device, monkeypatch):
-    monkeypatch.setattr(threads, "free_cores", lambda: 3)
-
     def thread(part: Tensor) -> int:
         return threading.get_ident()
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        assert set(parallel_map(thread, torch.zeros(6, device=device).split(1))) == {threading.get_ident()}
-        assert threading.get_ident() not in parallel_map(thread, torch.zeros(6).split(1))
-    finally:
-        torch.set_num_threads(before)
+    monkeypatch.setattr(threads, "workers", lambda: 3)
+    assert set(threads.parallel_map(thread, torch.zeros(6, device=device).split(1))) == {
+        threading.get_ident()
+    }
+    assert threading.get_ident() not in threads.parallel_map(thread, torch.zeros(6).split(1))
 
 
 def test_timed_stages_wait_for_the_device(stand_in, clouds):
@@ -209,14 +204,11 @@ def logits_and_slope(model: nn.Module, points: Tensor) -> tuple[Tensor, Tensor]:
     return logits.detach(), torch.autograd.grad(logits[:, 0].sum(), points)[0]
 
 
-@pytest.mark.parametrize("folded", [False, True], ids=["whole", "folded"])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_classifiers_and_their_gradients_on_the_device(network, folded, device, clouds):
+def test_folded_classifiers_and_their_gradients_on_the_device(network, device, clouds):
     clouds = clouds[:, :64]
     torch.manual_seed(0)
-    model = build(network, CLASSES).eval()
-    if folded:
-        model = fold(model)
+    model = fold(build(network, CLASSES).eval())
     expected = logits_and_slope(model, clouds)
     with deterministic(), fake_device.watch() as seen:
         found = logits_and_slope(model.to(device), clouds.to(device))

@@ -251,10 +251,9 @@ def test_gradients_are_not_recorded() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"resolution": 48, "coarse": 32}, "power of two, got 48 and 32"),
-        ({"resolution": 48, "coarse": 16}, "power of two, got 48 and 16"),
-        ({"resolution": 16, "coarse": 32}, "power of two, got 16 and 32"),
-        ({"coarse": 0}, "power of two, got 64 and 0"),
+        ({"resolution": 48, "coarse": 32}, "multiple of coarse, got 48 and 32"),
+        ({"resolution": 16, "coarse": 32}, "multiple of coarse, got 16 and 32"),
+        ({"coarse": 0}, "multiple of coarse, got 64 and 0"),
         ({"threshold": 1.0}, r"probability in \(0, 1\), got 1.0"),
         ({"box": 0.0}, "positive side, got 0.0"),
     ],
@@ -262,6 +261,17 @@ def test_gradients_are_not_recorded() -> None:
 def test_options_are_checked(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ExtractionOptions(**arguments)  # type: ignore[arg-type]
+
+
+def test_subdivision_halves_cells_and_tracking_takes_any_multiple() -> None:
+    with pytest.raises(ValueError, match="power of two, got 36 and 12"):
+        Extraction(36, 12)
+    options = ExtractionOptions(36, 12, 0.5, 1.1)
+    with pytest.raises(ValueError, match="power of two, got 36 and 12"):
+        mise(shell_field, 1, options)
+    dense = mise(shell_field, 1, ExtractionOptions(36, 36, 0.5, 1.1)).values
+    tracked = track(shell_field, 1, options, seeds=[sphere_points(0.3)])
+    assert torch.equal(tracked.values > 0, dense > 0)
 
 
 def test_a_bad_field_is_named() -> None:

@@ -64,7 +64,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 def purifiers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Purifier]:
     """What the defences of the protocol are, to be changed."""
     given: dict[str, Purifier] = {"sor": StatisticalOutlierRemoval()}
-    monkeypatch.setattr(protocol, "purifier_of", given.__getitem__)
+    monkeypatch.setattr(protocol, "purifier_of", lambda name, _: given[name])
     return given
 
 

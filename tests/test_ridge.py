@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ifdefense.implicit.base import Calibration, Field
 from ifdefense.purifiers.surface import SurfacePurifier
+from ifdefense.restorers import ridge
 from ifdefense.restorers.mesh import MeshRestorer
 from ifdefense.restorers.ridge import RidgeRestorer, chosen
 from ifdefense.stages.extraction import Extraction
@@ -128,3 +129,33 @@ def test_no_surface_is_said() -> None:
 def test_bad_options_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RidgeRestorer(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("margin", "share"), [(0.25, 0.8), (2.8, 1.0), (3.3, 1.0)])
+def test_samples_are_evaluated_as_needed_and_taken_as_if_all_had_been(
+    margin: float, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, network = clouds(), Shell()
+    shells = network.field(network.encode(given))
+    asked: list[int] = []
+
+    def field(points: Tensor, cloud: Tensor) -> Tensor:
+        asked.append(len(points))
+        return shells(points, cloud) * (1 + (40 * points[:, 0]).sin() / 6)  # peaks of 2.5 to 3.5
+
+    def restored() -> tuple[list[Tensor], int]:
+        asked.clear()
+        results = dataclasses.replace(RIDGE, margin=margin)(field, given, [200, 80], CALIBRATION, 0)
+        return [part.points for part in results if part.points is not None], sum(asked)
+
+    points, few = restored()
+    monkeypatch.setattr(ridge, "_SPARE", 1.5)
+    expected, all_of_them = restored()
+    for part, other in zip(points, expected, strict=True):
+        torch.testing.assert_close(part, other, rtol=0, atol=1e-6)
+    mesh = dataclasses.replace(RIDGE.mesh)
+    asked.clear()
+    mesh.surfaces(field, given, CALIBRATION)
+    queries, most = few - sum(asked), all_of_them - sum(asked)
+    assert most == 3 * (300 + 120)  # of four steps, one of the ends is not needed
+    assert queries <= share * most

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -231,14 +232,16 @@ def test_times_on_the_device(device, monkeypatch, tmp_path):
 
 def test_the_tests_of_an_accelerator_are_run_on_it(monkeypatch, tmp_path):
     """By the command for that; a failure is one."""
-    file = tmp_path / "test_some.py"
-    monkeypatch.setattr(accelerator, "TESTS", file)
-    assert accelerator.passed(torch.device("cpu")) is None
-    for body, right in (("assert device == 'cpu'", True), ("assert device == 'cuda'", False)):
-        (tmp_path / "conftest.py").write_text(
-            "import pytest\n"
-            "def pytest_addoption(parser):\n    parser.addoption('--device')\n"
-            "@pytest.fixture\ndef device(request):\n    return request.config.getoption('--device')\n"
-        )
-        file.write_text(f"def test_one(device):\n    {body}\n")
-        assert accelerator.passed(torch.device("cpu")) is right
+    seen = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        seen.append(command)
+        return subprocess.CompletedProcess(command, len(seen) - 1)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert accelerator.passed(torch.device("cuda", 0)) is True
+    assert accelerator.passed(torch.device("cuda", 0)) is False
+    *_, file, option, device = seen[0]
+    assert Path(file).name == "test_devices.py" and (option, device) == ("--device", "cuda:0")
+    monkeypatch.setattr(accelerator, "TESTS", tmp_path / "missing.py")
+    assert accelerator.passed(torch.device("cuda", 0)) is None and len(seen) == 2

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ifdefense.devices import in_float64
 from ifdefense.geometry.mesh import Mesh
-from ifdefense.geometry.points import lower_median
+from ifdefense.geometry.points import kth_smallest, lower_median
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ def within_reach(points: Tensor, quantile: float = 0.9, factor: float = 6.0) -> 
     """
     centred = in_float64(points.detach())
     distance = (centred - lower_median(centred, 0)).norm(dim=1)
-    scale = distance.sort().values[max(0, int(quantile * len(distance)) - 1)]
+    scale = kth_smallest(distance, max(1, int(quantile * len(distance))), 0)
     mask: Tensor = (distance <= factor * scale) | (scale == 0)
     return mask.to(points.device)
 

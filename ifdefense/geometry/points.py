@@ -558,13 +558,20 @@ def root(squared: Tensor) -> Tensor:
     return torch.where(positive, torch.where(positive, squared, 1).sqrt(), 0)
 
 
-def lower_median(values: Tensor, dim: int) -> Tensor:
-    """The median along an axis, which is kept; the lower one of two.
+def kth_smallest(values: Tensor, k: int, dim: int) -> Tensor:
+    """The k-th smallest value along an axis, which is kept; k from 1.
 
-    As `Tensor.median` with an axis, which CUDA refuses where deterministic algorithms are asked for, as it
-    also returns an index.
+    By a sort off the CPU: CUDA refuses `Tensor.kthvalue` and `Tensor.median` with an axis where deterministic
+    algorithms are asked for, as they also return an index.
     """
-    return values.sort(dim).values.narrow(dim, (values.shape[dim] - 1) // 2, 1)
+    if values.device.type == "cpu":
+        return values.kthvalue(k, dim, keepdim=True).values
+    return values.sort(dim).values.narrow(dim, k - 1, 1)
+
+
+def lower_median(values: Tensor, dim: int) -> Tensor:
+    """The median along an axis, which is kept; the lower one of two."""
+    return kth_smallest(values, (values.shape[dim] + 1) // 2, dim)
 
 
 def _check_cloud(points: Tensor) -> None:

@@ -28,7 +28,7 @@ from ifdefense.geometry.points import Neighbours, farthest_samples, gather, neig
 from ifdefense.implicit.base import Calibration, even_parts, random_subset
 from ifdefense.threads import parallel_map
 
-CHUNK = 2048
+CHUNK = 2304
 """Queries per chunk at inference: enough that calls cost little, few enough for the cache of a core."""
 
 AROUND = 17

@@ -21,8 +21,8 @@ from ifdefense.stages.anomaly import AnomalyRepair
 from ifdefense.stages.extraction import Tracking
 from ifdefense.stages.resampling import FillSampling
 
-LOCAL_MESH = RidgeRestorer(MeshRestorer(Tracking(40, 5), None))
-"""A grid of 40, as finer ones are no more accurate; without the repair, which has weights of its own."""
+LOCAL_MESH = RidgeRestorer(MeshRestorer(Tracking(36, 6), None))
+"""A grid of 36, as finer ones are no more accurate; without the repair, which has weights of its own."""
 
 ADAM = Adam(every=4)
 """As published, but with the field evaluated at every fourth step (docs/experiments.md)."""

@@ -20,6 +20,7 @@ from ifdefense.stages.resampling import Samples, resample
 from ifdefense.timing import stage
 
 _SPARE = 1.03  # samples per point of the result that are evaluated at first
+_MORE = 64  # samples that are evaluated at least where these do not suffice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,28 +107,28 @@ class RidgeRestorer:
     ) -> list[Tensor]:
         """``(count, 3)`` points for each mesh, whose cloud is that of ``rows``."""
         sizes = [math.ceil(self.oversample * count) for count in counts]
-        # Nearly all samples reach the margin: the first few more than needed usually do.
-        first = [min(size, math.ceil(_SPARE * count)) for size, count in zip(sizes, counts, strict=True)]
         drawn = [
             resample([mesh], size, seed=seed, method="uniform", device=rows.device)
             for mesh, size in zip(meshes, sizes, strict=True)
         ]
-        spans = [slice(0, size) for size in first]
-        found = self._evaluated(field, drawn, spans, rows, calibration)
-        peaks = on_host([peak for _, peak in found])
-        short = [int((peak >= self.margin).sum()) < count for peak, count in zip(peaks, counts, strict=True)]
-        lacking = [i for i in range(len(counts)) if short[i] and first[i] < sizes[i]]
-        if lacking:
-            rest = self._evaluated(
-                field,
-                [drawn[i] for i in lacking],
-                [slice(first[i], None) for i in lacking],
-                rows[lacking],
-                calibration,
-            )
+        # Nearly all samples reach the margin: a few more than needed do, and some more where they do not.
+        ends = [min(size, math.ceil(_SPARE * count)) for size, count in zip(sizes, counts, strict=True)]
+        found = self._evaluated(field, drawn, [slice(0, end) for end in ends], rows, calibration)
+        while True:
+            peaks = on_host([peak for _, peak in found])
+            missing = [
+                count - int((peak >= self.margin).sum()) for peak, count in zip(peaks, counts, strict=True)
+            ]
+            lacking = [i for i in range(len(counts)) if missing[i] > 0 and ends[i] < sizes[i]]
+            if not lacking:
+                break
+            starts = {i: ends[i] for i in lacking}
+            for i in lacking:
+                ends[i] = min(sizes[i], ends[i] + 4 * missing[i] + _MORE)
+            spans = [slice(starts[i], ends[i]) for i in lacking]
+            rest = self._evaluated(field, [drawn[i] for i in lacking], spans, rows[lacking], calibration)
             for i, more in zip(lacking, rest, strict=True):
                 found[i] = torch.cat([found[i][0], more[0]]), torch.cat([found[i][1], more[1]])
-            peaks = on_host([peak for _, peak in found])
         taken = [chosen(peak, count, self.margin) for peak, count in zip(peaks, counts, strict=True)]
         indices = on_device(taken, rows.device)
         return [points[index] for (points, _), index in zip(found, indices, strict=True)]

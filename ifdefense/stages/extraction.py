@@ -39,7 +39,7 @@ class ExtractionOptions:
     """Resolution, level and box of the extraction.
 
     Args:
-        resolution: cells per side at the finest level, ``coarse`` times a power of two.
+        resolution: cells per side at the finest level, a multiple of ``coarse``.
         coarse: cells per side at the first level, which is evaluated densely.
         threshold: occupancy probability at the surface, in (0, 1).
         box: side of the evaluated cube, centred on 0, in the unit-cube frame.
@@ -54,15 +54,26 @@ class ExtractionOptions:
     box: float = 1.1
 
     def __post_init__(self) -> None:
-        ratio, rest = divmod(self.resolution, self.coarse) if self.coarse >= 1 else (0, 0)
-        if rest or ratio < 1 or ratio & (ratio - 1):
+        if self.coarse < 1 or self.resolution < self.coarse or self.resolution % self.coarse:
             raise ValueError(
-                f"resolution must be coarse times a power of two, got {self.resolution} and {self.coarse}"
+                f"resolution must be a multiple of coarse, got {self.resolution} and {self.coarse}"
             )
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold is a probability in (0, 1), got {self.threshold}")
         if not self.box > 0:
             raise ValueError(f"box must have a positive side, got {self.box}")
+
+    def check_halving(self) -> None:
+        """Checks that halving the coarse cells leads to the finest ones.
+
+        Raises:
+            ValueError: if it does not.
+        """
+        ratio = self.resolution // self.coarse
+        if ratio & (ratio - 1):
+            raise ValueError(
+                f"resolution must be coarse times a power of two, got {self.resolution} and {self.coarse}"
+            )
 
     @property
     def level(self) -> float:
@@ -130,8 +141,10 @@ def mise(
         dtype: type of the query points and of the values.
 
     Raises:
-        ValueError: the field returned a wrong shape or a logit that is not finite.
+        ValueError: the field returned a wrong shape or a logit that is not finite, or the resolution is not
+            ``coarse`` times a power of two.
     """
+    options.check_halving()
     sampler = _Sampler(field, options, device, dtype)
     cells = options.coarse
     known = torch.ones((num_clouds, *(cells + 1,) * 3), dtype=torch.bool, device=device)
@@ -242,7 +255,7 @@ class Extraction:
     seeded: bool = True
 
     def __post_init__(self) -> None:
-        ExtractionOptions(self.resolution, self.coarse)
+        ExtractionOptions(self.resolution, self.coarse).check_halving()
 
     def __call__(self, field: Field, clouds: Sequence[Tensor], calibration: Calibration) -> list[Mesh]:
         """Extracts one mesh per cloud, at the second threshold if the first finds no surface.
@@ -265,7 +278,7 @@ class Tracking:
     """Extraction stage that follows thin solids from the input points, see `track`; else as `Extraction`.
 
     Args:
-        resolution: cells per side, ``coarse`` times a power of two.
+        resolution: cells per side, a multiple of ``coarse``.
         coarse: cells per side of the grid on which parts without input points are searched.
 
     Raises:
