@@ -21,7 +21,6 @@ from ifdefense.corruptions.combined import KINDS, CombinedOptions, draw_corrupte
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.implicit.base import Calibration, Field, load_network
 from ifdefense.implicit.local import LocalConfig, LocalOccupancyNetwork
-from ifdefense.stages.outliers import statistical_outlier_removal
 from ifdefense.training.data import surfaces as data
 from ifdefense.training.data.cache import cached_set
 from ifdefense.training.data.surfaces import (
@@ -37,7 +36,6 @@ from ifdefense.training.examples.thickened_surfaces import (
     ThickenedSampler,
     draw_cloud,
     draw_queries,
-    inliers,
     random_rotation,
     soft_labels,
 )
@@ -233,12 +231,6 @@ def test_kinds_are_drawn_by_their_weights() -> None:
 def test_bad_corruptions_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CombinedOptions(**options)
-
-
-def test_outliers_are_those_of_the_purifier() -> None:
-    cloud = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)
-    expected = statistical_outlier_removal(torch.from_numpy(cloud)[None])[0].numpy()
-    assert (inliers(cloud) == expected).all() and not expected.all()
 
 
 def test_clouds_are_in_their_own_unit_cube_without_outliers() -> None:

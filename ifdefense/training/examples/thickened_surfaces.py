@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ifdefense.corruptions.combined import CombinedOptions, draw_corrupted
+from ifdefense.stages.outliers import statistical_outlier_removal
 from ifdefense.training.data.attacked_clouds import AttackedClouds
 from ifdefense.training.data.surfaces import SOFTNESS, DenseSurfaces
 from ifdefense.training.fit import Batch
@@ -139,16 +140,6 @@ def random_rotation(rng: np.random.Generator) -> NDArray[np.float64]:
     return matrix
 
 
-def inliers(cloud: Floats, k: int = 2, alpha: float = 1.1) -> NDArray[np.bool_]:
-    """`statistical_outlier_removal` of one cloud ``(N, 3)``, by a tree: several times as fast on a CPU."""
-    from scipy.spatial import cKDTree
-
-    distances = cKDTree(cloud).query(cloud, list(range(2, k + 2)))[0]  # without the point itself
-    value = np.square(distances).mean(1)
-    keep: NDArray[np.bool_] = value <= (value.mean() + alpha * value.std(ddof=1)) * (1 + 1e-5)
-    return keep
-
-
 def draw_cloud(
     dense: Floats, count: int, filtered: float, corruption: CombinedOptions, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
@@ -174,7 +165,7 @@ def as_given(
     """A cloud ``(N, 3)`` in random order as a network gets it; arguments and result as `draw_cloud`."""
     keep = np.ones(len(cloud), bool)
     if rng.random() < filtered:
-        keep = inliers(cloud)
+        keep = statistical_outlier_removal(torch.from_numpy(cloud)[None])[0].numpy()
     # Outliers return only where too few points are left.
     order = np.concatenate([np.flatnonzero(keep), np.flatnonzero(~keep)])
     if len(order) < count:
