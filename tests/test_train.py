@@ -11,8 +11,10 @@ from click.testing import CliRunner
 
 import classifiers
 from classifiers import train
+from classifiers.augmentation import augment
+from classifiers.options import ClassifierOptions
 from classifiers.pointnet import PointNet
-from classifiers.train import ClassifierOptions, ClassifierRun, accuracy, augment
+from classifiers.run import ClassifierRun, accuracy
 from ifdefense.data.errors import DataError
 from ifdefense.shapes.procedural import CLASSES
 from ifdefense.training.data.clouds import TrainingClouds
