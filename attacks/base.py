@@ -18,6 +18,7 @@ from attacks.settings import check_epsilons, check_settings
 from ifdefense.geometry.points import directed_chamfer
 from ifdefense.guard import normal
 from ifdefense.logits import apart, classify
+from ifdefense.provenance import ByCode
 from ifdefense.threads import considerate
 
 Model = Callable[[Tensor], Any]
@@ -87,7 +88,7 @@ class BudgetError(RuntimeError):
     """An attack violated its own threat model."""
 
 
-class Stochastic(nn.Module, ABC):
+class Stochastic(ByCode, nn.Module, ABC):
     """A model with random draws; every attack on it starts from the same draws."""
 
     @abstractmethod
@@ -203,7 +204,7 @@ def frozen(model: Model) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-class Attack(ABC):
+class Attack(ByCode, ABC):
     """Base class. A subclass declares its `threat` and implements `run`; `constrain` enforces a budget.
 
     Numeric fields of a dataclass are checked if they are annotated with a range of `attacks.settings`.

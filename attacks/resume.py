@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from attacks.base import Attack, AttackResult, Model
-from attacks.digests import digest
 from ifdefense.arguments import MAX_SEED, integer
+from ifdefense.provenance import digest
 
 _LOG = logging.getLogger(__name__)
 _FIELDS = ("points", "success", "queries", "iterations")
@@ -68,7 +68,7 @@ def attack_in_batches(
         path = key = None
         if folder is not None:
             key = digest(stem, *batch)
-            path = folder / f"{start:06d}-{key[:16]}.npz"
+            path = folder / f"{start:06d}-{key}.npz"
             kept = _read(path, key, points.device)
             if kept is not None:
                 results.append(kept)

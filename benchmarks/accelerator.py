@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 import torch
 
+import ifdefense
 from benchmarks import record
 from benchmarks.clock import make_clouds, timing_options
 from benchmarks.layout import text_table
 from benchmarks.purify_speed import growth
-from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.registry import METHODS
 
 COUNTS = (1, 16, 256)
@@ -53,8 +53,7 @@ def accelerator(methods: tuple[str, ...], tests: bool, repeats: int, device: tor
     fine = passed(device) if tests else None
     clouds = make_clouds(max(COUNTS))
     seconds = {
-        method: growth(Purifier.from_pretrained(method).to(device), clouds, repeats, COUNTS)
-        for method in methods
+        method: growth(ifdefense.load(method, device=device), clouds, repeats, COUNTS) for method in methods
     }
     about = {"device": str(device), "points": int(clouds.shape[1]), "repeats": repeats, "tests": fine}
     record.write(out, "accelerator", **about, seconds_per_cloud=seconds)

@@ -89,11 +89,10 @@ def attacked(
         defence: the defence that is known.
         folder: cache.
     """
-    model, spec = victim.model, None
+    model = victim.model
     if attacker.samples and defence != NO_DEFENCE:
         purifier = purifier_of(TWINS[defence] if attacker.exact else defence, bench.device)
         first = bench.seed if not attacker.fresh else 1
-        spec = purifier.spec()
         model = DefenceAware(
             model,
             purifier,
@@ -102,7 +101,7 @@ def attacked(
             num_points=bench.points.shape[1],
             seed=bench.seed,
         )
-    key = digest([spec, victim.weights, versions(), code_of(spec, attack, *model.modules()), *bench.kind])
+    key = digest(attack, model, code_of(model), versions(), bench.kind)
     return attack_in_batches(
         attack,
         model,

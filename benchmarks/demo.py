@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import attacks
 import classifiers
+import ifdefense
 from benchmarks import record
 from benchmarks.layout import text_table
 from ifdefense.console import device_option
@@ -23,7 +24,7 @@ from ifdefense.data.formats import replacing
 from ifdefense.devices import device_of_weights, synchronise
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.logits import classify
-from ifdefense.purifiers.base import Purifier, Trace
+from ifdefense.purifiers.base import Trace
 from ifdefense.purifiers.registry import DEFAULT
 from ifdefense.report import Case, Reading, Table, render_html, render_png
 from ifdefense.shapes.procedural import make_dataset
@@ -135,7 +136,7 @@ def play(victim: nn.Module, clean: Tensor, clouds: CloudSet, effort: Effort) -> 
         predicted = {NO_DEFENCE: predict(victim, points)}
         shown: list[Trace] = []
         for method in DEFENCES:
-            purifier = Purifier.from_pretrained(method).to(clean.device)
+            purifier = ifdefense.load(method, device=clean.device)
             start = time.perf_counter()
             traces = purifier.trace(points)
             seconds[method] = time.perf_counter() - start

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -24,12 +23,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import attacks
 import classifiers
+import ifdefense
 from attacks import EOT, Attack, adaptive, attack_in_batches, random_targets
 from benchmarks import record
 from ifdefense import Purifier
-from ifdefense.checkpoints import shipped
 from ifdefense.console import device_option
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.formats import replacing
@@ -38,8 +36,7 @@ from ifdefense.data.selection import stratified
 from ifdefense.geometry.axes import AXES
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.logits import classify
-from ifdefense.point_networks import autoencoder
-from ifdefense.provenance import code_digest, digest, digest_of_weights, modules_of, versions
+from ifdefense.provenance import code_digest, digest, digest_of_weights, versions
 from ifdefense.purifiers.registry import METHODS
 
 CPU = torch.device("cpu")
@@ -90,7 +87,7 @@ class Victim:
 @functools.cache
 def purifier_of(defence: str, device: torch.device = CPU) -> Purifier:
     """The purifier of a method."""
-    return Purifier.from_pretrained(defence).to(device)
+    return ifdefense.load(defence, device=device)
 
 
 @functools.cache
@@ -150,15 +147,13 @@ class Bench:
             defence: what the attacker knows to be in front of the classifier. It knows the seed too, which is
                 a stronger attack than an average over seeds.
         """
-        model, spec, weights = victim.model, None, _weights_of(attack)
+        model = victim.model
         if defence != NO_DEFENCE:
             purifier = purifier_of(defence, self.device)
-            spec = purifier.spec()
             eot = EOT(samples=1, first=self.seed, fresh=False)
             size = self.points.shape[1]
             attack, model = adaptive(attack, model, purifier, eot=eot, num_points=size, seed=self.seed)
-        code = code_of(spec, attack, *model.modules())
-        key = digest([spec, victim.weights, weights, versions(), code, *self.kind])
+        key = digest(attack, model, code_of(model), versions(), self.kind)
         result = attack_in_batches(
             attack,
             model,
@@ -177,9 +172,7 @@ class Bench:
         if defence == NO_DEFENCE:
             return points
         purifier, size = purifier_of(defence, self.device), self.points.shape[1]
-        spec = purifier.spec()
-        code = code_of(spec, *purifier.modules())
-        key = digest([spec, versions(), code, digest(points), size, self.seed, *self.kind])
+        key = digest(purifier, versions(), points, size, self.seed, self.kind)
         folder = self.cache / "purified" / f"{defence}-{key}"
         folder.mkdir(parents=True, exist_ok=True)
         parts = []
@@ -204,17 +197,10 @@ class Bench:
         return about if self.device.type == "cpu" else about | {"device": self.device.type}
 
 
-def code_of(spec: Any, *values: object) -> str:
-    """Digest of the code of a purifier, described by its ``spec()``, and of objects."""
-    modules = modules_of(spec).union(type(value).__module__ for value in values)
-    return code_digest(sorted(name for name in modules if name.partition(".")[0] != "torch"))
-
-
-def _weights_of(attack: Attack) -> list[str]:
-    """Digests of the weights that an attack loads by itself: those of AdvPC's auto-encoder."""
-    if not isinstance(attack, attacks.AdvPC):
-        return []
-    return [hashlib.sha256(shipped("ifdefense", autoencoder.SHIPPED).read_bytes()).hexdigest()]
+def code_of(model: nn.Module) -> str:
+    """Digest of the code of a model and of its parts, but for that of torch."""
+    modules = {type(part).__module__ for part in model.modules()}
+    return code_digest(name for name in modules if name.partition(".")[0] != "torch")
 
 
 def rate(hits: Tensor) -> dict[str, float]:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ifdefense import Purifier
+import ifdefense
 from ifdefense.console import device_option
 from ifdefense.corruptions.simulated import SimulationOptions, simulate_attack
 from ifdefense.data.formats import replacing
 from ifdefense.data.modelnet import load_modelnet40
 from ifdefense.geometry.frame import to_unit_sphere
-from ifdefense.provenance import code_digest, digest, modules_of, versions
+from ifdefense.provenance import code_digest, digest, versions
 from ifdefense.purifiers.registry import DEFAULT, METHODS
 
 CHUNK = 64
@@ -57,11 +57,10 @@ def purified_set(
     """
     clouds = load_modelnet40(root, split)  # type: ignore[arg-type]
     order = np.random.default_rng(seed).permutation(len(clouds.points))[:limit][part[0] :: part[1]]
-    purifier = Purifier.from_pretrained(method).to(device)
-    spec = purifier.spec()
-    code = code_digest([*modules_of(spec), simulate_attack.__module__])
+    purifier = ifdefense.load(method, device=device)
+    code = code_digest([simulate_attack.__module__])
     kind = [] if device.type == "cpu" else [device.type]  # which rounds as it does
-    key = digest([spec, code, versions(), split, limit, part, corrupted, seed, *kind])
+    key = digest(purifier, code, versions(), split, limit, part, corrupted, seed, kind)
     partial = out.with_suffix(f".{key}.partial.npy")
     out.parent.mkdir(parents=True, exist_ok=True)
     done = np.load(partial) if partial.exists() else np.zeros((0, *clouds.points.shape[1:]), np.float16)

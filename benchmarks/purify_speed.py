@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 import classifiers
+import ifdefense
 from attacks import PGD
 from benchmarks import record
 from benchmarks.clock import (
@@ -108,7 +109,7 @@ def purify_speed(method: str, repeats: int, device: torch.device, out: Path) -> 
 
     The memory is that of the whole process after the runs on 16 clouds, Python and torch included.
     """
-    purifier = Purifier.from_pretrained(method).to(device)
+    purifier = ifdefense.load(method, device=device)
     clouds = make_clouds(max(GROWTH))
     total = median_seconds(lambda: purifier(clouds[:CLOUDS]), repeats)
     stages = stage_seconds(purifier, clouds[:CLOUDS], repeats)

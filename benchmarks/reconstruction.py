@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+import ifdefense
 from benchmarks import record
 from benchmarks.layout import markdown, text_table
 from ifdefense import Purifier
@@ -109,7 +110,7 @@ def reconstruction(
     meshes = [unit(data.meshes[index]) for index in chosen]
     rows: dict[str, Any] = {}
     for name in methods:
-        purifier = Purifier.from_pretrained(name).to(device)
+        purifier = ifdefense.load(name, device=device)
 
         def purify(cloud: Cloud, purifier: Purifier = purifier) -> Tensor | None:
             (trace,) = purifier.trace(cloud, samples, seed)

@@ -23,6 +23,7 @@ from ifdefense import Purifier
 from ifdefense.corruptions.planted import KINDS, plant
 from ifdefense.data.packed import load_packed_meshes
 from ifdefense.geometry.mesh import Mesh
+from ifdefense.geometry.mesh_graph import MeshGraph
 from ifdefense.geometry.sampling import sample_surface
 from ifdefense.implicit.base import ImplicitNetwork, load_network
 from ifdefense.purifiers.base import Trace
@@ -32,7 +33,7 @@ from ifdefense.purifiers.pretrained import LOCAL_MESH, anomaly_repair
 from ifdefense.purifiers.surface import SurfacePurifier
 from ifdefense.restorers.mesh import RepairMesh
 from ifdefense.shapes.procedural import CLASSES, make_shapes
-from ifdefense.stages.repair import BulgeRepair, Surface
+from ifdefense.stages.repair import BulgeRepair
 from ifdefense.training.data.surfaces import SAMPLES, held_out
 
 VICTIM = "pointnet-modelnet40"
@@ -104,7 +105,7 @@ def clean_figures(purifier: Purifier, source: str, count: int, seed: int) -> dic
         rng = np.random.default_rng([seed, 1, index])
         trace = _trace(purifier, rng.permutation(dense)[:POINTS], seed)
         if trace.mesh is not None and trace.mask is not None:
-            areas = Surface(trace.mesh).areas
+            areas = MeshGraph(trace.mesh).areas
             marked.append(float(areas[trace.mask].sum() / areas.sum()))
     shares = np.array(marked)
     return {
@@ -149,7 +150,7 @@ def planted_figures(purifier: Purifier, sources: tuple[str, ...], count: int, se
                 continue
             target = _planted_part(trace.mesh, dense, planted)
             if target.sum() >= FEWEST:
-                areas = Surface(trace.mesh).areas
+                areas = MeshGraph(trace.mesh).areas
                 share = float(areas[target & trace.mask].sum() / areas[target].sum())
                 found[kind].append(share >= 0.5)
                 areas_marked.append(share)

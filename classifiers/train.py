@@ -22,9 +22,9 @@ from classifiers.options import ClassifierOptions, MatmulPrecision, Schedule
 from classifiers.run import ATTACK_STEPS, ATTACKED, ClassifierRun, accuracy
 from ifdefense.checkpoints import load_weights
 from ifdefense.console import device_option, use_huge_pages
+from ifdefense.provenance import digest
 from ifdefense.training.commands import options_of, output_options, prepare, reported
 from ifdefense.training.data.clouds import TrainingClouds, load_training_clouds
-from ifdefense.training.runs import file_digest
 
 
 def load_data(
@@ -146,7 +146,7 @@ def main(
         validation,
         options,
         folder,
-        {"model": network, **extra, "init": file_digest(init)},
+        {"model": network, **extra, "init": None if init is None else digest(init.read_bytes())},
     )
     run.resume()
     best = run(progress)

@@ -15,17 +15,19 @@ if TYPE_CHECKING:
     from ifdefense.purifiers.compose import Compose
     from ifdefense.purifiers.defended import Defended
     from ifdefense.purifiers.function import purify
+    from ifdefense.purifiers.loading import load
 
 __version__ = "0.1.0"
 _HOMES = {
     "Compose": "ifdefense.purifiers.compose",
     "Defended": "ifdefense.purifiers.defended",
     "Mesh": "ifdefense.geometry.mesh",
-    "Purifier": "ifdefense.purifiers.base",
+    "Purifier": "ifdefense.purifiers.loading",  # which gives it its deprecated `from_pretrained`
     "Trace": "ifdefense.purifiers.base",
+    "load": "ifdefense.purifiers.loading",
     "purify": "ifdefense.purifiers.function",
 }
-__all__ = ["Compose", "Defended", "Mesh", "Purifier", "Trace", "__version__", "purify"]
+__all__ = ["Compose", "Defended", "Mesh", "Purifier", "Trace", "__version__", "load", "purify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -273,9 +273,9 @@ def load(method: str, device: torch.device) -> Purifier:
     Raises:
         Refused: if its weights are missing.
     """
-    from ifdefense.purifiers.base import Purifier
+    import ifdefense
 
     try:
-        return Purifier.from_pretrained(method).to(device)
-    except (ValueError, RuntimeError, AssertionError) as error:
+        return ifdefense.load(method, device=device)
+    except (ValueError, RuntimeError) as error:
         raise Refused(str(error)) from None

@@ -1,24 +1,48 @@
-"""Digests of code, tensors and plain data, as keys of caches and results."""
+"""Digests of values and of code: keys of caches, of results and of training runs."""
 
 from __future__ import annotations
 
 import ast
+import dataclasses
+import enum
 import functools
 import hashlib
 import importlib.util
-import json
 import sys
+import types
 from collections.abc import Collection, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
-REGISTRIES = frozenset({"ifdefense.purifiers.registry"})
-"""Modules excluded from digests: they only select others by name."""
-
 _DIGITS = 16
+
+
+class ByCode:
+    """Base of classes whose code counts in a `digest` of their objects, besides the attributes."""
+
+
+def digest(*values: object) -> str:
+    """SHA-256 of values, 16 hexadecimal digits, the same in every process.
+
+    Tensors and arrays count by shape, dtype and contents; purifiers by their ``spec()`` and its code; other
+    objects by their class and attributes, and by their code if they are `ByCode`; functions by name; lists,
+    tuples and dictionaries by their items in order.
+
+    Raises:
+        ValueError: if a value has no such identity: local functions, open files, ...
+    """
+    total = hashlib.sha256()
+    for index, value in enumerate(values):
+        for part in _parts(value, f"value {index}", {}):
+            # With its length before it, no two sequences of parts give the same bytes.
+            total.update(f"{len(part)}:".encode())
+            total.update(part)
+    return total.hexdigest()[:_DIGITS]
 
 
 def code_digest(modules: Iterable[str]) -> str:
@@ -38,22 +62,12 @@ def code_digest(modules: Iterable[str]) -> str:
     while pending:
         name = pending.pop()
         path = _source(name)
-        if name in found or name in REGISTRIES or path is None:
+        if name in found or path is None:
             continue
         found[name], imports = _parsed(path, path.stat().st_mtime_ns)
         imported = (_absolute(each, name, path) for each in imports)
         pending += [_module(*each) for each in imported if each[0].partition(".")[0] in packages]
     return digest(sorted(found.items()))
-
-
-def digest(value: Any) -> str:
-    """Digest of JSON-serialisable data, or of a tensor's shape, dtype and values."""
-    if isinstance(value, Tensor):
-        head = f"{value.dtype} {tuple(value.shape)}".encode()
-        return hashlib.sha256(head + value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[
-            :_DIGITS
-        ]
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:_DIGITS]
 
 
 def digest_of_weights(module: nn.Module) -> str:
@@ -104,7 +118,7 @@ def _parsed(path: Path, changed: int) -> tuple[str, Collection[tuple[int, str, s
         body = getattr(node, "body", None)
         if isinstance(body, list):
             node.body = [part for part in body if not _is_text(part)]  # type: ignore[attr-defined]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), imports
+    return digest(ast.dump(tree)), imports
 
 
 def _is_text(node: ast.stmt) -> bool:
@@ -144,3 +158,83 @@ def _module(module: str, name: str | None) -> str:
     """Module of an import: the submodule if ``name`` is one."""
     inner = f"{module}.{name}"
     return inner if name is not None and _source(inner) is not None else module
+
+
+def _parts(value: object, name: str, seen: dict[int, tuple[int, object]]) -> Iterator[bytes | memoryview]:
+    """Bytes that identify a value; ``seen`` numbers the objects so far and keeps them alive."""
+    if value is None or isinstance(value, bool | int | float | complex | str):
+        yield f"{type(value).__name__} {value!r}".encode()
+    elif isinstance(value, bytes):
+        yield type(value).__name__.encode()
+        yield value
+    elif isinstance(value, torch.dtype | torch.device | torch.Size | enum.Enum | Path):
+        yield f"{type(value).__name__} {value}".encode()
+    elif isinstance(value, Tensor):
+        yield f"tensor {value.dtype} {tuple(value.shape)}".encode()
+        yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    elif isinstance(value, np.ndarray | np.generic):
+        if value.dtype.hasobject:
+            raise ValueError(f"{name} is an array of objects, which cannot be told from another")
+        yield f"array {value.dtype} {value.shape}".encode()
+        yield np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+    elif isinstance(value, type | types.BuiltinFunctionType | types.FunctionType):
+        called = f"{value.__module__}.{value.__qualname__}"
+        if "<" in called:
+            raise ValueError(f"{name} is {called}, which cannot be told from another by its values")
+        yield f"named {called}".encode()
+    elif id(value) in seen:
+        yield f"again {seen[id(value)][0]}".encode()
+    else:
+        seen[id(value)] = len(seen), value
+        yield f"{type(value).__module__}.{type(value).__qualname__}".encode()
+        for key, child in _children(value, name):
+            yield key.encode()
+            yield from _parts(child, f"{name}.{key}", seen)
+        yield b"end"
+
+
+def _children(value: object, name: str) -> Iterator[tuple[str, Any]]:
+    """Names and values of the parts of an object."""
+    if isinstance(value, ByCode):
+        bases = {cls.__module__ for cls in type(value).__mro__ if issubclass(cls, ByCode)}
+        yield "code", code_digest(bases - {__name__})
+    if isinstance(value, dict):
+        for index, (key, child) in enumerate(value.items()):
+            yield f"key {index}", key
+            yield f"[{key!r}]", child
+    elif isinstance(value, list | tuple):
+        yield from ((str(index), child) for index, child in enumerate(value))
+    elif isinstance(value, set | frozenset):
+        yield "members", sorted(digest(member) for member in value)
+    elif isinstance(value, nn.Module):
+        if "_orig_mod" in value._modules:
+            yield "compiled", value._modules["_orig_mod"]
+            return
+        if callable(spec := getattr(value, "spec", None)):
+            try:
+                described = spec()
+            except TypeError as error:
+                raise ValueError(f"{name} cannot be told from another by its values: {error}") from error
+            yield "spec", described
+            yield "code", code_digest(modules_of(described))
+            return
+        # Not the mode: attacks put every module into evaluation mode.
+        usual = vars(nn.Module()).keys() - {"_parameters", "_buffers", "_modules"}
+        yield from sorted((key, child) for key, child in vars(value).items() if key not in usual)
+        if value._forward_hooks or value._forward_pre_hooks:
+            yield "hooks", [*value._forward_hooks.values(), *value._forward_pre_hooks.values()]
+    elif dataclasses.is_dataclass(value):
+        yield from ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+    else:
+        try:
+            reduced = value.__reduce_ex__(2)  # what a pickle would hold
+        except TypeError as error:
+            raise ValueError(f"{name} cannot be told from another by its values: {error}") from error
+        if isinstance(reduced, str):
+            yield "named", reduced
+        else:
+            call, arguments, state, *items = [*reduced, None, None, None][:5]
+            yield "call", call
+            yield "arguments", arguments
+            yield "state", state
+            yield "items", [None if item is None else list(item) for item in items]

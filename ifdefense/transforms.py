@@ -9,10 +9,10 @@ import torch
 
 from ifdefense.arguments import count_of, named_device, seed_of
 from ifdefense.geometry.axes import axis_of
+from ifdefense.provenance import digest
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.function import purify
-from ifdefense.purifiers.registry import DEFAULT, METHODS
-from ifdefense.purifiers.specs import hashed
+from ifdefense.purifiers.registry import DEFAULT, known
 
 try:
     from torch_geometric.transforms import BaseTransform
@@ -54,8 +54,8 @@ class Purify(BaseTransform):  # type: ignore[misc]
     ) -> None:
         if not isinstance(method, (str, Path, Purifier)):
             raise TypeError(f"method must be a name, a path or a purifier, got {type(method).__name__}")
-        if not isinstance(method, Purifier) and str(method) not in METHODS and not Path(method).is_file():
-            raise ValueError(f"unknown method {str(method)!r}; there are {', '.join(METHODS)}")
+        if not isinstance(method, Purifier):
+            known(method)
         self.method = method
         self.num_points = count_of(num_points)
         self.seed = None if seed is None else seed_of(seed)
@@ -69,6 +69,6 @@ class Purify(BaseTransform):  # type: ignore[misc]
     def __repr__(self) -> str:
         # Data sets compare this text to tell whether what they have stored is still right.
         method = self.method
-        shown = f"{method.name}-{hashed(method.spec())}" if isinstance(method, Purifier) else str(method)
+        shown = f"{method.name}-{digest(method.spec())}" if isinstance(method, Purifier) else str(method)
         axis = "" if self.up is None else f", up={self.up!r}"
         return f"Purify({shown!r}, num_points={self.num_points}, seed={self.seed}{axis})"

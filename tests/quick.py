@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from conftest import sample_box
 
+import ifdefense
 from ifdefense import Purifier
 from ifdefense.purifiers.surface import SurfacePurifier
 from ifdefense.restorers.mesh import MeshRestorer
@@ -23,7 +24,7 @@ CLOUDS = torch.from_numpy(
 
 def quick(method: str) -> Purifier:
     """A method with its weights and stages, but with coarse grids and few steps."""
-    purifier = Purifier.from_pretrained(method)
+    purifier = ifdefense.load(method)
     for part in purifier.modules():
         if isinstance(part, SurfacePurifier):
             part.restorer = _cheaper(part.restorer)

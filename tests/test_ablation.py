@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+import ifdefense
 from attacks import PGD, Attack, SaliencyDrop
 from benchmarks.ablation import VARIANTS, inputs
 from ifdefense.purifiers.base import Purifier
@@ -45,10 +46,10 @@ def surface(purifier: Purifier) -> SurfacePurifier:
 
 def test_variants_differ_from_a_shipped_method_in_their_stages() -> None:
     for name in ("local-mesh", "onet-fill"):
-        shipped, first = surface(Purifier.from_pretrained(name)), surface(VARIANTS[name]())
+        shipped, first = surface(ifdefense.load(name)), surface(VARIANTS[name]())
         assert describe(first.restorer) == describe(shipped.restorer)
     mesh = surface(VARIANTS["onet-fill, samples of the mesh alone"]())
-    assert mesh.restorer == surface(Purifier.from_pretrained("onet-mesh")).restorer == MeshRestorer()
+    assert mesh.restorer == surface(ifdefense.load("onet-mesh")).restorer == MeshRestorer()
     one_view = surface(VARIANTS["onet-fill, one view of the cloud"]())
     assert (first.network.views, one_view.network.views) == (shipped.network.views, 1)  # type: ignore[attr-defined]
     assert len({json.dumps(build().spec()) for build in VARIANTS.values()}) == len(VARIANTS)

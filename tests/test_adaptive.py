@@ -7,6 +7,7 @@ import torch
 from attack_checks import CLASSES, check, clouds, victim
 from torch import Tensor, nn
 
+import ifdefense
 from attacks.base import Attack, BudgetError, Oracle, ThreatModel
 from attacks.black_box.square import Square
 from attacks.black_box.transfer import Transfer
@@ -18,7 +19,7 @@ from attacks.gradient.apgd import APGD
 from attacks.gradient.pgd import PGD
 from attacks.optimised.perturb import Perturb
 from attacks.worst_of import WorstOf
-from ifdefense import Defended, Purifier
+from ifdefense import Defended
 from ifdefense.stages.outliers import statistical_outlier_removal
 
 PLAIN = PGD("l2", epsilon=1.5, iterations=15, step=0.1, random_start=False)
@@ -224,7 +225,7 @@ def test_every_attack_starts_from_the_same_draws() -> None:
 @pytest.mark.parametrize("name", ["sor", "srs"])
 def test_without_a_gradient_it_is_the_defended_classifier(name: str) -> None:
     model, points = victim(), clouds()
-    purifier = Purifier.from_pretrained(name)
+    purifier = ifdefense.load(name)
     for normalise in (True, False, None):
         aware = DefenceAware(model, purifier, normalise=normalise, seed=5)
         defended = Defended(model, purifier, normalise=normalise, seed=5)
@@ -232,7 +233,7 @@ def test_without_a_gradient_it_is_the_defended_classifier(name: str) -> None:
 
 
 def test_purifiers_of_the_library_say_what_they_are() -> None:
-    sor_ = Purifier.from_pretrained("sor")
+    sor_ = ifdefense.load("sor")
     assert DefenceAware(victim(), sor_).purifier.gradient == "exact"
     points, weight = double(40), torch.randn(2, 40, 3, dtype=torch.float64)
     torch.testing.assert_close(
@@ -285,7 +286,7 @@ def test_it_breaks_a_defence_that_the_plain_attack_does_not() -> None:
 def test_success_is_that_on_the_real_defence() -> None:
     model, points = victim(), clouds()
     labels = model(points).argmax(1)
-    purifier = Purifier.from_pretrained("srs")
+    purifier = ifdefense.load("srs")
     defended = Defended(model, purifier, seed=3)
     aware = DefenceAware(model, purifier, eot=EOT(2), seed=3)
     result = PGD("l2", epsilon=0.3, iterations=5)(aware, points, labels, (labels + 1) % CLASSES)
@@ -314,7 +315,7 @@ def test_attacks_that_drop_points_are_adaptive_too() -> None:
     model, points = victim(), clouds()
     labels = model(points).argmax(1)
     for num_points in (None, 40):
-        aware = DefenceAware(model, Purifier.from_pretrained("sor"), eot=EOT(1), num_points=num_points)
+        aware = DefenceAware(model, ifdefense.load("sor"), eot=EOT(1), num_points=num_points)
         result = SaliencyDrop(num=9)(aware, points, labels)
         assert result.points.shape == (6, 31, 3)
         assert result.distances["dropped"].tolist() == [9] * 6

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,9 +27,6 @@ class Shaken(Purifier):
 
     name = "shaken"
     differentiable = True
-
-    def options(self) -> dict[str, Any]:
-        return {}
 
     def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
         SEEDS.append(seed)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from attacks.optimised import advpc
 from attacks.optimised.advpc import AdvPC
 from ifdefense.checkpoints import save_safetensors
 from ifdefense.point_networks.autoencoder import AutoEncoder
+from ifdefense.provenance import digest
 
 
 def small() -> AutoEncoder:
@@ -67,9 +69,20 @@ def test_the_shipped_weights_are_used_by_default(tmp_path: Path, monkeypatch: py
     advpc.pretrained.cache_clear()
     attack = AdvPC(restarts=1, iterations=2)
     result = attack(model, points, labels)
-    named = AdvPC(restarts=1, iterations=2, autoencoder=AutoEncoder.load(tmp_path / "a.safetensors").double())
+    weights = AutoEncoder.load(tmp_path / "a.safetensors").double()
+    named = AdvPC(restarts=1, iterations=2, autoencoder=lambda x: weights(x))
     assert torch.equal(result.points, named(model, points, labels).points)
+    assert attack.autoencoder is AdvPC().autoencoder
+    assert next(attack.autoencoder.parameters()).dtype == torch.float32  # a copy computes in float64
     advpc.pretrained.cache_clear()
+
+
+def test_the_weights_of_the_auto_encoder_count_in_a_digest() -> None:
+    attack = AdvPC()
+    other = copy.deepcopy(attack)
+    assert digest(attack) == digest(other) == digest(AdvPC())
+    other.autoencoder.code.bias[0] += 1e-6
+    assert digest(attack) != digest(other)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ifdefense import Purifier
+import ifdefense
 from ifdefense.corruptions.planted import plant
 from ifdefense.geometry.mesh import Mesh
+from ifdefense.geometry.mesh_graph import MeshGraph
 from ifdefense.geometry.points import Neighbours
 from ifdefense.implicit.anomaly import CONTEXT, NEIGHBOURS, AnomalyNetwork
 from ifdefense.implicit.base import Field, load_network
@@ -25,7 +26,7 @@ from ifdefense.purifiers.specs import describe, rebuild
 from ifdefense.shapes.procedural import make_shape
 from ifdefense.stages.anomaly import AnomalyRepair
 from ifdefense.stages.extraction import ExtractionOptions, extract_meshes
-from ifdefense.stages.repair import Surface, cut_out
+from ifdefense.stages.repair import cut_out
 from ifdefense.training.examples.anomalies import (
     KEPT,
     OFF,
@@ -141,10 +142,10 @@ def test_parts_larger_than_allowed_stay() -> None:
 def test_a_mesh_marked_all_over_comes_back() -> None:
     mesh = mesh_with(None, 0.0)
     score = np.full(len(mesh.vertices), 2, np.float32)
-    repair = cut_out(Surface(mesh), np.ones(len(score), bool), score)
+    repair = cut_out(MeshGraph(mesh), np.ones(len(score), bool), score)
     assert repair.mesh is mesh
     assert not repair.mask.any()
-    assert cut_out(Surface(Mesh.empty()), np.zeros(0, bool), np.zeros(0, np.float32)).mesh.is_empty
+    assert cut_out(MeshGraph(Mesh.empty()), np.zeros(0, bool), np.zeros(0, np.float32)).mesh.is_empty
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_the_shipped_network_finds_a_blob_beside_a_chair_and_nothing_on_the_chai
     dense = make_shape("chair", np.random.default_rng(5)).sample_surface(8192, np.random.default_rng(5))[0]
     blob = plant(dense, "blob", 0.15, 120, np.random.default_rng(2))
     assert blob is not None
-    purifier = Purifier.from_pretrained()
+    purifier = ifdefense.load()
     clean, attacked = purifier.trace([dense[:POINTS], np.concatenate([dense[:POINTS], blob])], POINTS)
     assert clean.mask is not None and attacked.mask is not None and attacked.mesh is not None
     assert clean.mask.mean() < 0.01
@@ -226,7 +227,7 @@ def test_networks_with_other_weights_are_not_shared() -> None:
 
 def test_the_default_encodes_every_cloud_once_also_as_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     clouds = [sphere(300), sphere(300, 1), sphere(300, 2)]
-    purifier = copy.deepcopy(Purifier.from_pretrained())
+    purifier = copy.deepcopy(ifdefense.load())
     encoded: list[int] = []
     encode = LocalOccupancyNetwork.codes
 

@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ifdefense import Defended, Purifier, purify
+import ifdefense
+from ifdefense import Defended, purify
 
 CALLS = 200
 PACKAGE = Path(__file__).parent.parent / "ifdefense"
@@ -168,7 +169,7 @@ class Case:
         if self.entry == "purify":
             return purify(self.points, **rest)
         rest.pop("device", None)
-        purifier = Purifier.from_pretrained(rest.pop("method", "sor"))
+        purifier = ifdefense.load(rest.pop("method", "sor"))
         if self.entry == "purifier":
             return purifier(self.points, **rest)
         if self.entry == "trace":

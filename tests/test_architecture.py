@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_networks_of_classifiers_import_nothing_from_each_other() -> None:
     known = modules("classifiers")
     networks = {module for module, _, _ in classifiers.NETWORKS.values()}
     found = {
-        name: sorted(networks & imported_modules(file.read_text(), known, lazy=True) - {name})
+        name: sorted(networks & imported_modules(file.read_text(), known) - {name})
         for name, file in known.items()
     }
     # Training knows PointNet's penalty.
@@ -105,7 +106,7 @@ ROOMS: dict[str, set[str]] = {
         "threads",
         "timing",
     },
-    "transforms": {"arguments", "geometry", "purifiers"},
+    "transforms": {"arguments", "geometry", "provenance", "purifiers"},
     "report": {"geometry", "purifiers"},
     "training": {
         "checkpoints",
@@ -116,6 +117,7 @@ ROOMS: dict[str, set[str]] = {
         "geometry",
         "implicit",
         "point_networks",
+        "provenance",
         "restorers",
         "shapes",
         "stages",
@@ -124,6 +126,7 @@ ROOMS: dict[str, set[str]] = {
         "console",
         "geometry",
         "implicit",
+        "provenance",
         "shapes",
         "stages",
         "training",
@@ -143,25 +146,35 @@ def modules(package: str) -> dict[str, Path]:
     return {name.removesuffix(".__init__"): file for name, file in names.items()}
 
 
-def imported_modules(source: str, known: dict[str, Path], *, lazy: bool) -> set[str]:
-    """Known modules that a source imports; with ``lazy`` also inside of functions, never for types only."""
+def imported_modules(source: str, known: Collection[str]) -> set[str]:
+    """Known modules that a source imports, also inside of functions, but not for types only."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
         for child in ast.iter_child_nodes(node):
-            if not lazy and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
             if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
                 continue
             if isinstance(child, ast.Import):
                 found.update(alias.name for alias in child.names)
-            elif isinstance(child, ast.ImportFrom) and child.module:
-                inner = {f"{child.module}.{alias.name}" for alias in child.names}
-                found.update(inner & known.keys() or {child.module})
+            elif isinstance(child, ast.ImportFrom):
+                assert child.module and not child.level, f"relative import in line {child.lineno}"
+                inner = (f"{child.module}.{alias.name}" for alias in child.names)
+                found.update(name if name in known else child.module for name in inner)
             visit(child)
 
     visit(ast.parse(source))
-    return found & known.keys()
+    return found & set(known)
+
+
+def test_imported_modules_sees_functions_but_not_types() -> None:
+    source = (
+        "from p import a, name\n"
+        "if TYPE_CHECKING:\n    import p.b\n"
+        "class C:\n    def f(self):\n        from p.c import g\n        import p.d, q\n"
+    )
+    assert imported_modules(source, {"p", "p.a", "p.b", "p.c", "p.d"}) == {"p", "p.a", "p.c", "p.d"}
+    with pytest.raises(AssertionError, match="relative import in line 1"):
+        imported_modules("from . import a", {"p.a"})
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
@@ -189,10 +202,9 @@ def test_circle_finds_circles_only() -> None:
 
 @pytest.mark.parametrize("package", sorted(ALLOWED))
 def test_no_circles(package: str) -> None:
+    """Nor one by an import that is deferred into a function."""
     known = modules(package)
-    graph = {
-        name: imported_modules(file.read_text(), known, lazy=False) - {name} for name, file in known.items()
-    }
+    graph = {name: imported_modules(file.read_text(), known) - {name} for name, file in known.items()}
     assert circle(graph) == []
 
 
@@ -205,7 +217,7 @@ def test_rooms_import_only_what_they_may() -> None:
     wrong = {
         (name, other)
         for name, file in known.items()
-        for other in imported_modules(file.read_text(), known, lazy=True)
+        for other in imported_modules(file.read_text(), known)
         if room(other) != room(name) and room(other) not in ROOMS.get(room(name), set())
     }
     assert not wrong
@@ -221,7 +233,7 @@ def test_shelves_of_training_import_downwards() -> None:
     commands = {name for name, file in known.items() if "@click.command(" in file.read_text()}
     assert "ifdefense.training.recipes.local" in commands
     for name, file in known.items():
-        imported = imported_modules(file.read_text(), known, lazy=True) - {name}
+        imported = imported_modules(file.read_text(), known) - {name}
         assert not imported & commands - {"ifdefense.batch", "ifdefense.cli"}, name
         if not name.startswith("ifdefense.training."):
             continue

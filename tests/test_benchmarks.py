@@ -13,12 +13,12 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
+import ifdefense
 from benchmarks import attack_speed, labels, optimisation, tables
 from benchmarks.clock import make_clouds, median_seconds
 from benchmarks.layout import text_table
 from benchmarks.purify_speed import peak_memory, stage_seconds
 from ifdefense.implicit.base import Calibration
-from ifdefense.purifiers.base import Purifier
 from ifdefense.restorers.optimised import OptimisedRestorer
 from ifdefense.training.data.solids import interpolate
 
@@ -61,7 +61,7 @@ def test_peak_memory_sees_an_allocation() -> None:
 def test_stages_add_up_to_the_whole() -> None:
     clouds = make_clouds(4)
     start = time.perf_counter()
-    stages = stage_seconds(Purifier.from_pretrained("sor"), clouds, repeats=1)
+    stages = stage_seconds(ifdefense.load("sor"), clouds, repeats=1)
     assert 0 < sum(stages.values()) <= time.perf_counter() - start
 
 
@@ -75,7 +75,7 @@ def test_speed_command_writes_its_result(tmp_path: Path) -> None:
     assert result["seconds_per_cloud"] > 0
     assert set(result["growth"]) == {"4", "16", "64"}
     assert result["machine"]["torch"]
-    assert result["spec"] == Purifier.from_pretrained("sor").spec()
+    assert result["spec"] == ifdefense.load("sor").spec()
     assert "all of purify" in output
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from ifdefense import Purifier, purify
+import ifdefense
+from ifdefense import purify
 from ifdefense.geometry.frame import first_occurrences, within_reach
 from ifdefense.purifiers.pretrained import local_mesh
 from ifdefense.purifiers.registry import METHODS
@@ -41,9 +42,9 @@ def test_no_method_is_thrown_off_by_blind_points(
     if together and radii[0] < 10 and count > 2:
         pytest.skip("a dense cluster close by is an object of its own: what repairs are for")
     attacked = blind(chair, count, radii, together)
-    (trace,) = Purifier.from_pretrained("sor").trace(attacked)
+    (trace,) = ifdefense.load("sor").trace(attacked)
     assert not trace.kept_mask[:count].any()
-    (alone,) = Purifier.from_pretrained("sor").trace(chair[count:])
+    (alone,) = ifdefense.load("sor").trace(chair[count:])
     assert trace.kept_mask.sum() > 0.93 * alone.kept_mask.sum()
     if radii[0] >= 10:  # out of reach: as if they were not there
         np.testing.assert_array_equal(trace.kept_mask[count:], alone.kept_mask)
@@ -68,7 +69,7 @@ def test_the_default_cuts_out_a_small_cluster_that_passes_for_an_object(
     attacked = blind(chair, 7, (radius, radius), True)
     distances = [
         np.linalg.norm(purifier.trace(attacked)[0].purified - attacked[:7].mean(0), axis=1)
-        for purifier in (Purifier.from_pretrained(), local_mesh(repaired=False))
+        for purifier in (ifdefense.load(), local_mesh(repaired=False))
     ]
     assert [int((distance < 0.3).sum()) > 0 for distance in distances] == [False, True]
 
@@ -98,7 +99,7 @@ def test_first_occurrences_are_those_of_a_loop() -> None:
 def test_points_are_distinct_where_there_is_a_surface(chair: np.ndarray, method: str) -> None:
     padded = np.concatenate([chair[:512], chair[:1].repeat(512, 0)])
     for cloud in (chair, padded):
-        (trace,) = Purifier.from_pretrained(method).trace(cloud)
+        (trace,) = ifdefense.load(method).trace(cloud)
         assert trace.fallback is None
         assert len(np.unique(trace.purified, axis=0)) == 1024
     # Padding says nothing: the result is that of the cloud without it.

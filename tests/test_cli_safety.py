@@ -24,6 +24,7 @@ from ifdefense.data.formats import (
     write_cloud,
     write_clouds,
 )
+from ifdefense.purifiers import loading
 from ifdefense.purifiers.base import Purifier, Trace
 from ifdefense.purifiers.registry import METHODS
 
@@ -100,7 +101,7 @@ def test_a_call_that_cannot_go_well_is_refused_before_any_work(
     def fail(*_: object) -> None:
         pytest.fail("the method was loaded")
 
-    monkeypatch.setattr(Purifier, "from_pretrained", fail)
+    monkeypatch.setattr(loading, "load", fail)
     result = purify(*arguments, "--force")
     assert result.exit_code == 2, result.output
     assert message in result.output

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ifdefense import Purifier, purify
+import ifdefense
+from ifdefense import purify
 from ifdefense.clouds import unpack
 
 CLOUD = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
@@ -117,14 +118,14 @@ def test_attributes_do_not_change_the_points_and_may_be_anything(sphere_cloud: n
 
 def test_copies_of_a_point_keep_their_own_attributes_exactly(sphere_cloud: np.ndarray) -> None:
     full = torch.from_numpy(with_columns(np.concatenate([sphere_cloud, sphere_cloud])))
-    (outcome,) = Purifier.from_pretrained("srs").outcomes([full[:, :3]], 200)
-    clean = Purifier.from_pretrained("srs")(full, 200)
+    (outcome,) = ifdefense.load("srs").outcomes([full[:, :3]], 200)
+    clean = ifdefense.load("srs")(full, 200)
     assert outcome.index is not None and torch.equal(clean, full[outcome.index])
 
 
 def test_gradients_pass_to_the_attributes(sphere_cloud: np.ndarray) -> None:
     full = torch.from_numpy(with_columns(sphere_cloud)).requires_grad_()
-    clean = Purifier.from_pretrained("sor")(full, 100)
+    clean = ifdefense.load("sor")(full, 100)
     clean[:, 4].sum().backward()
     assert full.grad is not None and full.grad[:, 4].sum() == 100 and full.grad[:, :4].abs().sum() == 0
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import ifdefense
 from ifdefense import Defended, Purifier, purify
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.purifiers.base import Outcome
@@ -55,7 +56,7 @@ class Still(Jitter):
 
 
 def test_every_kind_of_clouds_is_classified_alike(sphere_cloud: Cloud, box_cloud: Cloud) -> None:
-    model = Defended(Linear(), Purifier.from_pretrained("sor"), num_points=200, seed=3)
+    model = Defended(Linear(), ifdefense.load("sor"), num_points=200, seed=3)
     batch = np.stack([sphere_cloud, box_cloud])
     expected = model(torch.from_numpy(batch))
     assert expected.shape == (2, 4)
@@ -69,7 +70,7 @@ def test_every_kind_of_clouds_is_classified_alike(sphere_cloud: Cloud, box_cloud
 
 
 def test_clouds_of_different_sizes(sphere_cloud: Cloud, box_cloud: Cloud) -> None:
-    model = Defended(Linear(), Purifier.from_pretrained("sor"), seed=3)
+    model = Defended(Linear(), ifdefense.load("sor"), seed=3)
     both = model([sphere_cloud, box_cloud[:500]])
     torch.testing.assert_close(both[1], model(box_cloud[:500]))
     assert both.shape == (2, 4)
@@ -77,7 +78,7 @@ def test_clouds_of_different_sizes(sphere_cloud: Cloud, box_cloud: Cloud) -> Non
 
 def test_only_coordinates_are_normalised(sphere_cloud: Cloud) -> None:
     full = np.concatenate([sphere_cloud * 9 + 4, sphere_cloud], 1)
-    purifier = Purifier.from_pretrained("srs")
+    purifier = ifdefense.load("srs")
     clean = torch.from_numpy(purifier(full, 300, 5))[None]
     expected = Linear(6)(torch.cat([to_unit_sphere(clean[..., :3]), clean[..., 3:]], -1))
     defended = Defended(Linear(6), purifier, num_points=300, seed=5, normalise=True)
@@ -129,19 +130,19 @@ def test_a_callable_stands_in_for_a_purifier(sphere_cloud: Cloud) -> None:
     [("onet-fill", torch.float16), ("sor-smooth", torch.float64), ("sor-smooth", torch.bfloat16)],
 )
 def test_purifiers_of_any_precision(name: str, dtype: torch.dtype, box_cloud: Cloud) -> None:
-    expected = Purifier.from_pretrained(name)(box_cloud, 64)
-    cast = Purifier.from_pretrained(name).to(dtype)
+    expected = ifdefense.load(name)(box_cloud, 64)
+    cast = ifdefense.load(name).to(dtype)
     np.testing.assert_array_equal(cast(box_cloud, 64), expected)
-    model = Defended(Linear(), Purifier.from_pretrained(name), num_points=64, seed=0).to(dtype)
+    model = Defended(Linear(), ifdefense.load(name), num_points=64, seed=0).to(dtype)
     logits = model(torch.from_numpy(box_cloud).double())
     assert logits.dtype == dtype
-    reference = Defended(Linear(), Purifier.from_pretrained(name), num_points=64, seed=0)(box_cloud)
+    reference = Defended(Linear(), ifdefense.load(name), num_points=64, seed=0)(box_cloud)
     tolerance = torch.finfo(dtype).eps * 8 + 1e-5
     torch.testing.assert_close(logits.float(), reference, rtol=tolerance, atol=tolerance)
 
 
 def test_half_double_and_back_leave_the_weights(box_cloud: Cloud) -> None:
-    purifier = Purifier.from_pretrained("onet-fill")
+    purifier = ifdefense.load("onet-fill")
     before = {name: value.clone() for name, value in purifier.state_dict().items()}
     purifier.half().double().float()
     assert all(torch.equal(value, before[name]) for name, value in purifier.state_dict().items())

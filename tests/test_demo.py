@@ -11,10 +11,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import ifdefense
 from benchmarks import demo as module
 from benchmarks.cli import main
 from ifdefense.data.cloudset import CloudSet
-from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.registry import DEFAULT, METHODS
 
 
@@ -49,7 +49,7 @@ def test_quick_demo(tmp_path: Path) -> None:
 def test_repaired_clouds_are_shown_first(sphere_cloud: np.ndarray) -> None:
     points = np.stack([sphere_cloud] * 4)
     clouds = CloudSet(points, np.int64([0, 1, 0, 1]), np.array(["a", "b", "c", "d"]), ("ball", "cup"))
-    traces = Purifier.from_pretrained("sor").trace(points)
+    traces = ifdefense.load("sor").trace(points)
 
     # Misclassified: clouds 1, 2 and 3; repaired by the defence: cloud 3.
     predicted = {module.NO_DEFENCE: torch.tensor([0, 0, 1, 0]), DEFAULT: torch.tensor([0, 0, 1, 1])}

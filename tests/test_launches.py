@@ -6,7 +6,7 @@ import fake_device
 import pytest
 import torch
 
-from ifdefense import Purifier
+import ifdefense
 from ifdefense.geometry.points import farthest_point_sampling, farthest_samples, neighbours_of_each
 from ifdefense.shapes.procedural import make_dataset
 
@@ -19,7 +19,7 @@ def test_a_batch_takes_few_launches_and_waits_per_cloud(
 ) -> None:
     clouds = torch.from_numpy(make_dataset(1, 1024, seed=5).points[:CLOUDS])
     assert clouds.shape == (CLOUDS, 1024, 3)
-    purifier = Purifier.from_pretrained(method)
+    purifier = ifdefense.load(method)
     expected = purifier(clouds[:2])
     purifier.to(stand_in)
     clouds = clouds.to(stand_in)

@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks import FGM, AdvPC
+import ifdefense
+from attacks import FGM
 from benchmarks import protocol
 from benchmarks.protocol import DEFENCES, Bench, Victim
 from classifiers import fold
 from classifiers.pointnet import PointNet
+from ifdefense import provenance
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.selection import stratified
 from ifdefense.geometry.frame import to_unit_sphere
@@ -109,7 +111,7 @@ def test_purified_clouds_are_kept_under_all_that_made_them(
     assert len(folders(bench, "purified")) == 4
     monkeypatch.setattr(protocol, "versions", lambda: {"torch": "another"})
     bench.purified(bench.points, "sor")
-    monkeypatch.setattr(protocol, "code_digest", lambda modules: "another")
+    monkeypatch.setattr(provenance, "code_digest", lambda modules: "another")
     bench.purified(bench.points, "sor")
     assert len(folders(bench, "purified")) == 6
 
@@ -136,8 +138,8 @@ def test_attacked_clouds_are_kept_under_all_that_made_them(
             with pytest.raises(AssertionError, match="made again"):
                 bench.attacked(**{**usual, **changed})  # type: ignore[arg-type]
     count = len(folders(bench, "attacked"))
-    for name in ("code_digest", "_weights_of", "versions"):
-        monkeypatch.setattr(protocol, name, lambda *_: "another")
+    for module, name in ((protocol, "code_digest"), (provenance, "code_digest"), (protocol, "versions")):
+        monkeypatch.setattr(module, name, lambda *_: "another")
         bench.attacked(victim(), "fgm", FGM(), True)
         count += 1
         assert len(folders(bench, "attacked")) == count
@@ -146,15 +148,16 @@ def test_attacked_clouds_are_kept_under_all_that_made_them(
 def test_code_of_attack_victim_and_stages_counts(
     bench: Bench, purifiers: dict[str, Purifier], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[list[str]] = []
-    monkeypatch.setattr(protocol, "code_digest", lambda modules: seen.append(modules) or "")
+    seen: set[str] = set()
+    for module in (protocol, provenance):
+        monkeypatch.setattr(module, "code_digest", lambda modules: seen.update(modules) or "")
     bench.attacked(victim(), "fgm", FGM(), True)
-    assert {"attacks.gradient.fgm", "classifiers.pointnet"} <= set(seen[-1])
-    purifiers["sor"] = Purifier.from_pretrained("onet-mesh")
+    assert {"attacks.gradient.fgm", "classifiers.pointnet"} <= seen
+    purifiers["sor"] = ifdefense.load("onet-mesh")
     bench.purified(bench.points[:1], "sor")
     stages = {"ifdefense.stages.extraction", "ifdefense.stages.repair", "ifdefense.implicit.occupancy"}
-    assert stages <= set(seen[-1])
-    assert not any(name.startswith("torch") for names in seen for name in names)
+    assert stages <= seen
+    assert not any(name.startswith("torch") for name in seen)
 
 
 def test_rates() -> None:
@@ -170,9 +173,3 @@ def test_targets_do_not_depend_on_the_number_of_clouds(tmp_path: Path) -> None:
         same = (many.points == cloud).flatten(1).all(1).nonzero()
         assert all(many.targets[j] == few.targets[i] for j in same)
     torch.testing.assert_close(few.points.norm(dim=2).amax(1), torch.ones(6))
-
-
-def test_weights_that_an_attack_loads_count() -> None:
-    assert protocol._weights_of(FGM()) == []
-    (key,) = protocol._weights_of(AdvPC())
-    assert len(key) == 64

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from conftest import sample_box
 from torch import Tensor, nn
 
+import ifdefense
 from ifdefense import Purifier, purify
 from ifdefense.checkpoints import CheckpointError, save_safetensors
 from ifdefense.geometry.points import (
@@ -272,7 +273,7 @@ def test_the_auto_encoder_rebuilds_a_chair_and_drops_what_is_no_chair() -> None:
     attacked = np.concatenate([chair, rng.uniform(-0.5, 0.5, (60, 3)).astype(np.float32)])
     cleaned = torch.from_numpy(np.asarray(purify(attacked, "sor-ae", num_points=1024)))
     assert float(chamfer_distance(cleaned[None], own[1:], squared=False)) / 2 < 0.03
-    assert isinstance(Purifier.from_pretrained("sor-ae"), Purifier)
+    assert isinstance(ifdefense.load("sor-ae"), Purifier)
 
 
 # Training

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import ifdefense
 from ifdefense import Compose, Defended, Purifier, purify
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.geometry.points import knn
@@ -38,7 +39,7 @@ class Ball:
 def pipeline(network: ImplicitNetwork, **stages: Any) -> Compose:
     """SOR, the network and its mesh."""
     surface = SurfacePurifier(network, MeshRestorer(**stages), name="surface")
-    return Compose([Purifier.from_pretrained("sor"), surface], "pipeline")
+    return Compose([ifdefense.load("sor"), surface], "pipeline")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def chairs() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def purifier() -> Purifier:
-    return Purifier.from_pretrained("onet-fill")
+    return ifdefense.load("onet-fill")
 
 
 def nearest(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -187,7 +188,7 @@ def test_outliers_do_not_reach_the_result(purifier: Purifier, chairs: np.ndarray
 def test_random_sampling_draws_from_the_seed(chairs: np.ndarray) -> None:
     first, again, other = (purify(chairs[0], "srs", num_points=200, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
-    kept = [Purifier.from_pretrained("srs").trace(chairs[0], seed=seed)[0].kept_mask for seed in (1, 2)]
+    kept = [ifdefense.load("srs").trace(chairs[0], seed=seed)[0].kept_mask for seed in (1, 2)]
     assert kept[0].sum() == kept[1].sum() == 512 - 250 and (kept[0] != kept[1]).any()
     assert not np.array_equal(first, other)
 
@@ -213,8 +214,8 @@ def test_defended_is_a_classifier_of_purified_clouds(purifier: Purifier, chairs:
 
 
 def test_a_part_may_be_in_a_chain_twice(chairs: np.ndarray) -> None:
-    part = Purifier.from_pretrained("sor")
-    twice, chain = Compose([part, part]), Compose([part, Purifier.from_pretrained("sor")])
+    part = ifdefense.load("sor")
+    twice, chain = Compose([part, part]), Compose([part, ifdefense.load("sor")])
     np.testing.assert_array_equal(twice(chairs, 100), chain(chairs, 100))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from attacks.defence_aware.model import EOT, DefenceAware
 from ifdefense import Compose, Defended, Purifier, purify
 from ifdefense.cli import main
+from ifdefense.purifiers import loading
 from ifdefense.purifiers.filters import StatisticalOutlierRemoval
 
 POINTS = 24
@@ -120,7 +121,7 @@ def test_the_command_line_purifies_on_a_device(
 ) -> None:
     purifier = quick("local-mesh")
     expected = purifier(CLOUDS[0], POINTS)
-    monkeypatch.setattr(Purifier, "from_pretrained", lambda name: purifier)
+    monkeypatch.setattr(loading, "load", lambda name, device: purifier.to(device))
     source, target = tmp_path / "cloud.npy", tmp_path / "clean.npy"
     np.save(source, CLOUDS[0].numpy())
     result: Any = CliRunner().invoke(

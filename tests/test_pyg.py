@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ifdefense import Defended, Purifier, purify
+import ifdefense
+from ifdefense import Defended, purify
 from ifdefense.geometry.frame import to_unit_sphere
-from ifdefense.purifiers.specs import hashed
+from ifdefense.provenance import digest
 
 pytest.importorskip(
     "torch_geometric", reason="PyTorch Geometric is not installed: pip install torch-geometric"
@@ -123,10 +124,10 @@ def test_lists_arrays_counts_and_lists_of_nodes() -> None:
 def test_gradients_pass_a_batch() -> None:
     batch = Batch.from_data_list(clouds())
     batch.pos.requires_grad_()
-    clean = Purifier.from_pretrained("sor")(batch, 50)
+    clean = ifdefense.load("sor")(batch, 50)
     clean.pos.sum().backward()
     assert batch.pos.grad.sum() == 3 * 150
-    assert len(Purifier.from_pretrained("sor").trace(batch)) == 3
+    assert len(ifdefense.load("sor").trace(batch)) == 3
 
 
 def broken(**changes: Any) -> Data:
@@ -174,7 +175,7 @@ class Mean(nn.Module):
 
 def test_a_network_of_batches_is_defended() -> None:
     batch = Batch.from_data_list(clouds())
-    purifier = Purifier.from_pretrained("srs")
+    purifier = ifdefense.load("srs")
     logits = Defended(Mean(), purifier, num_points=50, seed=4, normalise=True)(batch)
     expected = [to_unit_sphere(purifier(data.pos, 50, 4)) for data in clouds()]
     torch.testing.assert_close(logits, torch.stack([(points**3).mean(0) for points in expected]))
@@ -191,8 +192,8 @@ def test_the_transform() -> None:
     assert data.num_nodes == 100
     assert str(transform) == "Purify('sor', num_points=70, seed=5)"
     assert str(Purify()) == "Purify('local-mesh', num_points=None, seed=0)"
-    purifier = Purifier.from_pretrained("sor")
-    assert str(Purify(purifier)) == f"Purify('sor-{hashed(purifier.spec())}', num_points=None, seed=0)"
+    purifier = ifdefense.load("sor")
+    assert str(Purify(purifier)) == f"Purify('sor-{digest(purifier.spec())}', num_points=None, seed=0)"
     for each in (transform, Purify(purifier, 70, 5)):
         assert_same(pickle.loads(pickle.dumps(each))(data), transform(data))
     fresh = Purify("srs", seed=None)

@@ -17,9 +17,11 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from ifdefense.geometry.mesh import Mesh
+from ifdefense.geometry.mesh_graph import adjacency, walked
 from ifdefense.geometry.sampling import sample_surface
+from ifdefense.stages.cutting import boundary_loops
 from ifdefense.stages.extraction import ExtractionOptions, extract_meshes
-from ifdefense.stages.repair import BulgeRepair, Repair, _boundary_loops, _graph, _walked, repair_mesh
+from ifdefense.stages.repair import BulgeRepair, Repair, repair_mesh
 
 Distance = Callable[[Tensor], Tensor]
 OPTIONS = ExtractionOptions()
@@ -276,12 +278,12 @@ def test_the_fast_walk_equals_single_steps(steps: int) -> None:
     mesh = extract_meshes(
         lambda p, _: 0.3 - torch.linalg.vector_norm(p, dim=1), 1, ExtractionOptions(8, 8, threshold=0.5)
     )[0]
-    graph = _graph(mesh.faces, len(mesh.vertices)).toarray()
+    graph = adjacency(mesh.faces, len(mesh.vertices)).toarray()
     walk = graph / graph.sum(axis=0)
     mass = np.random.default_rng(0).random((len(walk), 2))
     expected = np.linalg.matrix_power(walk, steps) @ mass
-    assert np.allclose(_walked(walk, mass, steps), expected, atol=2e-2 * mass.mean())
-    assert np.allclose(_walked(walk, mass, steps).sum(axis=0), mass.sum(axis=0))
+    assert np.allclose(walked(walk, mass, steps), expected, atol=2e-2 * mass.mean())
+    assert np.allclose(walked(walk, mass, steps).sum(axis=0), mass.sum(axis=0))
 
 
 def test_boundary_loops_of_a_tube_a_disc_and_two_discs_that_touch() -> None:
@@ -291,12 +293,12 @@ def test_boundary_loops_of_a_tube_a_disc_and_two_discs_that_touch() -> None:
     as_edges = [
         {
             tuple(edge)
-            for loop in _boundary_loops(faces)
+            for loop in boundary_loops(faces)
             for edge in np.stack([loop, np.roll(loop, -1)], 1).tolist()
         }
         for faces in (tube, disc, touching)
     ]
-    assert [len(_boundary_loops(faces)) for faces in (tube, disc, touching)] == [2, 1, 2]
+    assert [len(boundary_loops(faces)) for faces in (tube, disc, touching)] == [2, 1, 2]
     assert as_edges[0] == {(0, 1), (1, 2), (2, 0), (4, 3), (5, 4), (3, 5)}
     assert as_edges[1] == {(1, 2), (2, 3), (3, 1)}
     assert as_edges[2] == {(0, 1), (1, 2), (2, 0), (0, 3), (3, 4), (4, 0)}

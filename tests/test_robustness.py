@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import attacks
+import ifdefense
 from benchmarks import catalogue, published
 from benchmarks.robustness import markdown_rows, robustness, summary
 from benchmarks.suite import SUITE, affordable_clouds, changed, names
@@ -20,7 +21,6 @@ from classifiers.dgcnn import DGCNN
 from classifiers.pointnet import PointNet
 from ifdefense.checkpoints import save_safetensors
 from ifdefense.provenance import digest_of_weights
-from ifdefense.purifiers.base import Purifier
 
 needs_modelnet40 = pytest.mark.skipif(
     "IFDEFENSE_DATA" not in os.environ, reason="IFDEFENSE_DATA is not set: no ModelNet40"
@@ -98,7 +98,7 @@ def test_rows_are_added_replaced_and_made_from_the_cache(
     for row in result["rows"]:
         assert row["weights"] == weights and row["versions"]["torch"] == torch.__version__
         assert row["attacked"] == result["rows"][row["attack"] == "fgm"]["attacked"]
-        assert result["specs"][row["specs"]["sor"]] == Purifier.from_pretrained("sor").spec()
+        assert result["specs"][row["specs"]["sor"]] == ifdefense.load("sor").spec()
     header, lines = markdown_rows(result, "pointnet-victim", "plain")
     assert header == ["attack", "clouds", "measured", "success", "none", "sor"]
     assert [line[0] for line in lines] == ["clean", "FGM"]

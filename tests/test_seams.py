@@ -12,14 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import ifdefense
 from ifdefense import Compose, Defended, Purifier
 from ifdefense.geometry.frame import Frame
 from ifdefense.implicit.base import Calibration, Field, load_network
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
+from ifdefense.provenance import digest
 from ifdefense.purifiers import registry
 from ifdefense.purifiers.base import Outcome
+from ifdefense.purifiers.filters import StatisticalOutlierRemoval
 from ifdefense.purifiers.registry import METHODS
-from ifdefense.purifiers.specs import hashed, rebuild
+from ifdefense.purifiers.specs import rebuild
 from ifdefense.purifiers.surface import SurfacePurifier
 from ifdefense.restorers.base import Restored
 from ifdefense.restorers.mesh import MeshRestorer
@@ -66,14 +69,20 @@ class Towards(Purifier):
         super().__init__()
         self.factor = factor
 
-    def options(self) -> dict[str, Any]:
-        return {"factor": self.factor}
-
     def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
         return [
             Outcome(self.factor * cloud[torch.arange(count or len(cloud)) % len(cloud)])
             for cloud, count in zip(clouds, counts, strict=True)
         ]
+
+
+class Bare(Purifier):
+    """Has no constructor of its own."""
+
+    name = "bare"
+
+    def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
+        return [Outcome(cloud) for cloud in clouds]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +177,7 @@ def test_gradients_pass_a_defended_classifier_exactly(clouds: Tensor) -> None:
         def forward(self, points: Tensor) -> Tensor:
             return (points**3).mean(1)
 
-    model = Defended(Mean(), Purifier.from_pretrained("sor-smooth"), normalise=False, seed=0).double()
+    model = Defended(Mean(), ifdefense.load("sor-smooth"), normalise=False, seed=0).double()
     points = clouds[:1, :40].double().requires_grad_()
     value = model(points).sum()
     (slope,) = torch.autograd.grad(value, points)
@@ -190,16 +199,37 @@ def test_the_number_of_points_is_a_promise(clouds: Tensor) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_is_rebuilt_from_its_description(name: str, clouds: Tensor) -> None:
-    purifier = Purifier.from_pretrained(name)
+    purifier = ifdefense.load(name)
     spec = json.loads(json.dumps(purifier.spec()))
     again = rebuild(spec)
     assert purifier.name == again.name == name and again.spec() == spec
     assert torch.equal(purifier(clouds, seed=4), again.eval()(clouds, seed=4))
     for network in (part for part in purifier.modules() if isinstance(part, OccupancyNetwork)):
         network.views = 1
-        assert hashed(purifier.spec()) != hashed(spec) and rebuild(purifier.spec()).spec() == purifier.spec()
-    hashes = {hashed(Purifier.from_pretrained(other).spec()) for other in METHODS}
-    assert len(hashes) == len(METHODS) and hashed(spec) in hashes
+        assert digest(purifier.spec()) != digest(spec) and rebuild(purifier.spec()).spec() == purifier.spec()
+    hashes = {digest(ifdefense.load(other).spec()) for other in METHODS}
+    assert len(hashes) == len(METHODS) and digest(spec) in hashes
+
+
+def test_options_are_the_arguments_of_the_constructor(clouds: Tensor) -> None:
+    class Named(Towards):
+        def __init__(self, factor: float, *, name: str = "named") -> None:
+            super().__init__(factor)
+            self.name = name
+
+    class Renamed(Towards):
+        def __init__(self, share: float) -> None:
+            super().__init__(share)
+
+    assert Towards(0.25).options() == {"factor": 0.25}
+    assert Named(0.25).options() == {"factor": 0.25, "name": "named"}
+    chain = Compose([Towards(0.25), StatisticalOutlierRemoval(3)], "two")
+    assert chain.options()["parts"][1]["options"] == {"k": 3, "alpha": 1.1}
+    again = rebuild(chain.spec())
+    assert again.name == "two" and torch.equal(again(clouds), chain(clouds))
+    assert Bare().options() == {}
+    with pytest.raises(TypeError, match="Renamed does not keep its argument 'share' as an attribute"):
+        Renamed(0.5).spec()
 
 
 def test_a_description_knows_other_weights(tmp_path: Any) -> None:
@@ -209,7 +239,7 @@ def test_a_description_knows_other_weights(tmp_path: Any) -> None:
     network = OccupancyNetwork(OccupancyConfig(4, 4, 4))
     metadata = {"network": "occupancy", **Calibration(box=1.3, points=20).metadata()}
     save_safetensors(network, path, metadata)
-    purifier = Purifier.from_pretrained(path)
+    purifier = ifdefense.load(path)
     assert load_network(path).calibration == Calibration(box=1.3, points=20)
     spec = purifier.spec()
     torch.nn.init.ones_(network.decoder.fc_out.weight)
@@ -222,7 +252,7 @@ def test_a_description_knows_other_weights(tmp_path: Any) -> None:
 
 def test_selections_come_back_exactly_through_a_chain(clouds: Tensor) -> None:
     far = clouds.double() * 1e-3 + 4e9
-    chain = Compose([Purifier.from_pretrained("srs"), Purifier.from_pretrained("sor")])
+    chain = Compose([ifdefense.load("srs"), ifdefense.load("sor")])
     (trace,) = chain.trace(far[0], 50)
     assert {tuple(p) for p in trace.purified} <= {tuple(p) for p in trace.points}
     assert trace.kept_mask.sum() == 300 - 300 * 500 // 1024
@@ -249,7 +279,7 @@ def test_calibrations_out_of_range_are_errors(field: str, value: float, message:
 
 
 def test_a_method_without_its_weights_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_LACKING", {"dup-net": "punet"})
+    monkeypatch.setitem(registry.LACKING, "dup-net", "punet")
     monkeypatch.delitem(METHODS, "dup-net", raising=False)
     with pytest.raises(ValueError, match=r"dup-net needs weights that are not shipped.*train punet --out"):
-        Purifier.from_pretrained("dup-net")
+        ifdefense.load("dup-net")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+import ifdefense
 from attacks import PGD
-from ifdefense import Purifier, threads
+from ifdefense import threads
 from ifdefense.console import let_threads_sleep
 from ifdefense.shapes.procedural import make_dataset
 from ifdefense.threads import considerate, parallel_map, single_threaded, workers
@@ -175,7 +176,7 @@ def test_context_goes_along() -> None:
 @pytest.mark.parametrize("method", ["local-mesh", "sor-smooth"])
 def test_results_are_bit_identical_in_any_number_of_threads(method: str) -> None:
     clouds = make_dataset(1, 300, seed=3).points[:5]
-    purifier = Purifier.from_pretrained(method)
+    purifier = ifdefense.load(method)
     results = []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
@@ -189,7 +190,7 @@ def test_the_time_of_a_trace_is_that_of_the_clock() -> None:
     import time
 
     clouds = make_dataset(1, 300, seed=3).points[:6]
-    purifier = Purifier.from_pretrained("local-mesh")
+    purifier = ifdefense.load("local-mesh")
     purifier.trace(clouds[:2])
     start = time.perf_counter()
     traces = purifier.trace(clouds)

@@ -16,6 +16,7 @@ from ifdefense.arguments import MAX_SEED, integer
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.geometry.points import gather, knn
 from ifdefense.logits import classify
+from ifdefense.provenance import ByCode
 
 Gradient = Literal["nearest", "identity", "exact"]
 
@@ -39,7 +40,7 @@ class PurifierLike(Protocol):
         """Purified clouds ``(B, M, 3)``; ``num_points`` is M, by default N."""
 
 
-class FunctionPurifier(nn.Module):
+class FunctionPurifier(ByCode, nn.Module):
     """Wraps a function as a purifier.
 
     Args:
@@ -68,7 +69,7 @@ class FunctionPurifier(nn.Module):
         return self.function(points, num_points, seed)
 
 
-class BPDA(nn.Module):
+class BPDA(ByCode, nn.Module):
     """A purifier with an approximate gradient: real forward pass, differentiable backward pass.
 
     Backward pass differentiable approximation, Athalye et al., 2018, section 4.1,

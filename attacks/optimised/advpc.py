@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,6 +18,12 @@ from attacks.functional.noise import shared_noise
 from attacks.settings import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from ifdefense.logits import placed
 from ifdefense.point_networks.autoencoder import SHIPPED, AutoEncoder
+
+
+@functools.cache
+def pretrained() -> AutoEncoder:
+    """The shipped auto-encoder."""
+    return AutoEncoder.load(SHIPPED)
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,8 @@ class AdvPC(Ball):
         iterations: steps of Adam per run (published: 200).
         rate: learning rate of Adam (published: 1e-2).
         noise: standard deviation of the noise at the start of a run (published: 1e-7).
-        autoencoder: differentiable, ``(B, N, 3)`` to ``(B, M, 3)`` clouds; the shipped one by default.
+        autoencoder: differentiable, ``(B, N, 3)`` to ``(B, M, 3)`` clouds; by default the shipped one, which
+            works in the dtype and on the device of the points.
     """
 
     epsilon: NonNegativeFloat = 0.18
@@ -52,7 +60,7 @@ class AdvPC(Ball):
     iterations: PositiveInt = 200
     rate: PositiveFloat = 1e-2
     noise: NonNegativeFloat = 1e-7
-    autoencoder: Callable[[Tensor], Tensor] | None = None
+    autoencoder: Callable[[Tensor], Tensor] = field(default_factory=pretrained, repr=False)
 
     @property
     def threat(self) -> ThreatModel:
@@ -62,8 +70,8 @@ class AdvPC(Ball):
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Restarts; returns the iterates described above."""
         encode = self.autoencoder
-        if encode is None and self.gamma:
-            encode = pretrained(points.device, points.dtype)
+        if isinstance(encode, AutoEncoder):
+            encode = copy.deepcopy(encode).to(points.device, points.dtype)
         loss = functools.partial(hinge, kappa=self.kappa)
         best = BestSoFar(points)
         for _ in range(self.restarts):
@@ -72,7 +80,7 @@ class AdvPC(Ball):
             for _ in range(self.iterations):
                 logits, gradient = oracle.gradient(attacked, loss)
                 rank = oracle.reached(logits).long()
-                if encode is not None and self.gamma:
+                if self.gamma:
                     rebuilt_logits, routed = _through(encode, oracle, attacked, loss)
                     gradient = (1 - self.gamma) * gradient + self.gamma * routed
                     rank = rank * (1 + oracle.reached(rebuilt_logits).long())
@@ -82,12 +90,6 @@ class AdvPC(Ball):
                 attacked.copy_(self.constrain(attacked, points))
         steps = self.restarts * self.iterations
         return best.clouds(attacked), torch.full_like(oracle.queries, steps)
-
-
-@functools.lru_cache(maxsize=8)
-def pretrained(device: torch.device, dtype: torch.dtype) -> AutoEncoder:
-    """The shipped auto-encoder."""
-    return AutoEncoder.load(SHIPPED).to(device, dtype)
 
 
 def _through(

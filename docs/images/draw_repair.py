@@ -16,7 +16,7 @@ from mpl_toolkits.mplot3d.axes3d import Axes3D
 from numpy.typing import NDArray
 from PIL import Image
 
-from ifdefense import Purifier
+import ifdefense
 from ifdefense.corruptions.planted import plant
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.shapes.procedural import make_shape
@@ -51,7 +51,7 @@ def attacked(name: str, kind: str, size: float) -> tuple[NDArray[np.float32], ND
 
 def main() -> None:
     """Draws one row per case."""
-    purifier = Purifier.from_pretrained("local-mesh")
+    purifier = ifdefense.load("local-mesh")
     figure = plt.figure(figsize=(9, 3 * len(CASES)), dpi=80)
     for row, (name, kind, size) in enumerate(CASES):
         dense, planted = attacked(name, kind, size)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import inspect
 import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Self, final
 
 import numpy as np
@@ -123,21 +123,6 @@ class Purifier(nn.Module, ABC):
             seed: random seed. The outcome of a cloud must not depend on the others.
         """
 
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path | None = None) -> Purifier:
-        """Loads a method by name, or ``"onet-mesh"`` with your own weights.
-
-        Args:
-            name_or_path: one of `ifdefense.purifiers.registry.METHODS`, by default the default method; or a
-                file of weights by ``ifdefense train``, or a public Occupancy Networks checkpoint.
-
-        Raises:
-            ValueError: if there is no such method or file.
-        """
-        from ifdefense.purifiers.registry import build
-
-        return build(name_or_path)
-
     @guarded  # what is moved in inference mode would pass no gradients afterwards
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves the weights between devices but keeps them float32, e.g. in ``defended.half()``."""
@@ -180,8 +165,19 @@ class Purifier(nn.Module, ABC):
         return {"class": describe(type(self)), "name": self.name, "options": self.options()}
 
     def options(self) -> dict[str, Any]:
-        """Arguments of the constructor, in the form of `ifdefense.purifiers.specs.describe`."""
-        return {}
+        """Arguments of the constructor, in the form of `ifdefense.purifiers.specs.describe`.
+
+        They are taken from the attributes of the same names; a subclass that has others overrides this.
+
+        Raises:
+            TypeError: if an argument has no such attribute, or cannot be described.
+        """
+        options = {}
+        for name in _arguments(type(self)):
+            if not hasattr(self, name):
+                raise TypeError(f"{type(self).__name__} does not keep its argument {name!r} as an attribute")
+            options[name] = describe(getattr(self, name))
+        return options
 
     @final  # type: ignore[misc]  # nn.Module declares `forward` as an attribute
     @guarded
@@ -332,6 +328,12 @@ class Purifier(nn.Module, ABC):
         outcomes = self.run(cubes, counts, seed)
         outward = [_outward(*each) for each in zip(outcomes, frames, given, used, strict=True)]
         return [_returned(*each) for each in zip(outward, clouds, strict=True)]
+
+
+def _arguments(cls: type[Purifier]) -> list[str]:
+    """Names of the arguments of a constructor."""
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # of nn.Module's own
+    return [each.name for each in inspect.signature(cls).parameters.values() if each.kind not in several]
 
 
 def usable(cloud: Tensor) -> Tensor:

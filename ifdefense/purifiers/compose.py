@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
 from ifdefense.purifiers.base import Outcome, Purifier
-from ifdefense.purifiers.specs import describe
 
 
 class Compose(Purifier):
@@ -35,10 +33,6 @@ class Compose(Purifier):
         self.differentiable = all(part.differentiable for part in parts)
         self.normalise = any(part.normalise for part in parts)
 
-    def options(self) -> dict[str, Any]:
-        """Arguments of the constructor."""
-        return {"parts": describe(list(self.parts)), "name": self.name}
-
     def restore(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
         """Applies the parts; selections of input points are composed."""
         chain = [Outcome(cloud) for cloud in clouds]
@@ -49,9 +43,7 @@ class Compose(Purifier):
             chain = [_joined(a, b, number == 0) for a, b in zip(chain, results, strict=True)]
         return chain
 
-    def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
-        """As `restore`, as the parts normalise their inputs themselves."""
-        return self.restore(clouds, counts, seed)
+    run = restore  # the parts normalise their inputs themselves
 
 
 def _joined(before: Outcome, after: Outcome, first: bool) -> Outcome:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,10 +29,6 @@ class StatisticalOutlierRemoval(Purifier):
     def __init__(self, k: int = 2, alpha: float = 1.1) -> None:
         super().__init__()
         self.k, self.alpha = k, alpha
-
-    def options(self) -> dict[str, Any]:
-        """Arguments of the constructor."""
-        return {"k": self.k, "alpha": self.alpha}
 
     def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
         """The kept points, resampled to the requested number."""
@@ -82,10 +77,6 @@ class SimpleRandomSampling(Purifier):
             raise ValueError(f"cannot drop {drop} of {of} points")
         self.drop, self.of = drop, of
 
-    def options(self) -> dict[str, Any]:
-        """Arguments of the constructor."""
-        return {"drop": self.drop, "of": self.of}
-
     def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
         """The kept points, resampled to the requested number."""
         with stage("outliers"):
@@ -111,10 +102,6 @@ class LocalSmoothing(Purifier):
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         self.k = k
-
-    def options(self) -> dict[str, Any]:
-        """Arguments of the constructor."""
-        return {"k": self.k}
 
     def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
         """The means, resampled to the requested number."""
@@ -145,10 +132,6 @@ class RandomisedInput(Purifier):
         if not 0 < keep <= 1 or not 0 <= jitter < 1:
             raise ValueError(f"keep must be in (0, 1] and jitter in [0, 1), got {keep} and {jitter}")
         self.keep, self.jitter = keep, jitter
-
-    def options(self) -> dict[str, Any]:
-        """Arguments of the constructor."""
-        return {"keep": self.keep, "jitter": self.jitter}
 
     def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
         """The noisy subset, resampled to the requested number."""

@@ -12,6 +12,7 @@ from ifdefense.arguments import device_of, seed_of
 from ifdefense.clouds import unpack
 from ifdefense.guard import guarded
 from ifdefense.purifiers.base import Purifier
+from ifdefense.purifiers.loading import load
 from ifdefense.purifiers.registry import DEFAULT, METHODS
 
 C = TypeVar("C")
@@ -74,7 +75,7 @@ def purify(
 
 @functools.lru_cache(maxsize=8)
 def _pretrained(method: str, device: torch.device, version: tuple[int, int] | None) -> Purifier:
-    return Purifier.from_pretrained(method).to(device)
+    return load(method, device=device)
 
 
 def _version(method: str | Path) -> tuple[int, int] | None:

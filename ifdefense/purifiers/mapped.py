@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from ifdefense.implicit.base import random_subset
 from ifdefense.point_networks.base import PointNetwork
 from ifdefense.purifiers.base import Outcome, Purifier
 from ifdefense.purifiers.filters import refilled
-from ifdefense.purifiers.specs import describe
 from ifdefense.timing import stage
 
 Sampling = Literal["farthest", "random"]
@@ -47,10 +46,6 @@ class MappedPurifier(Purifier):
         self.name = name
         self.sampling = sampling
         self.eval()
-
-    def options(self) -> dict[str, Any]:
-        """Arguments of the constructor."""
-        return {"network": describe(self.network), "name": self.name, "sampling": self.sampling}
 
     def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
         """Points of the mapped clouds."""

@@ -1,4 +1,4 @@
-"""Registry of methods, used by `ifdefense.purify`, the command line, the benchmarks and the docs."""
+"""Registry of methods, used by `ifdefense.load`, the command line, the benchmarks and the docs."""
 
 from __future__ import annotations
 
@@ -106,12 +106,14 @@ METHODS = {
         network=False,
     ),
 }
-_LACKING = {
+LACKING = {
     name: method.weights
     for name, method in METHODS.items()
     if method.weights is not None and not (_WEIGHTS / f"{method.weights}.safetensors").is_file()
 }
-METHODS = {name: method for name, method in METHODS.items() if name not in _LACKING}
+"""Weights that a method would need, by the name of the method."""
+
+METHODS = {name: method for name, method in METHODS.items() if name not in LACKING}
 """All methods by name; the first is the default."""
 
 TWINS = {method.twin_of: name for name, method in METHODS.items() if method.twin_of is not None}
@@ -121,17 +123,17 @@ DEFAULT = next(iter(METHODS))
 """Method of `ifdefense.purify` unless told otherwise: the first of `METHODS`."""
 
 
-def build(name_or_path: str | Path | None = None) -> Purifier:
-    """See `ifdefense.purifiers.base.Purifier.from_pretrained`."""
-    name = DEFAULT if name_or_path is None else str(name_or_path)
-    if name in METHODS:
-        return METHODS[name].make()
-    if Path(name).is_file():
-        from ifdefense.purifiers.pretrained import onet_mesh
+def known(name_or_path: str | Path) -> str:
+    """The name of a method or the path of a file, if there is such a method or file.
 
-        return onet_mesh(name)
-    if name in _LACKING:
-        weights = _LACKING[name]
+    Raises:
+        ValueError: if there is neither.
+    """
+    name = str(name_or_path)
+    if name in METHODS or Path(name).is_file():
+        return name
+    if name in LACKING:
+        weights = LACKING[name]
         raise ValueError(
             f"{name} needs weights that are not shipped; train them with "
             f"ifdefense train {weights} --out {_WEIGHTS / f'{weights}.safetensors'}"

@@ -1,11 +1,9 @@
-"""Specs: objects as JSON-serialisable dictionaries that can be hashed and rebuilt."""
+"""Specs: objects as JSON-serialisable dictionaries that can be rebuilt."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +26,7 @@ def describe(value: Any) -> Any:
         return value
     if isinstance(value, type):
         return f"{value.__module__}:{value.__qualname__}"
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, nn.ModuleList)):
         return [describe(part) for part in value]
     if isinstance(value, dict):
         return {str(key): describe(part) for key, part in value.items()}
@@ -73,11 +71,6 @@ def rebuild(spec: Mapping[str, Any]) -> Any:
         network.up_axis = spec.get("up_axis", getattr(network, "up_axis", None))
         return network
     return cls(**{name: _undescribed(value) for name, value in spec.get("options", {}).items()})
-
-
-def hashed(spec: Mapping[str, Any]) -> str:
-    """Digest of a spec, 12 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _undescribed(value: Any) -> Any:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from ifdefense.implicit.base import ImplicitNetwork, field_of
 from ifdefense.purifiers.base import Outcome, Purifier
 from ifdefense.purifiers.filters import refilled
-from ifdefense.purifiers.specs import describe
 from ifdefense.restorers.base import Restored, Restorer
 from ifdefense.timing import stage
 
@@ -34,14 +32,6 @@ class SurfacePurifier(Purifier):
         self.name = name
         self.differentiable = restorer.differentiable
         self.eval()
-
-    def options(self) -> dict[str, Any]:
-        """Arguments of the constructor."""
-        return {
-            "network": describe(self.network),
-            "restorer": describe(self.restorer),
-            "name": self.name,
-        }
 
     def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
         """Encodes the clouds and restores points from their fields."""

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from ifdefense.provenance import digest
 from ifdefense.reconstruction.conditions import VOXEL_BOX, VOXELS, voxel_centres
 from ifdefense.reconstruction.rendering import random_cameras, render
 from ifdefense.shapes.procedural import CLASSES, make_shape
 from ifdefense.training.data.solid_sources import cached, from_procedural
 from ifdefense.training.data.solids import BOX, OFFSET, STEP, OccupancySet, interpolate
 from ifdefense.training.fit import Batch
-from ifdefense.training.runs import check_ranges, digest
+from ifdefense.training.runs import check_ranges
 
 HELD_PER_CLASS = 4
 """Validation solids of each class."""

@@ -160,7 +160,7 @@ class RidgeRestorer:
 
         def heights(row: Tensor, number: Tensor) -> Tensor:
             """Logits ``(Q,)`` above the level after steps ``(Q,)`` from the samples of ascending rows."""
-            queries = starts[row] + (step * (number + 1)).unsqueeze(1) * inward[row]
+            queries = starts[row] + step * (number + 1).to(starts).unsqueeze(1) * inward[row]
             above: Tensor = field(queries, owner[row]) - calibration.level
             return above
 

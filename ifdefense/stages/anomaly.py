@@ -15,9 +15,10 @@ from numpy.typing import ArrayLike
 
 from ifdefense.devices import in_float64
 from ifdefense.geometry.mesh import Mesh
+from ifdefense.geometry.mesh_graph import MeshGraph
 from ifdefense.implicit.anomaly import AnomalyNetwork
 from ifdefense.implicit.base import Field
-from ifdefense.stages.repair import Repair, Surface, checked_evidence, cut_out, marked_pieces
+from ifdefense.stages.repair import Repair, checked_evidence, cut_out, marked_pieces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,6 @@ class AnomalyRepair:
         odd = odd[neighbours.own(min(self.smoothing, len(points))).to(odd.device)].mean(1)
         vertices = torch.tensor(mesh.vertices, device=points.device)
         score = odd[neighbours(vertices, 1).squeeze(1).to(odd.device)].cpu().numpy()
-        surface = Surface(mesh)
-        marked = marked_pieces(surface, score, self.core, self.grown, self.smallest, self.largest)
-        return cut_out(surface, marked, (score / self.core).astype(np.float32))
+        graph = MeshGraph(mesh)
+        marked = marked_pieces(graph, score, self.core, self.grown, self.smallest, self.largest)
+        return cut_out(graph, marked, (score / self.core).astype(np.float32))

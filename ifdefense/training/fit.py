@@ -15,8 +15,9 @@ from tqdm import tqdm
 from ifdefense.checkpoints import load_weights
 from ifdefense.devices import device_of_weights
 from ifdefense.implicit.occupancy import occupancy_loss
+from ifdefense.provenance import digest
 from ifdefense.training.muon import Muon, split_parameters
-from ifdefense.training.runs import ResumableRun, check_ranges, file_digest
+from ifdefense.training.runs import ResumableRun, check_ranges
 
 Batch = tuple[Tensor, ...]
 """Arguments of the network, such as clouds ``(B, N, 3)`` and queries ``(B, Q, 3)``, then labels ``(B, Q)``.
@@ -253,7 +254,7 @@ def fit(
         validation,
         Path(folder),
         options,
-        {**(settings or {}), "init": file_digest(path)},
+        {**(settings or {}), "init": None if path is None else digest(path.read_bytes())},
         adam_layers,
         every,
         metadata or {},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import logging
 import math
@@ -17,9 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import nn
 
 from ifdefense.checkpoints import CheckpointError, load_pickle, load_weights, save_safetensors
@@ -298,20 +295,6 @@ class ResumableRun(ABC):
         ]
         text = "\n".join([f"# {path.stem}", "", about, "", *(f"* {item}" for item in items)])
         path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-
-
-def digest(*arrays: ArrayLike) -> str:
-    """The first 16 digits of the SHA-256 of arrays, their shapes and types; identifies data in settings."""
-    result = hashlib.sha256()
-    for array in map(np.asarray, arrays):
-        result.update(f"{array.dtype.str}{array.shape}".encode())
-        result.update(np.ascontiguousarray(array).data)
-    return result.hexdigest()[:16]
-
-
-def file_digest(path: Path | None) -> str | None:
-    """The first 16 digits of the SHA-256 of a file, or ``None`` without one."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path is not None else None
 
 
 def check_ranges(options: object, **limits: tuple[float, float]) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifdefense.data.errors import DataError
+from ifdefense.provenance import digest
 from ifdefense.training.data.surfaces import DenseSurfaces
-from ifdefense.training.runs import digest
 
 Floats = NDArray[np.float32]
 

@@ -17,8 +17,8 @@ from ifdefense.data.formats.arrays import read_npz
 from ifdefense.data.modelnet import load_modelnet40
 from ifdefense.data.packed import require
 from ifdefense.geometry.frame import to_unit_sphere
+from ifdefense.provenance import digest
 from ifdefense.shapes.procedural import make_dataset
-from ifdefense.training.runs import digest
 
 NAMES = ("modelnet40", "procedural")
 
@@ -90,7 +90,7 @@ class TrainingClouds:
 
     def digest(self) -> str:
         """Identifies the clouds in the settings of a run."""
-        return digest(self.points.numpy(), self.labels.numpy())
+        return digest(self.points, self.labels)
 
 
 def load_training_clouds(name: str) -> tuple[TrainingClouds, TrainingClouds, int]:

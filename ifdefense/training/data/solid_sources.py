@@ -21,6 +21,7 @@ from ifdefense.data.packed import data_folder
 from ifdefense.geometry.axes import UP, turned
 from ifdefense.geometry.frame import Frame
 from ifdefense.implicit.base import load_network
+from ifdefense.provenance import digest
 from ifdefense.training.data.cache import cached_set
 from ifdefense.training.data.network_labels import grids_from_network
 from ifdefense.training.data.solids import (
@@ -34,7 +35,6 @@ from ifdefense.training.data.solids import (
     grid_from_mesh,
     grid_from_shape,
 )
-from ifdefense.training.runs import digest
 
 logger = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ from ifdefense.geometry.frame import Frame
 from ifdefense.geometry.points import knn
 from ifdefense.geometry.sampling import sample_surface
 from ifdefense.implicit.base import ImplicitNetwork, load_network
+from ifdefense.provenance import digest
 from ifdefense.shapes.procedural import CLASSES, make_shape
 from ifdefense.stages.extraction import ExtractionOptions, extract_meshes
 from ifdefense.stages.resampling import resample
 from ifdefense.training.data.cache import cached_set
-from ifdefense.training.runs import digest, file_digest
 
 logger = logging.getLogger(__name__)
 
@@ -260,7 +260,7 @@ def collect(
             network.to(device)
         return from_clouds(load_modelnet40(root, "train"), network, limit, device=device)
 
-    settings |= {"teacher": file_digest(teacher), "limit": limit}
+    settings |= {"teacher": None if teacher is None else digest(teacher.read_bytes()), "limit": limit}
     return cached_set(cache / name, label, DenseSurfaces.load, settings)
 
 

@@ -18,9 +18,10 @@ from ifdefense.devices import device_of_weights
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.geometry.points import chamfer_distance, gather
 from ifdefense.point_networks.autoencoder import AutoEncoder
+from ifdefense.provenance import digest
 from ifdefense.training.commands import options_of, output_options, prepare, reported
 from ifdefense.training.data.clouds import load_training_clouds
-from ifdefense.training.runs import ResumableRun, check_ranges, digest
+from ifdefense.training.runs import ResumableRun, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ class AutoencoderRun(ResumableRun):
         super().__init__(
             model,
             {"optimiser": self.optimiser, "schedule": self.schedule},
-            dataclasses.asdict(options) | {"data": [digest(train.numpy()), digest(validation.numpy())]},
+            dataclasses.asdict(options) | {"data": [digest(train), digest(validation)]},
             options.epochs,
             options.seed,
             folder,
