@@ -54,7 +54,7 @@ def synchronise(device: torch.device | None = None) -> None:
     Args:
         device: nothing is waited for on a CPU; by default the current accelerator, if there is one.
     """
-    if device is None:
+    if device is None and torch.accelerator.is_available():
         device = torch.accelerator.current_accelerator()
     if device is not None and device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -350,7 +350,7 @@ def test_the_command_learns_from_a_folder_of_clouds(tmp_path: Path, monkeypatch:
         ("--muon-lr nan", "muon_lr must be from 0 to 10, got nan"),
         ("--cooldown 2", "cooldown must be from 0 to 1, got 2"),
         ("--widths 0 4 4", "encoder of the network must be positive, got 0"),
-        ("--device warp", "device 'warp' cannot be used"),
+        ("--device warp", "Invalid value for '--device': device 'warp' cannot be used"),
         ("--out weights.pth", "weights are written as .safetensors"),
         ("--out /dev/null/w.safetensors", "/dev/null cannot be written"),
         ("--mix modelnet40", "IFDEFENSE_DATA"),

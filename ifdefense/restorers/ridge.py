@@ -16,6 +16,7 @@ from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.base import Calibration, Field
 from ifdefense.restorers.base import Restored
 from ifdefense.restorers.mesh import MeshRestorer
+from ifdefense.stages.density import DensitySampling
 from ifdefense.stages.resampling import Samples, resample
 from ifdefense.timing import stage
 
@@ -43,6 +44,7 @@ class RidgeRestorer:
         differentiable: pass gradients, through the three values of the parabola with the samples and their
             normals held fixed. This is the exact derivative of the result along the normals with respect to
             the field, and thus to the clouds. The result is the same.
+        density: sampling at the density of the input; ``None`` for samples uniform in the area.
 
     Raises:
         ValueError: if a number is out of range.
@@ -54,6 +56,7 @@ class RidgeRestorer:
     margin: float = 0.25
     oversample: float = 1.5
     differentiable: bool = False
+    density: DensitySampling | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 3 or not 0 < self.depth < math.inf or not 1 <= self.oversample < math.inf:
@@ -87,6 +90,7 @@ class RidgeRestorer:
                 found = self._centred(
                     field,
                     [final[row] for row in rows],
+                    [given[row] for row in rows],
                     [counts[row] for row in rows],
                     torch.tensor(rows, device=clouds[0].device),
                     calibration,
@@ -100,6 +104,7 @@ class RidgeRestorer:
         self,
         field: Field,
         meshes: Sequence[Mesh],
+        evidence: Sequence[Tensor],
         counts: Sequence[int],
         rows: Tensor,
         calibration: Calibration,
@@ -109,7 +114,9 @@ class RidgeRestorer:
         sizes = [math.ceil(self.oversample * count) for count in counts]
         drawn = [
             resample([mesh], size, seed=seed, method="uniform", device=rows.device)
-            for mesh, size in zip(meshes, sizes, strict=True)
+            if self.density is None
+            else self.density.draw(mesh, cloud, size, seed, share=len(cloud) / count)
+            for mesh, cloud, size, count in zip(meshes, evidence, sizes, counts, strict=True)
         ]
         # Nearly all samples reach the margin: a few more than needed do, and some more where they do not.
         ends = [min(size, math.ceil(_SPARE * count)) for size, count in zip(sizes, counts, strict=True)]
