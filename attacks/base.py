@@ -317,7 +317,7 @@ class Attack(ByCode, ABC):
             raise TypeError(f"generator must be a torch.Generator on the CPU, got {generator!r}")
         if epsilons is not None:
             return self._within(check_epsilons(epsilons), model, (points, labels, targets), generator)
-        with apart(), torch.inference_mode(False), frozen(model), torch.no_grad(), considerate():
+        with apart(), frozen(model), torch.no_grad(), considerate():
             clean = normal(points.detach()).to(torch.promote_types(points.dtype, torch.float32))
             labels = normal(labels)
             targets = None if targets is None else normal(targets)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks import record
 from benchmarks.layout import markdown, text_table
-from benchmarks.protocol import Bench, Protocol, Victim, protocol_options, rate, several
+from benchmarks.protocol import NO_DEFENCE, Bench, Protocol, Victim, protocol_options, rate, several
 from benchmarks.suite import SUITE
 from ifdefense.corruptions.simulated import SimulationOptions, simulate_attack
 from ifdefense.geometry.frame import to_unit_sphere
@@ -118,18 +118,22 @@ def ablation(protocol: Protocol, variants: tuple[str, ...], out: Path) -> None:
     """Chamfer distance and accuracy of variants of the purifier (needs IFDEFENSE_DATA)."""
     victim, bench = Victim.load(VICTIM, protocol.device), protocol.bench(100)
 
-    def figures(points: Tensor) -> dict[str, float]:
+    def figures(points: Tensor, defence: str | Purifier) -> dict[str, float]:
         pairs = zip(points.split(8), bench.points.split(8), strict=True)
         distance = torch.cat([chamfer_distance(a, b, squared=False) for a, b in pairs])
-        right = bench.predictions(victim, to_unit_sphere(points)) == bench.labels
+        right = bench.predictions(victim, points, defence) == bench.labels
         return {**rate(right), "chamfer": distance.mean().item()}
 
     given = inputs(bench, victim)
-    rows = {"not purified": {name: figures(points) for name, points in given.items()}}
+    rows = {
+        "not purified": {name: figures(to_unit_sphere(points), NO_DEFENCE) for name, points in given.items()}
+    }
     for variant in variants or VARIANTS:
         purifier = VARIANTS[variant]().to(protocol.device)
         size = bench.points.shape[1]
-        rows[variant] = {name: figures(purifier(points, size, bench.seed)) for name, points in given.items()}
+        rows[variant] = {
+            name: figures(purifier(points, size, bench.seed), purifier) for name, points in given.items()
+        }
         record.write(out, "ablation", **bench.about(), weights=victim.weights, rows=rows)
     click.echo(text_table(*_cells(rows)))
 

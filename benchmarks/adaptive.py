@@ -1,7 +1,7 @@
 """Attackers of increasing knowledge against defences, and the worst of them per cloud.
 
 A plain attack knows the classifier alone. The others know the defence, too, and are made through it: with
-the straight-through gradient or the exact one of the method's differentiable twin, with the seed of the
+the straight-through gradient or the exact one of a differentiable method, with the seed of the
 defence or averaged over random draws (EOT). What they find is given to defences whose draws they do not know:
 one fresh draw, and the mean of several.
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 
 import attacks
 from attacks import EOT, Attack, DefenceAware, attack_in_batches
+from attacks.defence_aware.model import Gradient
 from benchmarks import record
 from benchmarks.layout import markdown, text_table
 from benchmarks.protocol import (
@@ -35,7 +36,6 @@ from benchmarks.protocol import (
 )
 from ifdefense import Defended
 from ifdefense.provenance import digest, versions
-from ifdefense.purifiers.registry import TWINS
 
 DELTA = 0.05
 FRESH = 1_000_000
@@ -53,22 +53,22 @@ class Attacker:
         title: name in tables.
         samples: draws per gradient; 0 for an attacker who does not know the defence.
         fresh: whether draws are random; otherwise it knows the seed of a defence.
-        exact: whether gradients are those of the differentiable twin.
+        gradient: how gradients pass the defence, see `attacks.BPDA`.
     """
 
     title: str
     samples: int = 1
     fresh: bool = True
-    exact: bool = False
+    gradient: Gradient = "nearest"
 
 
 ATTACKERS = {
     "plain": Attacker("plain", 0),
     "known": Attacker("known seed", fresh=False),
-    "exact": Attacker("known seed, exact gradient", fresh=False, exact=True),
+    "exact": Attacker("known seed, exact gradient", fresh=False, gradient="exact"),
     "eot-1": Attacker("a new draw per gradient"),
     "eot-8": Attacker("EOT 8", 8),
-    "eot-8-exact": Attacker("EOT 8, exact gradient", 8, exact=True),
+    "eot-8-exact": Attacker("EOT 8, exact gradient", 8, gradient="exact"),
     "eot-16": Attacker("EOT 16", 16),
 }
 """Attackers by name."""
@@ -91,12 +91,12 @@ def attacked(
     """
     model = victim.model
     if attacker.samples and defence != NO_DEFENCE:
-        purifier = purifier_of(TWINS[defence] if attacker.exact else defence, bench.device)
+        purifier = purifier_of(defence, bench.device)
         first = bench.seed if not attacker.fresh else 1
         model = DefenceAware(
             model,
             purifier,
-            gradient="exact" if attacker.exact else None,
+            gradient=attacker.gradient,
             eot=EOT(attacker.samples, first=first, fresh=attacker.fresh),
             num_points=bench.points.shape[1],
             seed=bench.seed,
@@ -141,7 +141,9 @@ def row(bench: Bench, victim: Victim, defence: str, names: tuple[str, ...], step
     found = {"clean": correct(bench, victim, bench.points, defence)}
     for name in names:
         attacker = ATTACKERS[name]
-        if attacker.exact and defence not in TWINS:
+        if attacker.gradient == "exact" and (
+            defence == NO_DEFENCE or not purifier_of(defence, bench.device).differentiable
+        ):
             continue
         if attacker.samples > 1 and (
             defence == NO_DEFENCE or purifier_of(defence, bench.device).deterministic
@@ -222,6 +224,6 @@ def table(result: dict[str, Any]) -> str:
         f"{markdown(*rows_of(result))}\n\n"
         f"Accuracy in %: of one draw that the attacker does not know / of the mean logits of {DRAWS} "
         f"draws. APGD-CE in L∞ {DELTA}, {steps} steps, no target, made on the defended classifier unless "
-        "*plain*; *exact* gradients are those of the differentiable twin, others straight-through. *worst*: "
+        "*plain*; *exact* gradients are those of a differentiable method, others straight-through. *worst*: "
         "clouds that are classified correctly under every attacker, and clean."
     )

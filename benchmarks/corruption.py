@@ -63,7 +63,7 @@ def corruptions(
                 seen = bench.purified(points, defence)
                 place = {"corruption": name, "severity": severity, "defence": defence}
                 for victim in models:
-                    accuracy = rate(bench.predictions(victim, seen) == bench.labels)["accuracy"]
+                    accuracy = rate(bench.predictions(victim, seen, defence) == bench.labels)["accuracy"]
                     rows.append({"victim": victim.title, **place, "accuracy": accuracy})
         record.write(out, "corruptions", **bench.about(), **about, rows=rows)
         click.echo(f"{name}: " + ", ".join(f"{key} {mean:.1f}" for key, mean in means(rows, name).items()))

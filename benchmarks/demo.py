@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -18,10 +19,11 @@ import classifiers
 import ifdefense
 from benchmarks import record
 from benchmarks.layout import text_table
+from ifdefense import Defended
 from ifdefense.console import device_option
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.formats import replacing
-from ifdefense.devices import device_of_weights, synchronise
+from ifdefense.devices import synchronise
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.logits import classify
 from ifdefense.purifiers.base import Trace
@@ -140,19 +142,16 @@ def play(victim: nn.Module, clean: Tensor, clouds: CloudSet, effort: Effort) -> 
             start = time.perf_counter()
             traces = purifier.trace(points)
             seconds[method] = time.perf_counter() - start
-            purified = torch.from_numpy(np.stack([trace.purified for trace in traces]))
-            seen = to_unit_sphere(purified) if purifier.normalise else purified
-            predicted[method] = predict(victim, seen)
+            purified = torch.from_numpy(np.stack([trace.purified for trace in traces])).to(clean.device)
+            predicted[method] = predict(Defended(victim, purifier).classified, purified)
             shown = traces if method == DEFAULT else shown
         yield Round(name, predicted, seconds, shown)
 
 
 @torch.no_grad()
-def predict(victim: nn.Module, points: Tensor) -> Tensor:
+def predict(model: Callable[[Tensor], Any], points: Tensor) -> Tensor:
     """``(S,)`` predicted classes, on the CPU."""
-    device = device_of_weights(victim)
-    parts = (part.to(device) for part in points.split(BATCH))
-    return torch.cat([classify(victim, part).argmax(1).cpu() for part in parts])
+    return torch.cat([classify(model, part).argmax(1).cpu() for part in points.split(BATCH)])
 
 
 def choose(played: Round, clean: Tensor, clouds: CloudSet, count: int) -> list[Case]:

@@ -16,7 +16,6 @@ from benchmarks.clock import make_clouds, median_seconds
 from benchmarks.layout import markdown, text_table
 from benchmarks.protocol import Bench, Protocol, Victim, protocol_options, rate, several
 from benchmarks.suite import SUITE
-from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.implicit.base import ImplicitNetwork, load_network
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
 from ifdefense.purifiers.compose import Compose
@@ -68,7 +67,7 @@ class Accuracies:
         for name, points in self.given.items():
             parts = tqdm(points.split(bench.batch), name, mininterval=5)
             found = torch.cat([method(part, points.shape[1], bench.seed) for part in parts])
-            figures[name] = rate(bench.predictions(self.victim, to_unit_sphere(found)) == bench.labels)
+            figures[name] = rate(bench.predictions(self.victim, found, method) == bench.labels)
         return figures
 
 

@@ -27,7 +27,7 @@ import classifiers
 import ifdefense
 from attacks import EOT, Attack, adaptive, attack_in_batches, random_targets
 from benchmarks import record
-from ifdefense import Purifier
+from ifdefense import Defended, Purifier
 from ifdefense.console import device_option
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.formats import replacing
@@ -41,7 +41,7 @@ from ifdefense.purifiers.registry import METHODS
 
 CPU = torch.device("cpu")
 NO_DEFENCE = "none"
-DEFENCES = (NO_DEFENCE, *(name for name in reversed(METHODS) if METHODS[name].twin_of is None))
+DEFENCES = (NO_DEFENCE, *reversed(METHODS))
 """No defence, the baselines, then the methods with a network."""
 
 VICTIMS = (
@@ -150,9 +150,16 @@ class Bench:
         model = victim.model
         if defence != NO_DEFENCE:
             purifier = purifier_of(defence, self.device)
-            eot = EOT(samples=1, first=self.seed, fresh=False)
-            size = self.points.shape[1]
-            attack, model = adaptive(attack, model, purifier, eot=eot, num_points=size, seed=self.seed)
+            attack, model = adaptive(
+                attack,
+                model,
+                purifier,
+                # Through samples of a surface, straight-through gradients find more (benchmarks/README.md).
+                gradient="nearest" if METHODS[defence].network else "exact",
+                eot=EOT(samples=1, first=self.seed, fresh=False),
+                num_points=self.points.shape[1],
+                seed=self.seed,
+            )
         key = digest(attack, model, code_of(model), versions(), self.kind)
         result = attack_in_batches(
             attack,
@@ -168,7 +175,7 @@ class Bench:
         return result.points
 
     def purified(self, points: Tensor, defence: str) -> Tensor:
-        """``(S, N, 3)`` clouds as the classifier sees them behind a defence."""
+        """``(S, N, 3)`` clouds as a defence leaves them, see `ifdefense.Defended.purified`."""
         if defence == NO_DEFENCE:
             return points
         purifier, size = purifier_of(defence, self.device), self.points.shape[1]
@@ -183,13 +190,16 @@ class Bench:
                 with replacing(path, force=True) as partial, partial.open("wb") as file:
                     np.save(file, made.cpu().numpy())
             parts.append(torch.from_numpy(np.load(path)))
-        purified = torch.cat(parts).to(self.device)
-        return to_unit_sphere(purified) if purifier.normalise else purified
+        return torch.cat(parts).to(self.device)
 
     @torch.no_grad()
-    def predictions(self, victim: Victim, points: Tensor) -> Tensor:
-        """``(S,)`` predicted classes."""
-        return torch.cat([classify(victim.model, part).argmax(1) for part in points.split(self.batch)])
+    def predictions(self, victim: Victim, points: Tensor, defence: str | Purifier = NO_DEFENCE) -> Tensor:
+        """``(S,)`` predicted classes of clouds as a defence leaves them."""
+        model: Callable[[Tensor], Any] = victim.model
+        if defence != NO_DEFENCE:
+            purifier = purifier_of(defence, self.device) if isinstance(defence, str) else defence
+            model = Defended(model, purifier).classified
+        return torch.cat([classify(model, part).argmax(1) for part in points.split(self.batch)])
 
     def about(self) -> dict[str, Any]:
         """What results say of their clouds."""

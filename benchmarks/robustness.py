@@ -80,12 +80,12 @@ def measure(
     row["specs"] = {name: digest(spec) for name, spec in specs(defences).items()}
     row["figures"] = {}
     for defence in defences:
-        predicted = bench.predictions(victim, bench.purified(plain, defence))
+        predicted = bench.predictions(victim, bench.purified(plain, defence), defence)
         if knows:
             row.setdefault("plain", {})[defence] = figures(bench, predicted, targeted)
         if knows and defence != NO_DEFENCE:
             aware = bench.attacked(victim, name, attack, targeted, defence)
-            predicted = bench.predictions(victim, bench.purified(aware, defence))
+            predicted = bench.predictions(victim, bench.purified(aware, defence), defence)
         row["figures"][defence] = figures(bench, predicted, targeted)
     return row
 

@@ -127,13 +127,12 @@ def real_tensor(values: object, name: str) -> Tensor:
     raise TypeError(f"{name} has dtype {values.dtype}: coordinates must be real numbers")
 
 
-def cloud_of(values: object, name: str, *, detach: bool = True) -> Tensor:
+def cloud_of(values: object, name: str) -> Tensor:
     """One cloud, checked.
 
     Args:
         values: ``(N, 3 + C)`` coordinates and attributes, see `real_tensor`.
         name: what to call it in messages.
-        detach: whether the tensor is cut off from the graph that it is part of.
 
     Returns:
         ``(N, 3 + C)`` float tensor.
@@ -146,8 +145,6 @@ def cloud_of(values: object, name: str, *, detach: bool = True) -> Tensor:
     cloud = real_tensor(values, name)
     if cloud.ndim != 2 or cloud.shape[1] < 3:
         raise ValueError(f"{name} must have shape (N, 3) or (N, 3 + C), got {tuple(cloud.shape)}")
-    if detach:
-        cloud = cloud.detach()
     points = cloud.detach()[:, :3].cpu()  # every check reads a value
     broken = ~torch.isfinite(points).all(1)
     if broken.any():

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from ifdefense.clouds import unpack
+from ifdefense.clouds import Unpacked, unpack
 from ifdefense.data.formats import (
     BATCH_SUFFIXES,
     CLOUD_SUFFIXES,
@@ -87,6 +87,7 @@ class Job:
         target_suffix: what the result becomes.
         meshes: name of its meshes, without their ending.
         file: what the source holds, once it is read.
+        unpacked: its clouds, checked.
     """
 
     source: Path
@@ -95,6 +96,7 @@ class Job:
     target_suffix: str
     meshes: str = ""
     file: CloudFile | None = None
+    unpacked: Unpacked | None = None
 
     def titles(self) -> list[str]:
         """What each cloud of the file is called."""
@@ -401,10 +403,10 @@ class Run:
                     max_points=settings.max_points,
                 )
                 points = [cloud.points for cloud in file.clouds]
-                unpack(points if len(points) > 1 else points[0])
+                unpacked = unpack(points if len(points) > 1 else points[0])
                 if len(file.clouds) > 1 and job.target_suffix not in BATCH_SUFFIXES:
                     raise ValueError(f"{job.target} cannot hold {len(file.clouds)} clouds; .npz can")
-                job = dataclasses.replace(job, file=file)
+                job = dataclasses.replace(job, file=file, unpacked=unpacked)
                 if settings.mesh:
                     self._claim_meshes(job)
             except Exception as error:  # one bad file never stops the others
@@ -426,7 +428,7 @@ class Run:
 
     def _purify_group(self, jobs: Sequence[Job]) -> None:
         """Purifies the clouds of some files together, or of each file alone where that fails."""
-        clouds = [cloud.points for job in jobs if job.file for cloud in job.file.clouds]
+        clouds = Unpacked.of([job.unpacked for job in jobs if job.unpacked is not None])
         settings = self.settings
         try:
             traces = self.purifier.trace(

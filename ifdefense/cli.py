@@ -18,7 +18,7 @@ from click.shell_completion import CompletionItem
 from ifdefense import __version__
 from ifdefense.console import LazyGroup, device_option, let_threads_sleep, use_huge_pages
 from ifdefense.geometry.axes import AXES
-from ifdefense.purifiers.registry import DEFAULT, METHODS
+from ifdefense.purifiers.registry import DEFAULT, METHODS, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -59,8 +59,7 @@ class Method(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name or path, if there is such a method or file."""
         if value not in METHODS and not os.path.isfile(value):
-            names = ", ".join(repr(name) for name in METHODS)
-            self.fail(f"{value!r} is not one of {names}, and there is no such file.", param, ctx)
+            self.fail(unknown(value), param, ctx)
         return value
 
     def shell_complete(
@@ -130,7 +129,8 @@ def info() -> None:
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     click.echo(f"{'device':<14} {', '.join(names) or f'cpu, {torch.get_num_threads()} threads'}")
     for index, (name, method) in enumerate(METHODS.items()):
-        click.echo(f"{'' if index else 'methods':<14} {name:<10} {method.summary}")
+        gradients = ", differentiable" if method.differentiable else ""
+        click.echo(f"{'' if index else 'methods':<14} {name:<13} {method.summary}{gradients}")
     folder = resources.files("ifdefense") / "weights"
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if entry.name.endswith(".safetensors"):

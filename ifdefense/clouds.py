@@ -37,6 +37,28 @@ class Unpacked:
     clouds: list[Tensor]
     build: Callable[[Sequence[Tensor], Rows], Any]
 
+    @classmethod
+    def of(cls, members: Sequence[Unpacked]) -> Unpacked:
+        """Several as one, whose results are packed as a list."""
+        starts = np.cumsum([0, *(len(member.clouds) for member in members)]).tolist()
+
+        def build(results: Sequence[Tensor], rows: Rows) -> list[Any]:
+            return [
+                member.build(results[start:end], _shifted(rows, start))
+                for member, start, end in zip(members, starts[:-1], starts[1:], strict=True)
+            ]
+
+        return cls([cloud for member in members for cloud in member.clouds], build)
+
+    def on(self, device: torch.device) -> Unpacked:
+        """The same clouds on another device; results are packed on the device that the clouds came from."""
+
+        def build(results: Sequence[Tensor], rows: Rows) -> Any:
+            back = [each.to(cloud.device) for each, cloud in zip(results, self.clouds, strict=True)]
+            return self.build(back, rows)
+
+        return Unpacked([cloud.to(device) for cloud in self.clouds], build)
+
     def pack(self, results: Sequence[Tensor], index: Sequence[Tensor | None] | None = None) -> Any:
         """Turns results into the kind of array that came in, with its attributes.
 
@@ -53,29 +75,30 @@ class Unpacked:
         return self.build(results, rows)
 
 
-def unpack(points: Clouds, *, detach: bool = True) -> Unpacked:
+def unpack(points: Clouds | Unpacked) -> Unpacked:
     """Checks clouds and takes them apart.
 
     Args:
-        points: clouds in the caller's frame.
-        detach: whether the tensors are cut off from the graph that they are part of.
+        points: clouds in the caller's frame; what is unpacked already is returned as it is.
 
     Raises:
         TypeError: if a cloud is neither a NumPy array nor a tensor, or its numbers are not real.
         ValueError: for a wrong shape, an empty list, NaN or infinity, zero extent, or fewer than
             :data:`MIN_POINTS` distinct points, naming the cloud.
     """
+    if isinstance(points, Unpacked):
+        return points
     if is_geometric(points):
         from ifdefense.pyg import unpack_data
 
-        return Unpacked(*unpack_data(points, detach=detach))
+        return Unpacked(*unpack_data(points))
     if isinstance(points, (Tensor, np.ndarray)) or _is_numbers(points):
-        return _unpack_array(points, detach)
+        return _unpack_array(points)
     if not isinstance(points, (list, tuple)):
         raise TypeError(f"expected NumPy arrays or tensors, got {type(points).__name__}")
     if not points:
         raise ValueError("there are no clouds: the list or batch is empty")
-    return _unpack_list(points, detach)
+    return Unpacked.of([_member(part, f"cloud {i}") for i, part in enumerate(points)])
 
 
 def tensors(points: Clouds) -> Any:
@@ -104,7 +127,7 @@ def _is_numbers(value: object) -> bool:
     return not value[0] or not isinstance(value[0][0], (list, tuple, Tensor, np.ndarray))
 
 
-def _unpack_array(points: Any, detach: bool) -> Unpacked:
+def _unpack_array(points: Any) -> Unpacked:
     """One cloud, or a batch as one array."""
     shape = np.shape(points) if isinstance(points, np.ndarray) else getattr(points, "shape", None)
     if shape is not None and (len(shape) not in (2, 3) or shape[-1] < 3):
@@ -118,7 +141,7 @@ def _unpack_array(points: Any, detach: bool) -> Unpacked:
     if not parts:
         raise ValueError("there are no clouds: the list or batch is empty")
     names = ["the cloud"] if single else [f"cloud {i}" for i in range(len(parts))]
-    full = [cloud_of(part, name, detach=detach) for part, name in zip(parts, names, strict=True)]
+    full = [cloud_of(part, name) for part, name in zip(parts, names, strict=True)]
 
     def build(results: Sequence[Tensor], rows: Rows) -> Any:
         done = [_with_columns(*each, i, rows) for i, each in enumerate(zip(full, results, strict=True))]
@@ -127,44 +150,28 @@ def _unpack_array(points: Any, detach: bool) -> Unpacked:
     return Unpacked([cloud[:, :3] for cloud in full], build)
 
 
-def _unpack_list(parts: Sequence[Any], detach: bool) -> Unpacked:
-    """A list of clouds, each of any kind."""
-    members: list[Unpacked] = []
-    for i, part in enumerate(parts):
-        if is_geometric(part):
-            from ifdefense.pyg import unpack_data
-
-            member = Unpacked(*unpack_data(part, name=f"cloud {i}", detach=detach))
-        else:
-            member = _member(part, f"cloud {i}", detach)
-        members.append(member)
-    starts = np.cumsum([0, *(len(member.clouds) for member in members)])
-
-    def build(results: Sequence[Tensor], rows: Rows) -> list[Any]:
-        return [
-            member.build(results[start:end], _shifted(rows, start))
-            for member, start, end in zip(members, starts[:-1].tolist(), starts[1:].tolist(), strict=True)
-        ]
-
-    return Unpacked([cloud for member in members for cloud in member.clouds], build)
-
-
 def _shifted(rows: Rows, start: int) -> Rows:
     return lambda i: rows(start + i)
 
 
-def _member(part: Any, name: str, detach: bool) -> Unpacked:
-    full = cloud_of(part, name, detach=detach)
+def _member(part: Any, name: str) -> Unpacked:
+    """One part of a list: a cloud of any kind, or data of PyTorch Geometric."""
+    if is_geometric(part):
+        from ifdefense.pyg import unpack_data
+
+        return Unpacked(*unpack_data(part, name=name))
+    full = cloud_of(part, name)
     return Unpacked(
         [full[:, :3]], lambda results, rows: _as_kind(_with_columns(full, results[0], 0, rows), part)
     )
 
 
 def _with_columns(full: Tensor, result: Tensor, i: int, rows: Rows) -> Tensor:
-    """A result ``(M, 3)`` with the further columns of its cloud."""
+    """A result ``(M, 3)`` with the further columns of its cloud, which pass gradients if its points do."""
     if full.shape[1] == 3:
         return result
-    return torch.cat([result, full[rows(i).to(full.device), 3:].to(result)], 1)
+    columns = full[rows(i).to(full.device), 3:].to(result)
+    return torch.cat([result, columns if result.requires_grad else columns.detach()], 1)
 
 
 def _as_kind(result: Tensor, like: Any) -> Any:

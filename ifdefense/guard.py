@@ -29,10 +29,16 @@ _replaced: list[tuple[Any, str]] = []
 
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
-    """Inside the block, the caller's autocast, inference mode, default device and precision have no effect.
+    """Inside the block, `normal_modes`, and products are exact. May be entered by several threads."""
+    with normal_modes(), _exact_products():
+        yield
 
-    May be nested, and entered by several threads. Tensors made in inference mode have to be cloned before
-    they are used, see `normal`.
+
+@contextlib.contextmanager
+def normal_modes() -> Iterator[None]:
+    """Inside the block, the caller's autocast, inference mode and default device have no effect.
+
+    May be nested. Tensors made in inference mode have to be cloned before they are used, see `normal`.
     """
     gradients = torch.is_grad_enabled()
     with contextlib.ExitStack() as stack:
@@ -43,7 +49,6 @@ def isolated() -> Iterator[None]:
             stack.enter_context(torch.set_grad_enabled(gradients))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
-        stack.enter_context(_exact_products())
         yield
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ifdefense.guard import autocast_kinds
+from ifdefense.guard import autocast_kinds, normal_modes
 
 _LOG = logging.getLogger(__name__)
 
@@ -117,18 +117,13 @@ _CPU = torch.device("cpu")
 
 @contextlib.contextmanager
 def apart() -> Iterator[None]:
-    """Context without the caller's autocast and default device, except in models called by `classify`.
+    """Context in `ifdefense.guard.normal_modes`, except for autocast and device in models `classify` calls.
 
     Autocast is meant for the networks of the caller, not for distances and updates, which lose their digits.
     """
-    caller = _State.now()
-    token = _CALLER.set(caller)
+    token = _CALLER.set(_State.now())
     try:
-        with contextlib.ExitStack() as stack:
-            for kind in caller.autocast:
-                stack.enter_context(torch.autocast(kind, enabled=False))
-            if caller.device != _CPU:
-                stack.enter_context(_CPU)
+        with normal_modes():
             yield
     finally:
         _CALLER.reset(token)

@@ -28,14 +28,13 @@ ADJACENCY = {"adj", "adj_t", "face"}
 
 
 def unpack_data(
-    data: Any, name: str | None = None, *, detach: bool = True
+    data: Any, name: str | None = None
 ) -> tuple[list[Tensor], Callable[[Sequence[Tensor], Callable[[int], Tensor]], Any]]:
     """Takes a ``Data`` or ``Batch`` apart.
 
     Args:
         data: with positions ``pos`` ``(N, 3)``; a vector ``batch`` says which cloud a point belongs to.
         name: what to call it in messages.
-        detach: whether positions are cut off from the graph that they are part of.
 
     Returns:
         The clouds ``(N_i, 3)``, and what makes a ``Data`` or ``Batch`` of results, as in
@@ -59,7 +58,7 @@ def unpack_data(
     prefix = f"{name}, " if name else ""
     names = [name or "the cloud"] if sizes is None else [f"{prefix}cloud {i}" for i in range(len(sizes))]
     parts = positions.split([len(positions)] if sizes is None else sizes)
-    clouds = [cloud_of(part, called, detach=detach) for part, called in zip(parts, names, strict=True)]
+    clouds = [cloud_of(part, called) for part, called in zip(parts, names, strict=True)]
 
     def build(results: Sequence[Tensor], rows: Callable[[int], Tensor]) -> Any:
         return _rebuilt(data, [len(cloud) for cloud in clouds], results, rows)

@@ -232,8 +232,38 @@ def test_without_a_gradient_it_is_the_defended_classifier(name: str) -> None:
         assert torch.equal(aware(points), defended(points))
 
 
+def test_the_up_axis_is_that_of_the_defended_classifier() -> None:
+    asked: list[dict[str, str]] = []
+
+    class Same(FunctionPurifier):
+        def forward(
+            self, points: Tensor, num_points: int | None = None, seed: int = 0, **axis: str
+        ) -> Tensor:
+            asked.append(axis)
+            return points * 1
+
+    model = nn.Linear(3, 3)
+    model.register_forward_hook(lambda module, given, output: output.mean(1))
+    same = Same(lambda points, num_points, seed: points, deterministic=True, differentiable=True)
+    points = double().float()
+    for up, stated in ((None, None), ("y", None), ("y", "y"), (None, "-x")):
+        model.up_axis = stated
+        aware, defended = DefenceAware(model, same, up=up), Defended(model, same, seed=0, up=up)
+        asked.clear()
+        assert torch.equal(aware(points), defended(points))
+        assert asked == [{} if up is None else {"up": up}] * 2
+        wanted = points.clone().requires_grad_()
+        ours, theirs = (
+            torch.autograd.grad(each(wanted)[:, 0].sum(), wanted)[0] for each in (aware, defended)
+        )
+        torch.testing.assert_close(ours, theirs)
+    _, aware = adaptive(PLAIN, model, same, up="y")
+    assert aware.up == "y"
+
+
 def test_purifiers_of_the_library_say_what_they_are() -> None:
     sor_ = ifdefense.load("sor")
+    assert isinstance(DefenceAware(victim(), fixed(sor)), Defended)
     assert DefenceAware(victim(), sor_).purifier.gradient == "exact"
     points, weight = double(40), torch.randn(2, 40, 3, dtype=torch.float64)
     torch.testing.assert_close(

@@ -42,7 +42,6 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(protocol, "_whole", lambda split: whole)
     for module in (protocol, adaptive):
         monkeypatch.setattr(module, "purifier_of", lambda *_: Shaken())
-    monkeypatch.setattr(adaptive, "TWINS", {"sor": "twin"})
     SEEDS.clear()
     return Bench("validation", 6, 0, tmp_path, batch=6)
 
@@ -79,7 +78,7 @@ def test_equal_draws_are_not_averaged(bench: Bench, monkeypatch: pytest.MonkeyPa
     assert set(row(bench, victim(), "sor", names, 1)["figures"]) == {"clean", "plain", "known", "worst"}
 
 
-def test_the_worst_is_at_most_every_single_one_and_twins_are_needed_for_exact_gradients(
+def test_the_worst_is_at_most_every_single_one_and_exact_gradients_need_a_differentiable_method(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = row(bench, victim(), "sor", ("plain", "known"), 4)
@@ -87,7 +86,7 @@ def test_the_worst_is_at_most_every_single_one_and_twins_are_needed_for_exact_gr
     for kind in ("known", "fresh", "mean"):
         each = [figures[name][kind]["accuracy"] for name in ("clean", "plain", "known")]
         assert figures["worst"][kind]["accuracy"] <= min(each)
-    monkeypatch.setattr(adaptive, "TWINS", {})
+    monkeypatch.setattr(Shaken, "differentiable", False)
     assert "exact" not in row(bench, victim(), "sor", ("exact",), 1)["figures"]
     header, lines = rows_of({"rows": [made]})
     assert header[3:] == ["clean", ATTACKERS["plain"].title, ATTACKERS["known"].title, "worst"]

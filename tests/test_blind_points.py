@@ -8,8 +8,10 @@ import torch
 from scipy.spatial import cKDTree
 
 import ifdefense
-from ifdefense import purify
+from ifdefense import Compose, purify
 from ifdefense.geometry.frame import first_occurrences, within_reach
+from ifdefense.purifiers import base
+from ifdefense.purifiers.filters import LocalSmoothing, SimpleRandomSampling, StatisticalOutlierRemoval
 from ifdefense.purifiers.pretrained import local_mesh
 from ifdefense.purifiers.registry import METHODS
 from ifdefense.shapes.procedural import make_shape
@@ -104,3 +106,18 @@ def test_points_are_distinct_where_there_is_a_surface(chair: np.ndarray, method:
         assert len(np.unique(trace.purified, axis=0)) == 1024
     # Padding says nothing: the result is that of the cloud without it.
     np.testing.assert_array_equal(purify(padded, method), purify(chair[:512], method, num_points=1024))
+
+
+def test_a_chain_looks_for_duplicates_among_new_points_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    look = base.first_occurrences
+    monkeypatch.setattr(base, "first_occurrences", lambda points: sizes.append(len(points)) or look(points))
+    pair = np.random.default_rng(0).normal(size=(60, 1, 3)) + np.array([[[0, 0, 0], [1e-3, 0, 0]]])
+    cloud = np.concatenate([pair.reshape(-1, 3), np.ones((10, 3))])
+    chain = [SimpleRandomSampling(1, 10), StatisticalOutlierRemoval(), LocalSmoothing(2)]
+    Compose(chain)(cloud, 50)
+    assert sizes == [130]  # selections of distinct points are distinct
+    sizes.clear()
+    (traced,) = Compose([*reversed(chain), StatisticalOutlierRemoval()]).trace(cloud, 30)
+    assert sizes[0] == 130 and len(sizes) == 2  # both points of a pair have the same mean
+    assert len(np.unique(traced.purified, axis=0)) == 30

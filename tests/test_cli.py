@@ -196,7 +196,8 @@ def test_nothing_half_written_stays_behind(
         (["a.ply", "b.ply", "-o", "a.ply"], "several results need a folder"),
         (["many.npz", "-o", "many.ply"], "cannot hold 2 clouds"),
         (["a.ply", "-o", "out", "--num-points", "0"], "0 is not in the range"),
-        (["a.ply", "-o", "out", "--method", "magic"], "'magic' is not one of"),
+        (["a.ply", "-o", "out", "--method", "magic"], "unknown method 'magic'"),
+        (["a.ply", "-o", "out", "--method", "local-newton"], "no longer a method: use local-mesh"),
         (["a.ply", "-o", "out", "--device", "nowhere"], "nowhere"),
     ],
 )

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import ifdefense
-from ifdefense import purify
-from ifdefense.clouds import unpack
+from ifdefense import clouds, purify
+from ifdefense.clouds import Unpacked, unpack
 
 CLOUD = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
 
@@ -31,6 +31,26 @@ def test_each_kind_comes_back_as_it_was() -> None:
         assert type(back) is type(kind) and back.shape == kind.shape and back.dtype == kind.dtype
     mixed = unpack([CLOUD, CLOUD[:20]])
     assert [cloud.shape for cloud in mixed.pack(mixed.clouds)] == [(40, 3), (20, 3)]
+
+
+def test_unpacked_clouds_are_taken_as_they_are() -> None:
+    unpacked = unpack([CLOUD, CLOUD[:20].astype(np.float64)])
+    assert unpack(unpacked) is unpacked
+    both = Unpacked.of([unpack(CLOUD), unpacked])
+    first, (second, third) = both.pack(both.clouds)
+    for one, expected in ((first, CLOUD), (second, CLOUD), (third, CLOUD[:20].astype(np.float64))):
+        assert isinstance(one, np.ndarray) and one.dtype == expected.dtype
+        np.testing.assert_array_equal(one, expected)
+
+
+def test_every_cloud_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    check = clouds.cloud_of
+    monkeypatch.setattr(clouds, "cloud_of", lambda values, name: checked.append(name) or check(values, name))
+    for method in ("sor", ifdefense.load("sor")):
+        purify([CLOUD, CLOUD + 1], method)
+        assert checked == ["cloud 0", "cloud 1"]
+        checked.clear()
 
 
 def test_the_caller_s_array_is_not_shared_when_it_is_read_backwards() -> None:

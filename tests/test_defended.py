@@ -110,6 +110,15 @@ def test_logits_are_means_over_draws(sphere_cloud: Cloud) -> None:
     assert len(set(Defended(Linear(), Jitter(), draws=5).seeds())) == 5
 
 
+def test_its_two_steps_can_be_called_alone(sphere_cloud: Cloud, box_cloud: Cloud) -> None:
+    model = Defended(Linear(), ifdefense.load("sor-smooth"), num_points=200, seed=3)
+    batch = torch.from_numpy(np.stack([sphere_cloud, box_cloud]))
+    for given in (batch, batch[0], [batch[0], batch[1][:500]]):
+        purified = model.purified(given, 3)
+        assert len(purified) == len(model.purifier(given, 200, 3))
+        assert torch.equal(model.classified(purified), model(given))
+
+
 def test_a_deterministic_purifier_is_called_once(sphere_cloud: Cloud) -> None:
     purifier = Still()
     Defended(Linear(), purifier, draws=8)(sphere_cloud)

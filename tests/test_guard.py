@@ -195,7 +195,7 @@ def test_no_setting_reaches_the_data_of_pyg(methods: dict[str, tuple[Purifier, T
 
 
 def test_tensors_of_inference_mode_pass_gradients_on_afterwards() -> None:
-    purifier = quick("local-newton")
+    purifier = quick("local-mesh")
     with torch.inference_mode():
         clouds = CLOUDS.clone()
         result = purifier(clouds, POINTS, seed=1)
@@ -280,7 +280,7 @@ def test_the_precision_comes_back_with_the_last_of_several_threads() -> None:
 
 
 def test_gradients_are_the_caller_s_choice(methods: dict[str, tuple[Purifier, Tensor]]) -> None:
-    purifier, _ = methods["local-newton"]
+    purifier, _ = methods["local-mesh"]
     points = CLOUDS.clone().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert purifier(points, POINTS).requires_grad
@@ -319,7 +319,7 @@ def test_loaded_networks_are_frozen(methods: dict[str, tuple[Purifier, Tensor]])
 
 
 def test_training_a_defended_model_leaves_its_purifier_alone() -> None:
-    purifier, classifier = quick("local-newton"), Pooled()
+    purifier, classifier = quick("local-mesh"), Pooled()
     model = Defended(classifier, purifier, num_points=POINTS, seed=1).train()
     assert classifier.training and not any(module.training for module in purifier.modules())
     before = {name: value.clone() for name, value in purifier.state_dict().items()}
@@ -334,7 +334,7 @@ def test_training_a_defended_model_leaves_its_purifier_alone() -> None:
 
 
 def test_an_explicit_wish_makes_a_purifier_trainable() -> None:
-    purifier = quick("local-newton").requires_grad_()
+    purifier = quick("local-mesh").requires_grad_()
     purifier(CLOUDS, POINTS).square().sum().backward()
     assert sum(weight.grad is not None and bool(weight.grad.any()) for weight in purifier.parameters()) > 100
 
@@ -342,7 +342,7 @@ def test_an_explicit_wish_makes_a_purifier_trainable() -> None:
 def test_a_defended_model_in_ddp(tmp_path: Any) -> None:
     torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        model = Defended(Pooled(), quick("local-newton"), num_points=POINTS, seed=1)
+        model = Defended(Pooled(), quick("local-mesh"), num_points=POINTS, seed=1)
         parallel = nn.parallel.DistributedDataParallel(model).train()
         optimiser = torch.optim.SGD(parallel.parameters(), 0.1)
         losses = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import ifdefense
 from attacks import FGM
@@ -17,10 +17,9 @@ from benchmarks import protocol
 from benchmarks.protocol import DEFENCES, Bench, Victim
 from classifiers import fold
 from classifiers.pointnet import PointNet
-from ifdefense import provenance
+from ifdefense import Defended, provenance
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.selection import stratified
-from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.provenance import digest_of_weights
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.filters import LocalSmoothing, StatisticalOutlierRemoval
@@ -48,7 +47,7 @@ def test_more_examples_than_there_are_cannot_be_drawn(count: int) -> None:
 
 
 def test_every_method_is_a_defence() -> None:
-    assert set(DEFENCES) == {"none", *(name for name, method in METHODS.items() if method.twin_of is None)}
+    assert set(DEFENCES) == {"none", *METHODS}
     assert DEFENCES[:4] == ("none", "srs", "sor", "sor-smooth")
 
 
@@ -76,19 +75,33 @@ def victim(seed: int = 0) -> Victim:
     return Victim("pointnet", fold(model), digest_of_weights(model))
 
 
+class Extent(nn.Module):
+    """The class is the distance of the farthest point from the origin, in tenths."""
+
+    def forward(self, points: Tensor) -> Tensor:
+        reach = points.norm(dim=2).amax(1, keepdim=True) * 10
+        return -(reach - torch.arange(40)).abs()
+
+
 def folders(bench: Bench, kind: str) -> set[str]:
     return {path.name for path in (bench.cache / kind).iterdir()}
 
 
-def test_purified_clouds_are_normalised_where_the_purifier_says_so(
+def test_predictions_are_those_of_the_defended_classifier(
     bench: Bench, purifiers: dict[str, Purifier]
 ) -> None:
     points = bench.points * 0.5 + 1
     assert torch.equal(bench.purified(points, "none"), points)
-    assert torch.equal(bench.purified(points, "sor"), purifiers["sor"](points, 200, 0))
-    purifiers["sor"] = LocalSmoothing()
-    expected = to_unit_sphere(purifiers["sor"](points, 200, 0))
-    assert torch.equal(bench.purified(points, "sor"), expected)
+    for purifier in (StatisticalOutlierRemoval(), LocalSmoothing()):  # the second is to be normalised
+        purifiers["sor"] = purifier
+        purified = bench.purified(points, "sor")
+        assert torch.equal(purified, purifier(points, 200, 0))
+        with torch.no_grad():
+            logits = Defended(Extent(), purifier, num_points=200, seed=0)(points)
+        extents = Victim("extent", Extent(), "")
+        assert torch.equal(bench.predictions(extents, purified, "sor"), logits.argmax(1))
+        assert torch.equal(bench.predictions(extents, purified, purifier), logits.argmax(1))
+        assert not torch.equal(bench.predictions(extents, 9 * purified), logits.argmax(1))
 
 
 def test_purified_clouds_are_kept_under_all_that_made_them(

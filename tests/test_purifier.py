@@ -227,7 +227,11 @@ def test_double_and_half_precision_come_back(chairs: np.ndarray) -> None:
 ERRORS = {
     "method": (
         lambda c: purify(c, "onet"),
-        "unknown method 'onet'; there are local-mesh, local-newton, local-random",
+        "unknown method 'onet'; there are local-mesh, local-random",
+    ),
+    "removed": (
+        lambda c: purify(c, "local-random-newton"),
+        "local-random-newton is no longer a method: use local-random, which passes gradients",
     ),
     "count": (lambda c: purify(c, num_points=0), "num_points must be at least 1, got 0"),
     "batch": (lambda c: purify(c, batch_size=0), "batch_size must be at least 1, got 0"),

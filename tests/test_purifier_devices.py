@@ -19,7 +19,7 @@ from ifdefense.purifiers import loading
 from ifdefense.purifiers.filters import StatisticalOutlierRemoval
 
 POINTS = 24
-METHODS = ["local-mesh", "local-random-newton", "onet-opt", "sor-ae", "sor"]
+METHODS = ["local-mesh", "local-random", "onet-opt", "sor-ae", "sor"]
 """One of each kind of network, filter and restorer."""
 
 

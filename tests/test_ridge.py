@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
 from surface_checks import Sphere, clouds, slopes_of_the_radius, spheres
 from torch import Tensor
 
+from ifdefense import purify
 from ifdefense.implicit.base import Calibration, Field
 from ifdefense.purifiers.surface import SurfacePurifier
 from ifdefense.restorers import ridge
@@ -92,22 +94,46 @@ def test_the_surest_are_taken_where_too_few_are_sure() -> None:
     assert chosen(peak, 4, 0.5).tolist() == [1, 2, 3, 4]
 
 
-def test_the_differentiable_twin_gives_the_same_points() -> None:
-    given, network = clouds(), Shell()
-    twin = dataclasses.replace(RIDGE, differentiable=True)
-    results = []
-    for restorer in (RIDGE, twin):
-        leaves = [cloud.clone().requires_grad_() for cloud in given]
-        restored = restorer(network.field(network.encode(leaves)), leaves, [90, 90], CALIBRATION, 1)
-        points = [each.points for each in restored if each.points is not None]
-        assert len(points) == 2
-        assert all(part.requires_grad == restorer.differentiable for part in points)
-        results.append(torch.cat(points).detach())
-    torch.testing.assert_close(*results, rtol=0, atol=1e-6)
+def test_gradients_are_passed_where_they_are_wanted_and_change_no_point() -> None:
+    given, purifier = clouds(), SurfacePurifier(Shell(), RIDGE)
+    expected = purifier(given, 90, 1)
+    assert not any(points.requires_grad for points in expected)
+    wanted = [cloud.clone().requires_grad_() for cloud in given]
+    for function in (purifier, partial(purify, method=purifier)):
+        results = function(wanted, num_points=90, seed=1)
+        assert all(torch.equal(*each) for each in zip(results, expected, strict=True))
+        gradients = torch.autograd.grad(torch.cat(results).square().sum(), wanted)
+        assert all(gradient.any() for gradient in gradients)
+    with torch.no_grad():
+        assert not any(points.requires_grad for points in purifier(wanted, 90, 1))
+
+
+def test_the_field_is_not_evaluated_again_where_no_gradient_is_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[bool] = []
+    field_of = Shell.field
+
+    def counted(self: Shell, code: list[Sphere]) -> Field:
+        field = field_of(self, code)
+
+        def logits(points: Tensor, cloud: Tensor) -> Tensor:
+            calls.append(torch.is_grad_enabled())
+            return field(points, cloud)
+
+        return logits
+
+    monkeypatch.setattr(Shell, "field", counted)
+    purifier, cloud = SurfacePurifier(Shell(), RIDGE), clouds()[0]
+    purifier(cloud, 90, 1)
+    without = len(calls)
+    assert without and not any(calls)
+    purifier(cloud.requires_grad_(), 90, 1)
+    assert sum(calls) == 1 and len(calls) == 2 * without + 1
 
 
 def test_gradients_are_those_of_the_surface() -> None:
-    purifier = SurfacePurifier(Shell(), dataclasses.replace(RIDGE, differentiable=True))
+    purifier = SurfacePurifier(Shell(), RIDGE)
     exact, numeric = slopes_of_the_radius(purifier)
     assert exact == pytest.approx(numeric, rel=0.05)
 
@@ -132,6 +158,7 @@ def test_bad_options_are_refused(options: dict[str, float], message: str) -> Non
 
 
 @pytest.mark.parametrize(("margin", "share"), [(0.25, 0.8), (2.8, 1.0), (3.3, 1.0)])
+@torch.no_grad()
 def test_samples_are_evaluated_as_needed_and_taken_as_if_all_had_been(
     margin: float, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import ifdefense
-from ifdefense import Compose, Defended, Purifier
+from ifdefense import Compose, Defended, Purifier, purify
 from ifdefense.geometry.frame import Frame
 from ifdefense.implicit.base import Calibration, Field, load_network
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
@@ -157,9 +158,33 @@ def test_gradients_pass_a_differentiable_purifier(clouds: Tensor) -> None:
         assert not purifier(points).requires_grad
 
 
-def test_a_purifier_without_gradients_detaches(clouds: Tensor) -> None:
-    purifier = SurfacePurifier(Sphere(), MeshRestorer(repair=None))
-    assert not purifier(clouds.clone().requires_grad_(), 64).requires_grad
+def test_a_purifier_without_gradients_detaches_and_says_so(
+    clouds: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    purifier = SurfacePurifier(Sphere(), MeshRestorer(repair=None), "sampled")
+    columns = torch.cat([clouds, clouds], 2)
+    for call in (purifier, partial(purify, method=purifier)):
+        caplog.clear()
+        assert not call(columns.clone().requires_grad_(), num_points=64).requires_grad
+        (line,) = caplog.messages
+        assert line.startswith("sampled is not differentiable, so its result requires no gradients")
+    caplog.clear()
+    purifier(columns, 64)
+    with torch.no_grad():
+        purifier(columns.clone().requires_grad_(), 64)
+    assert not caplog.messages
+
+
+def test_attributes_pass_gradients_with_their_points(clouds: Tensor) -> None:
+    columns = torch.cat([clouds, clouds], 2).requires_grad_()
+    out = purify(columns, "sor", 64)
+    (slope,) = torch.autograd.grad(out[..., 3:].sum(), columns)
+    assert slope[..., 3:].sum() == 2 * 64 * 3 and slope[..., :3].abs().max() == 0
+
+
+def test_the_table_says_which_methods_pass_gradients() -> None:
+    for name, method in METHODS.items():
+        assert ifdefense.load(name).differentiable == method.differentiable, name
 
 
 def test_points_moved_on_the_field_land_on_it_and_pass_gradients(clouds: Tensor) -> None:

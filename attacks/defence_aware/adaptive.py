@@ -18,6 +18,7 @@ def adaptive(
     num_points: int | None = None,
     normalise: bool | None = None,
     seed: int = 0,
+    up: str | None = None,
 ) -> tuple[WorstOf, DefenceAware]:
     """Wraps the attack with BPDA and EOT; clouds that resist it get the result of the plain attack.
 
@@ -38,5 +39,6 @@ def adaptive(
         num_points=num_points,
         normalise=normalise,
         seed=seed,
+        up=up,
     )
     return WorstOf((attack, Transfer(attack, classifier))), model

@@ -13,10 +13,9 @@ from torch.autograd.function import once_differentiable
 from attacks.base import Model, Stochastic
 from attacks.settings import NonNegativeInt, PositiveInt, check_settings
 from ifdefense.arguments import MAX_SEED, integer
-from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.geometry.points import gather, knn
-from ifdefense.logits import classify
 from ifdefense.provenance import ByCode
+from ifdefense.purifiers.defended import Defended
 
 Gradient = Literal["nearest", "identity", "exact"]
 
@@ -104,16 +103,18 @@ class BPDA(ByCode, nn.Module):
             raise ValueError('gradient="exact" needs a differentiable purifier')
         self.purifier = purifier
         self.gradient = gradient
+        self.deterministic = purifier.deterministic
+        self.normalise = purifier.normalise
 
-    def forward(self, points: Tensor, num_points: int | None = None, seed: int = 0) -> Tensor:
-        """Purified clouds ``(B, M, 3)``, equal to those of the purifier.
+    def forward(self, points: Tensor, num_points: int | None = None, seed: int = 0, **axis: str) -> Tensor:
+        """Purified clouds ``(B, M, 3)``, equal to those of the purifier, which is given all arguments.
 
         Raises:
             ValueError: if the purifier returns a wrong shape or, with ``"exact"``, passes no gradient.
         """
 
         def purify(given: Tensor) -> Tensor:
-            return self._purified(given, num_points, seed)
+            return self._purified(given, num_points, seed, **axis)
 
         if not (torch.is_grad_enabled() and points.requires_grad):
             return purify(points)
@@ -133,8 +134,8 @@ class BPDA(ByCode, nn.Module):
             source = gather(points, knn(purified, points.detach(), 1)[1].squeeze(2))
         return purified + (source - source.detach())  # adds exactly 0
 
-    def _purified(self, points: Tensor, num_points: int | None, seed: int) -> Tensor:
-        purified = self.purifier(points, num_points, seed)
+    def _purified(self, points: Tensor, num_points: int | None, seed: int, **axis: str) -> Tensor:
+        purified = self.purifier(points, num_points, seed, **axis)
         if purified.ndim != 3 or len(purified) != len(points) or purified.shape[2] != 3:
             raise ValueError(
                 f"the purifier must return clouds of shape ({len(points)}, M, 3), "
@@ -196,30 +197,29 @@ class EOT:
         return range(start, start + self.samples)
 
 
-class DefenceAware(Stochastic):
+class DefenceAware(Defended, Stochastic):
     """A defended classifier with gradients through the defence, to be attacked in its place.
 
-    Where gradients are needed, returns the mean logits through `BPDA` over the draws of `EOT`, otherwise the
-    logits of the real defence. Attacks evaluate their result without gradients, so the reported success is
-    that on the real defence::
+    Where gradients are needed, those of the purifier are `BPDA`'s, and the logits are means over the draws of
+    `EOT`; otherwise the logits are those of the real defence. Attacks evaluate their result without
+    gradients, so the reported success is that on the real defence::
 
         attacks.PGD()(attacks.DefenceAware(classifier, purifier), clouds, labels)
 
     Args:
         classifier: ``(B, M, 3)`` clouds to ``(B, C)`` logits.
         purifier: the defence; a function has to be wrapped in `FunctionPurifier`.
-        gradient: see `BPDA`.
+        gradient: ``"exact"``, ``"nearest"`` or ``"identity"``, see `BPDA`; by default ``"exact"`` if the
+            purifier is differentiable, else ``"nearest"``.
         eot: draws per gradient; by default 8, or 1 if the purifier is deterministic.
         num_points: points of a purified cloud; by default as many as came in.
         normalise: whether purified clouds are normalised to the unit sphere; by default as the purifier says.
         seed: seed of the real defence.
+        up: up axis of the points, see `ifdefense.Defended`.
 
     Raises:
-        TypeError, ValueError: as `BPDA`, or for an invalid seed.
+        TypeError, ValueError: as `BPDA`, or for an argument out of range.
     """
-
-    places_clouds = True
-    """See `ifdefense.logits.classify`."""
 
     def __init__(
         self,
@@ -231,31 +231,26 @@ class DefenceAware(Stochastic):
         num_points: int | None = None,
         normalise: bool | None = None,
         seed: int = 0,
+        up: str | None = None,
     ) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self.purifier = BPDA(purifier, gradient)
+        super().__init__(
+            classifier,
+            BPDA(purifier, gradient),
+            num_points=num_points,
+            normalise=normalise,
+            seed=integer("seed", seed, 0, MAX_SEED),
+            up=up,
+        )
         self.eot = eot if eot is not None else EOT(samples=1) if purifier.deterministic else EOT()
-        self.num_points = num_points
-        self.normalise = purifier.normalise if normalise is None else normalise
-        self.seed = integer("seed", seed, 0, MAX_SEED)
         self._gradients = 0
 
     def restart(self) -> None:
         """Starts with the first draws of `EOT` again."""
         self._gradients = 0
 
-    def forward(self, points: Tensor) -> Tensor:
-        """Logits ``(B, C)`` of clouds ``(B, N, 3)``."""
-        if not (torch.is_grad_enabled() and points.requires_grad):
-            return self._logits(points, self.seed)
-        seeds = self.eot.seeds(self._gradients)
+    def seeds(self, points: Any = None) -> list[int]:
+        """The next draws of `EOT` where a gradient is needed, else the seed of the defence."""
+        if not (torch.is_grad_enabled() and isinstance(points, Tensor) and points.requires_grad):
+            return super().seeds(points)
         self._gradients += 1
-        total = self._logits(points, seeds[0])
-        for seed in seeds[1:]:
-            total = total + self._logits(points, seed)
-        return total / len(seeds)
-
-    def _logits(self, points: Tensor, seed: int) -> Tensor:
-        purified = self.purifier(points, self.num_points, seed)
-        return classify(self.classifier, to_unit_sphere(purified) if self.normalise else purified)
+        return list(self.eot.seeds(self._gradients - 1))

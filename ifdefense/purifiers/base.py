@@ -104,7 +104,7 @@ class Purifier(nn.Module, ABC):
     Attributes:
         name: name of the method.
         deterministic: whether results are independent of the seed.
-        differentiable: whether gradients pass; otherwise the input is detached and gradients are disabled.
+        differentiable: whether gradients can pass. They do where the input requires them.
         normalise: whether results should be normalised to the unit sphere again before classification.
     """
 
@@ -119,7 +119,8 @@ class Purifier(nn.Module, ABC):
 
         Args:
             clouds: ``(N_i, 3)`` float32, bounding box centred on 0 with longest side 1.
-            counts: points per result; ``None``, within a chain, leaves the number to the purifier.
+            counts: points per result; ``None``, within a chain, leaves the number to the purifier, and a
+                selection of input points has none twice.
             seed: random seed. The outcome of a cloud must not depend on the others.
         """
 
@@ -205,13 +206,22 @@ class Purifier(nn.Module, ABC):
                 shapes as they stand see the clouds turned to their own axis; results are turned back.
 
         Returns:
-            The same kind of array as ``points``, in the same frame, precision and on the same device.
+            The same kind of array as ``points``, in the same frame, precision and on the same device. It
+            requires gradients if ``points`` do and the purifier is differentiable; if it is not, a warning is
+            logged.
 
         Raises:
             TypeError: if a cloud is not an array of real numbers.
             ValueError: if a cloud is unusable (the message names it), or an argument is out of range.
         """
-        unpacked = unpack(points, detach=not self.differentiable)
+        unpacked = unpack(points)
+        wanted = torch.is_grad_enabled() and any(cloud.requires_grad for cloud in unpacked.clouds)
+        if wanted and not self.differentiable:
+            logger.warning(
+                "%s is not differentiable, so its result requires no gradients though the points do; "
+                "attacks.DefenceAware passes approximate ones",
+                self.name,
+            )
         outcomes = self.outcomes(unpacked.clouds, num_points, seed, batch_size, progress, up)
         return unpacked.pack([each.points for each in outcomes], [each.index for each in outcomes])
 
@@ -227,7 +237,7 @@ class Purifier(nn.Module, ABC):
         up: str | None = None,
     ) -> list[Trace]:
         """Purifies clouds and returns intermediate results; arguments and errors as `forward`."""
-        clouds = unpack(points).clouds
+        clouds = [cloud.detach() for cloud in unpack(points).clouds]
         rest = iter(clouds)
         traces = []
         for outcomes, seconds in self._batches(clouds, num_points, seed, batch_size, up=up, traced=True):
@@ -307,15 +317,17 @@ class Purifier(nn.Module, ABC):
         parts = parallel_map(lambda share: self.restore(clouds[share], counts[share], seed), shares)
         return [outcome for part in parts for outcome in part], len(shares)
 
-    def restore(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
+    def restore(
+        self, clouds: list[Tensor], counts: Sequence[int | None], seed: int, distinct: bool = False
+    ) -> list[Outcome]:
         """Normalises clouds, calls `run`, and returns outcomes in the frame of the clouds.
 
         Duplicates, such as padding, and extreme outliers (`ifdefense.geometry.frame.within_reach`) are
-        removed first, so that they do not set the frame.
+        removed first, so that they do not set the frame. ``distinct`` says that there are no duplicates.
         """
         given = self._beside_weights(clouds)
         hosts = on_host(given)
-        rows = [usable(cloud) for cloud in hosts]
+        rows = [usable(cloud, distinct) for cloud in hosts]
         used = on_device(rows, given[0].device)
         parts = [cloud[index] for cloud, index in zip(given, used, strict=True)]
         frames = [Frame.of(part) for part in parts]
@@ -336,8 +348,10 @@ def _arguments(cls: type[Purifier]) -> list[str]:
     return [each.name for each in inspect.signature(cls).parameters.values() if each.kind not in several]
 
 
-def usable(cloud: Tensor) -> Tensor:
+def usable(cloud: Tensor, distinct: bool = False) -> Tensor:
     """Ascending rows of a cloud without duplicates and extreme outliers."""
+    if distinct:
+        return within_reach(cloud).nonzero().squeeze(1)
     mask = first_occurrences(cloud)
     mask[mask.clone()] = within_reach(cloud[mask])
     return mask.nonzero().squeeze(1)

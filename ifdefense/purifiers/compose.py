@@ -33,13 +33,17 @@ class Compose(Purifier):
         self.differentiable = all(part.differentiable for part in parts)
         self.normalise = any(part.normalise for part in parts)
 
-    def restore(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
+    def restore(
+        self, clouds: list[Tensor], counts: Sequence[int | None], seed: int, distinct: bool = False
+    ) -> list[Outcome]:
         """Applies the parts; selections of input points are composed."""
         chain = [Outcome(cloud) for cloud in clouds]
         for number, part in enumerate(self.parts):
             assert isinstance(part, Purifier)
             wanted = counts if number == len(self.parts) - 1 else [None] * len(clouds)
-            results = part.restore([outcome.points for outcome in chain], wanted, seed)
+            results = part.restore([outcome.points for outcome in chain], wanted, seed, distinct)
+            # The part has removed duplicates, so only new points can have some.
+            distinct = all(outcome.index is not None for outcome in results)
             chain = [_joined(a, b, number == 0) for a, b in zip(chain, results, strict=True)]
         return chain
 

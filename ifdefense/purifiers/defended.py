@@ -19,6 +19,9 @@ from ifdefense.logits import classify, placed
 class Defended(nn.Module):
     """Classifier with a purifier in front. Gradients pass if the purifier is differentiable.
 
+    A call is `purified`, then `classified`, for every draw. Both can be called alone, for example to keep
+    purified clouds.
+
     Without a seed, every call draws one from the system's entropy, so that attackers cannot anticipate it.
 
     Args:
@@ -43,7 +46,7 @@ class Defended(nn.Module):
 
     def __init__(
         self,
-        classifier: nn.Module,
+        classifier: Callable[[Any], Any],
         purifier: Callable[..., Any],
         *,
         num_points: int | None = None,
@@ -64,8 +67,8 @@ class Defended(nn.Module):
         self.draws = integer("draws", draws, 1)
         self.up = None if up is None else axis_of(up)
 
-    def seeds(self) -> list[int]:
-        """Seeds of one call: ``seed``, ``seed + 1``, …, or fresh ones."""
+    def seeds(self, points: Any = None) -> list[int]:
+        """Seeds of one call, whatever its points: ``seed``, ``seed + 1``, …, or fresh ones."""
         draws = 1 if getattr(self.purifier, "deterministic", False) else self.draws
         if self.seed is None:
             return [seed_of(None) for _ in range(draws)]
@@ -82,23 +85,26 @@ class Defended(nn.Module):
             ``(B, classes)``, or ``(classes,)`` for one cloud, on the classifier's device.
         """
         given = tensors(points)
-        first, *rest = [self._logits(given, seed) for seed in self.seeds()]
-        return sum(rest, first) / (1 + len(rest)) if rest else first
+        draws = [self.classified(self.purified(given, seed)) for seed in self.seeds(given)]
+        first, *rest = draws
+        return sum(rest, first) / len(draws) if rest else first
 
-    def _logits(self, points: Any, seed: int) -> Tensor:
+    def purified(self, points: Any, seed: int) -> Any:
+        """What the purifier returns for tensors, in their frame."""
         axis = {} if self.up is None else {"up": self.up}  # other callables than ours need not know it
-        clean = self.purifier(points, self.num_points, seed, **axis)
+        return self.purifier(points, self.num_points, seed, **axis)
+
+    def classified(self, clean: Any) -> Tensor:
+        """Logits, as `forward` returns them, of what `purified` has returned."""
         if isinstance(clean, list):
             if len({cloud.shape for cloud in clean if isinstance(cloud, Tensor)}) == 1:
-                return self._classified(torch.stack(clean))
-            return torch.cat(
-                [self._classified(cloud if is_geometric(cloud) else cloud[None]) for cloud in clean]
-            )
+                return self._logits(torch.stack(clean))
+            return torch.cat([self._logits(cloud if is_geometric(cloud) else cloud[None]) for cloud in clean])
         if is_geometric(clean) or clean.ndim == 3:
-            return self._classified(clean)
-        return self._classified(clean[None])[0]
+            return self._logits(clean)
+        return self._logits(clean[None])[0]
 
-    def _classified(self, clean: Any) -> Tensor:
+    def _logits(self, clean: Any) -> Tensor:
         if is_geometric(clean):
             clean = copy.copy(clean)
             clean.pos = self._normalised_parts(self._turned(clean.pos), getattr(clean, "batch", None))

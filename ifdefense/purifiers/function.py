@@ -48,7 +48,8 @@ def purify(
     Returns:
         The same kind of array as ``points``, in the same frame, unit and dtype, on the same device. Integers
         become floating-point numbers, float64 from 32 bits on. Kept points keep their attributes, new ones
-        take those of the nearest input point.
+        take those of the nearest input point. It requires gradients if ``points`` do and the method is
+        differentiable (`ifdefense.purifiers.registry.METHODS`); if it is not, a warning is logged.
 
     Raises:
         TypeError: if a cloud is not an array of real numbers, or an argument has the wrong type.
@@ -56,21 +57,19 @@ def purify(
             distinct points (the message names it); if there are no clouds, or an argument is out of range.
     """
     clouds = unpack(points)
-    home = [cloud.device for cloud in clouds.clouds]
     if isinstance(method, Purifier):
         if device is not None:
             raise ValueError("device is for methods by name: move the purifier itself with .to(device)")
-        purifier, given = method, clouds.clouds
+        purifier = method
     elif isinstance(method, (str, Path)):
-        target = home[0] if device is None else device_of(device)
+        target = clouds.clouds[0].device if device is None else device_of(device)
         purifier = _pretrained(str(method), target, _version(method))
-        given = [cloud.to(target) for cloud in clouds.clouds]
+        clouds = clouds.on(target)
     else:
         raise TypeError(f"method must be a name, a path or a purifier, got {type(method).__name__}")
-    with torch.no_grad():
-        outcomes = purifier.outcomes(given, num_points, seed_of(seed), batch_size, bool(progress), up)
-    results = [each.points.to(device) for each, device in zip(outcomes, home, strict=True)]
-    return clouds.pack(results, [each.index for each in outcomes])  # type: ignore[no-any-return]
+    return purifier(  # type: ignore[no-any-return]
+        clouds, num_points, seed_of(seed), batch_size=batch_size, progress=bool(progress), up=up
+    )
 
 
 @functools.lru_cache(maxsize=8)

@@ -40,11 +40,6 @@ def local_mesh(weights: str | Path = "local", *, repaired: bool = True) -> Compo
     return _local("local-mesh", weights, repaired=repaired)
 
 
-def local_newton(weights: str | Path = "local") -> Compose:
-    """`local_mesh` with gradients that pass: the same points."""
-    return _local("local-newton", weights, differentiable=True)
-
-
 def local_random(weights: str | Path = "local") -> Compose:
     """As `local_mesh`, of a random part of the points with noise: what an attacker cannot foresee.
 
@@ -53,29 +48,15 @@ def local_random(weights: str | Path = "local") -> Compose:
     return _local("local-random", weights, RandomisedInput(), restorer=LOCAL_RANDOM, repaired=False)
 
 
-def local_random_newton(weights: str | Path = "local") -> Compose:
-    """`local_random` with gradients that pass: the same points."""
-    return _local(
-        "local-random-newton",
-        weights,
-        RandomisedInput(),
-        restorer=LOCAL_RANDOM,
-        repaired=False,
-        differentiable=True,
-    )
-
-
 def _local(
     name: str,
     weights: str | Path,
     *filters: Purifier,
     restorer: RidgeRestorer = LOCAL_MESH,
     repaired: bool = True,
-    differentiable: bool = False,
 ) -> Compose:
     """SOR, further filters, and the surface of a local occupancy network."""
     network = load_network(weights)
-    restorer = dataclasses.replace(restorer, differentiable=differentiable)
     if repaired:
         restorer = restorer.with_stages(repair=anomaly_repair(network))
     return Compose([StatisticalOutlierRemoval(), *filters, SurfacePurifier(network, restorer)], name)

@@ -20,14 +20,14 @@ class Method:
         summary: one-line description.
         factory: ``"module:function"`` that builds the purifier with the shipped weights.
         network: whether it uses an implicit network; the others are baselines.
-        twin_of: the method whose differentiable twin this is; tables leave twins out.
+        differentiable: whether gradients can pass; they do where the points require them.
         weights: name of weights that are not always shipped; without them there is no such method.
     """
 
     summary: str
     factory: str
     network: bool = True
-    twin_of: str | None = None
+    differentiable: bool = False
     weights: str | None = None
 
     def make(self) -> Purifier:
@@ -44,20 +44,12 @@ METHODS = {
         "SOR, then samples of the repaired mesh of a local occupancy network, moved to where its field is "
         "largest",
         "ifdefense.purifiers.pretrained:local_mesh",
-    ),
-    "local-newton": Method(
-        "local-mesh with exact gradients: the same points, through a Newton step along the normals",
-        "ifdefense.purifiers.pretrained:local_newton",
-        twin_of="local-mesh",
+        differentiable=True,
     ),
     "local-random": Method(
         "local-mesh of a random half of the points with noise, drawn anew by every seed, without the repair",
         "ifdefense.purifiers.pretrained:local_random",
-    ),
-    "local-random-newton": Method(
-        "local-random with exact gradients: the same points",
-        "ifdefense.purifiers.pretrained:local_random_newton",
-        twin_of="local-random",
+        differentiable=True,
     ),
     "onet-fill": Method(
         "SOR, mean of 8 neighbours, and samples of an Occupancy Network's surface where points are missing",
@@ -85,25 +77,32 @@ METHODS = {
         "SOR, then PU-Net, which makes four points of each; samples of its 4,096 points",
         "ifdefense.purifiers.pretrained:dup_net",
         network=False,
+        differentiable=True,
         weights="punet",
     ),
     "sor-ae": Method(
         "SOR, then the reconstruction of an auto-encoder of 1,024 points",
         "ifdefense.purifiers.pretrained:sor_ae",
         network=False,
+        differentiable=True,
     ),
     "sor-smooth": Method(
         "statistical outlier removal, then the mean of 8 neighbours",
         "ifdefense.purifiers.pretrained:sor_smooth",
         network=False,
+        differentiable=True,
     ),
     "sor": Method(
-        "statistical outlier removal", "ifdefense.purifiers.filters:StatisticalOutlierRemoval", network=False
+        "statistical outlier removal",
+        "ifdefense.purifiers.filters:StatisticalOutlierRemoval",
+        network=False,
+        differentiable=True,
     ),
     "srs": Method(
         "simple random sampling, 500 of 1,024 points dropped",
         "ifdefense.purifiers.filters:SimpleRandomSampling",
         network=False,
+        differentiable=True,
     ),
 }
 LACKING = {
@@ -116,8 +115,8 @@ LACKING = {
 METHODS = {name: method for name, method in METHODS.items() if name not in LACKING}
 """All methods by name; the first is the default."""
 
-TWINS = {method.twin_of: name for name, method in METHODS.items() if method.twin_of is not None}
-"""Differentiable twins by the name of their method."""
+_REMOVED = {"local-newton": "local-mesh", "local-random-newton": "local-random"}
+"""Methods of earlier versions, and what does the same now."""
 
 DEFAULT = next(iter(METHODS))
 """Method of `ifdefense.purify` unless told otherwise: the first of `METHODS`."""
@@ -132,12 +131,20 @@ def known(name_or_path: str | Path) -> str:
     name = str(name_or_path)
     if name in METHODS or Path(name).is_file():
         return name
+    raise ValueError(unknown(name))
+
+
+def unknown(name: str) -> str:
+    """Why there is no method of a name, and what there is."""
     if name in LACKING:
         weights = LACKING[name]
-        raise ValueError(
+        return (
             f"{name} needs weights that are not shipped; train them with "
             f"ifdefense train {weights} --out {_WEIGHTS / f'{weights}.safetensors'}"
         )
-    raise ValueError(
-        f"unknown method {name!r}; there are {', '.join(METHODS)}, or give a file of weights that exists"
-    )
+    if name in _REMOVED:
+        return (
+            f"{name} is no longer a method: use {_REMOVED[name]}, which passes gradients where the points "
+            "require them"
+        )
+    return f"unknown method {name!r}; there are {', '.join(METHODS)}, or give a file of weights that exists"

@@ -13,7 +13,6 @@ from ifdefense.geometry.gathering import add_rows
 from ifdefense.geometry.points import Neighbours
 from ifdefense.implicit.base import Calibration, Field
 from ifdefense.restorers.base import Restored
-from ifdefense.restorers.newton import height_and_slope
 from ifdefense.timing import stage
 
 NEAR = 0.5
@@ -96,8 +95,12 @@ class Problem(NamedTuple):
     repulsion: Repulsion
 
     def evaluate(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits relative to the level ``(M,)`` and their gradients ``(M, 3)``."""
-        return height_and_slope(self.field, points, self.owner, self.calibration)
+        """Logits relative to the level ``(M,)`` and their gradients ``(M, 3)``, both detached."""
+        with torch.enable_grad():
+            variable = points.detach().requires_grad_()
+            height = self.field(variable, self.owner) - self.calibration.level
+            (slope,) = torch.autograd.grad(height.sum(), variable)
+        return height.detach(), slope
 
     def near(self, points: Tensor) -> Tensor:
         """Neighbours ``(M, k)`` of the points in the repulsion."""

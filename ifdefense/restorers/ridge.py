@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -34,6 +33,10 @@ class RidgeRestorer:
     evaluated only where they are one of these. Samples at which the network is
     hardly surer than at the level are left out.
 
+    Gradients pass through the three values of the parabola, with the samples and their normals held fixed.
+    This is the exact derivative of the result along the normals with respect to the field, and thus to the
+    clouds.
+
     Attributes:
         mesh: extraction and repair of the mesh; its sampling is not used.
         depth: how far into the shell the maximum is sought, unit cube.
@@ -41,21 +44,19 @@ class RidgeRestorer:
         margin: logit above the level that a sample must reach.
         oversample: samples per point of the result, at least 1; where fewer than the points asked for reach
             the margin, the surest are taken.
-        differentiable: pass gradients, through the three values of the parabola with the samples and their
-            normals held fixed. This is the exact derivative of the result along the normals with respect to
-            the field, and thus to the clouds. The result is the same.
         density: sampling at the density of the input; ``None`` for samples uniform in the area.
 
     Raises:
         ValueError: if a number is out of range.
     """
 
+    differentiable: ClassVar[bool] = True
+
     mesh: MeshRestorer = MeshRestorer()
     depth: float = 0.032
     steps: int = 4
     margin: float = 0.25
     oversample: float = 1.5
-    differentiable: bool = False
     density: DensitySampling | None = None
 
     def __post_init__(self) -> None:
@@ -185,14 +186,12 @@ class RidgeRestorer:
             evaluate(ends)
             around = middle.unsqueeze(1) + torch.tensor([-1, 0, 1], device=starts.device)
             three = values.gather(1, around)
-        gradients = torch.is_grad_enabled() and self.differentiable
-        with contextlib.nullcontext() if gradients else torch.no_grad():
-            if gradients:  # evaluated again with a graph to the field
-                row = torch.arange(len(starts), device=starts.device).repeat_interleave(3)
-                three = heights(row, around.flatten()).view(-1, 3)
-            before, best, after = three.unbind(1)
-            bend = (before - 2 * best + after).clamp_max(-1e-6)
-            depth = step * (middle + 1 + ((before - after) / (2 * bend)).clamp(-1, 1))
+        if torch.is_grad_enabled():  # evaluated again with a graph to the field
+            row = torch.arange(len(starts), device=starts.device).repeat_interleave(3)
+            three = heights(row, around.flatten()).view(-1, 3)
+        before, best, after = three.unbind(1)
+        bend = (before - 2 * best + after).clamp_max(-1e-6)
+        depth = step * (middle + 1 + ((before - after) / (2 * bend)).clamp(-1, 1))
         return depth, values.amax(1)
 
 
