@@ -210,7 +210,8 @@ def purify(
     """
     from tqdm import tqdm
 
-    from ifdefense.batch import STREAM, Refusal, Run, Settings, plan, write_report
+    from ifdefense.batch import Run, Settings, write_report
+    from ifdefense.batch_plan import STREAM, Refusal, plan
     from ifdefense.data.formats import MAX_POINTS
 
     try:
