@@ -1,4 +1,4 @@
-"""Purifies planned files: runs ``ifdefense purify`` without the command line."""
+"""Runs ``ifdefense purify``: reads, purifies and writes the planned files."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Settings:
     """How files are read, purified and written.
 
     Attributes:
-        num_points: points of each result; as many as came in by default.
-        seed: seed of every draw.
-        batch_size: clouds that are purified together.
-        mesh: write the repaired surfaces as well.
-        force: replace existing files.
-        skip_existing: pass over files whose result exists.
+        num_points: points per result; by default as in the input.
+        seed: random seed.
+        batch_size: clouds processed together.
+        mesh: whether to write the repaired surfaces as well.
+        force: whether to replace existing files.
+        skip_existing: whether to skip files whose results exist.
         columns: names or numbers of the columns with x, y and z, as for `ifdefense.data.read_cloud`.
         key: name of the array of points in .npz and .h5 files.
-        max_points: larger files are refused.
+        max_points: limit on the number of points; larger files are rejected.
         up: up axis of the clouds; z by default.
     """
 
@@ -63,7 +63,7 @@ class Settings:
 
 
 def grouped(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
-    """Collects files until together they have a batch of clouds."""
+    """Groups files so that each group has at least ``size`` clouds, except for the last."""
     group: list[Job] = []
     for job in jobs:
         group.append(job)
@@ -76,19 +76,19 @@ def grouped(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
 
 @dataclasses.dataclass(eq=False)
 class Run:
-    """Purifies the files of a plan. A file that fails is told and passed over.
+    """Purifies the files of a plan. Failing files are reported and skipped.
 
     Attributes:
         purifier: the method.
         settings: how files are read, purified and written.
-        report_size: clouds that are kept for a report at most.
+        report_size: maximum number of clouds kept for a report.
         tell: called with every error and warning.
-        advance: called after every file.
+        advance: called after each file.
         streams: standard input and output.
-        failed: files that failed so far.
-        skipped: files whose result existed.
-        done: clouds that were purified.
-        reported: title and trace of the first of them.
+        failed: number of failed files.
+        skipped: number of files whose results existed.
+        done: number of purified clouds.
+        reported: titles and traces of the first purified clouds.
     """
 
     purifier: Purifier
@@ -108,7 +108,7 @@ class Run:
 
         Args:
             jobs: the files.
-            report: a file that no mesh may replace.
+            report: path of the report, which meshes must not overwrite.
         """
         for path in [report, *(path for job in jobs for path in (job.source, job.target))]:
             if path is not None and str(path) != STREAM:
@@ -128,7 +128,7 @@ class Run:
         self.advance()
 
     def _read(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """Reads files, passing over those that are no good or whose results exist."""
+        """Reads files; skips unreadable ones and those whose results exist."""
         settings = self.settings
         for job in jobs:
             try:
@@ -153,13 +153,13 @@ class Run:
                 job = dataclasses.replace(job, file=file, unpacked=unpacked)
                 if settings.mesh:
                     self._claim_meshes(job)
-            except Exception as error:  # one bad file never stops the others
+            except Exception as error:  # one bad file must not stop the others
                 self._fail(job.source, error)
             else:
                 yield job
 
     def _check_free(self, path: Path) -> None:
-        """Makes sure, before any work, that nothing is replaced."""
+        """Checks, before any work, that the path does not exist or may be replaced."""
         if str(path) != STREAM and path.exists() and not self.settings.force:
             raise FileExistsError(f"{path} exists already; --force replaces it, --skip-existing keeps it")
 
@@ -171,14 +171,14 @@ class Run:
             self._check_free(path)
 
     def _purify_group(self, jobs: Sequence[Job]) -> None:
-        """Purifies the clouds of some files together, or of each file alone where that fails."""
+        """Purifies the clouds of a group of files together; if that fails, file by file."""
         clouds = Unpacked.of([job.unpacked for job in jobs if job.unpacked is not None])
         settings = self.settings
         try:
             traces = self.purifier.trace(
                 clouds, settings.num_points, settings.seed, batch_size=settings.batch_size, up=settings.up
             )
-        except Exception as error:  # one bad cloud never stops the others
+        except Exception as error:  # one bad cloud must not stop the others
             if len(jobs) == 1:
                 self._fail(jobs[0].source, error)
             else:
@@ -217,14 +217,16 @@ class Run:
         self.reported += list(zip(job.titles(), traces, strict=True))[:room]
         flat = [title for title, trace in zip(job.titles(), traces, strict=True) if trace.repaired is None]
         if self.settings.mesh and flat:
-            raise ValueError(f"{flat[0]}: there is no surface, so no mesh of it was written; the cloud was")
+            raise ValueError(
+                f"{flat[0]}: no surface was found, so only the cloud was written, without a mesh"
+            )
 
 
 def write_report(path: Path, run: Run, facts: dict[str, str], force: bool) -> None:
-    """Writes the HTML page of the first clouds that were done.
+    """Writes the HTML report of the first purified clouds.
 
     Raises:
-        OSError: if its folder cannot be made.
+        OSError: if the folder cannot be created.
         DataError: if it exists already or cannot be written.
     """
     from ifdefense.report import Case, render_html

@@ -1,4 +1,4 @@
-"""Plans which files ``ifdefense purify`` reads and where it writes their results."""
+"""Plans ``ifdefense purify``: finds the input files and the paths of their results."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ifdefense.clouds import Unpacked
 from ifdefense.data.formats import CLOUD_SUFFIXES, WRITABLE_SUFFIXES, CloudFile
 
 STREAM = "-"
-"""Stands for standard input or output."""
+"""Name of standard input and output."""
 
 MESH_ENDING = ".mesh.ply"
-"""Ending of the meshes that are written beside results; folders are read without them."""
+"""Suffix of the meshes written next to results; such files are skipped when folders are read."""
 
 
 class Refusal(ValueError):
-    """A call that is refused before any work."""
+    """Raised for a call that is rejected before any work."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,12 +28,12 @@ class Job:
 
     Attributes:
         source: the file, ``-`` for standard input.
-        target: where its result goes, ``-`` for standard output.
-        suffix: what the source is.
-        target_suffix: what the result becomes.
-        meshes: name of its meshes, without their ending.
-        file: what the source holds, once it is read.
-        unpacked: its clouds, checked.
+        target: path of the result, ``-`` for standard output.
+        suffix: format of the source, such as ``.ply``.
+        target_suffix: format of the result.
+        meshes: file name of the meshes, without suffix.
+        file: contents of the source, after reading.
+        unpacked: the checked clouds.
     """
 
     source: Path
@@ -45,12 +45,12 @@ class Job:
     unpacked: Unpacked | None = None
 
     def titles(self) -> list[str]:
-        """What each cloud of the file is called."""
+        """Name of each cloud of the file, for messages."""
         count = 0 if self.file is None else len(self.file.clouds)
         return [str(self.source) if count == 1 else f"{self.source}, cloud {index}" for index in range(count)]
 
     def mesh_paths(self) -> list[Path]:
-        """Where the mesh of each cloud goes."""
+        """Path of the mesh of each cloud."""
         count = 0 if self.file is None else len(self.file.clouds)
         names = [self.meshes] if count == 1 else [f"{self.meshes}-{index:04d}" for index in range(count)]
         return [self.target.with_name(f"{name}{MESH_ENDING}") for name in names]
@@ -58,11 +58,11 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is to be done.
+    """Files to purify.
 
     Attributes:
         jobs: the files.
-        unreadable: folders that could not be listed, and why.
+        unreadable: folders that could not be listed, with the errors.
     """
 
     jobs: list[Job]
@@ -77,18 +77,18 @@ def plan(
     report: Path | None = None,
     force: bool = False,
 ) -> Plan:
-    """Finds the files and where their results go; a folder keeps its tree.
+    """Finds the input files and the paths of their results; subfolders are kept.
 
     Args:
         sources: files, folders, or ``-``.
-        output: file for one result, else folder; ``-`` for standard output.
+        output: a file for one result, otherwise a folder; ``-`` for standard output.
         form: format of standard input and output, such as ``"ply"``.
-        report: where a report goes.
-        force: whether an existing report is replaced.
+        report: path of the report.
+        force: whether to replace an existing report.
 
     Raises:
-        Refusal: if there is no cloud, the output does not fit, or a file would be written over an input,
-            another result or the report.
+        Refusal: if no cloud is found, the output does not match the inputs, or a file would overwrite an
+            input, another result or the report.
     """
     suffix = _format(form)
     unreadable: list[tuple[Path, OSError]] = []
@@ -128,7 +128,7 @@ def _format(form: str | None) -> str | None:
 
 
 def _walk(folder: Path, output: str, unreadable: list[tuple[Path, OSError]]) -> Iterator[Path]:
-    """The clouds of a folder; no hidden files, no meshes of earlier runs, nothing of the output."""
+    """Clouds of a folder, without hidden files, meshes of earlier runs and the output folder."""
     out = os.path.realpath(output)
     if os.path.realpath(folder) == out:
         raise Refusal(f"{folder}: results cannot go into the folder that is read; name another one with -o")
@@ -152,7 +152,7 @@ def _walk(folder: Path, output: str, unreadable: list[tuple[Path, OSError]]) -> 
 
 
 def _to_one(source: Path, output: str, suffix: str | None) -> list[Job] | None:
-    """The job of one file whose result is named, or ``None`` if the output is a folder."""
+    """Job of a single file with a named result; ``None`` if the output is a folder."""
     stream = str(source) == STREAM
     if stream and suffix is None:
         raise Refusal("standard input needs --format, such as --format ply")
@@ -179,12 +179,12 @@ def _to_one(source: Path, output: str, suffix: str | None) -> list[Job] | None:
 
 
 def _is_ending(suffix: str) -> bool:
-    """Whether this looks like the ending of a file: .las, .e57; not .2 of a version or .v2."""
+    """Whether this looks like a file suffix (.las, .e57) rather than a version (.2, .v2)."""
     return re.fullmatch(r"\.(?!v\d)[a-z][a-z0-9]{1,5}", suffix) is not None
 
 
 def _to_folder(found: Sequence[tuple[Path, Path]], output: str) -> list[Job]:
-    """Jobs whose results go into a folder."""
+    """Jobs with results in a folder."""
     if any(str(path) == STREAM for path, _ in found):
         raise Refusal("standard input cannot be one of several inputs")
     if output == STREAM:
@@ -198,7 +198,7 @@ def _to_folder(found: Sequence[tuple[Path, Path]], output: str) -> list[Job]:
     owner: dict[Path, Path] = {}
     for path, relative in found:
         own = path.suffix.lower()
-        # A cloud cannot be an .stl.
+        # STL cannot store point clouds.
         target = folder / (relative.with_suffix(".ply") if own == ".stl" else relative)
         first = owner.setdefault(target, path)
         if first is path:
@@ -209,7 +209,7 @@ def _to_folder(found: Sequence[tuple[Path, Path]], output: str) -> list[Job]:
 
 
 def _named_meshes(jobs: list[Job]) -> list[Job]:
-    """Jobs whose meshes have different names: with the suffix where there are ``s.xyz`` and ``s.ply``."""
+    """Makes the names of meshes unique: includes the suffix if there are both ``s.xyz`` and ``s.ply``."""
     stems: dict[Path, int] = {}
     for job in jobs:
         stem = job.target.with_suffix("")
@@ -221,7 +221,7 @@ def _named_meshes(jobs: list[Job]) -> list[Job]:
 
 
 def identity(path: Path) -> object:
-    """The same for every path of the same file."""
+    """Identifier of a file that is equal for all paths to it."""
     try:
         state = path.stat()
     except OSError:
@@ -254,7 +254,7 @@ def _refuse_overlaps(jobs: Sequence[Job], report: Path | None) -> None:
 
 
 def _refuse_unwritable(path: Path) -> None:
-    """Makes sure that the folder of a file can be made and written to."""
+    """Checks that the folder of a file exists or can be created, and is writable."""
     for parent in path.absolute().parents:
         if os.path.lexists(parent):
             if not parent.is_dir():
