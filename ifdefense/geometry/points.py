@@ -397,9 +397,7 @@ def ball_query(query: Tensor, source: Tensor, radius: float, k: int) -> Tensor:
         chunks = torch.split(query, rows, dim=1)
         index = torch.cat([_first_inside(chunk, source, radius, k) for chunk in chunks], dim=1)
     empty = index[..., :1] < 0
-    if query.device.type != "cpu" or bool(
-        empty.any()
-    ):  # on an accelerator a search costs less than a synchronisation
+    if query.device.type != "cpu" or bool(empty.any()):  # cheaper than to synchronise
         index = torch.where(empty, knn(query, source, 1)[1], index)
     return index
 
