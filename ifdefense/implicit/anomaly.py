@@ -144,8 +144,7 @@ class AnomalyNetwork(nn.Module):
         }
 
     def share(self, network: ImplicitNetwork) -> Self:
-        """Uses ``network`` as the local one if the weights are equal, so that codes of its fields can be
-        reused."""
+        """Uses ``network`` as the local one if the weights are equal, to reuse codes of its fields."""
         weights = digest_of_weights(self.local)
         if isinstance(network, LocalOccupancyNetwork) and digest_of_weights(network) == weights:
             self.local = network

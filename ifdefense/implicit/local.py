@@ -602,8 +602,8 @@ class LocalOccupancyNetwork(nn.Module):
     def encode(self, clouds: Sequence[Tensor], seed: int = 0) -> list[LocalCode]:
         """Codes of clouds ``(N_i, 3)``, limited to a random subset of ``calibration.points`` points.
 
-        Clouds are encoded one by one, as rounding depends on the shapes of products and a code must not depend
-        on its batch.
+        Clouds are encoded one by one, as rounding depends on the shapes of products, and codes must not
+        depend on the batch.
         """
         device = self.encoder.counts.device
         most = self.calibration.points

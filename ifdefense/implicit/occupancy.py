@@ -273,8 +273,7 @@ class OccupancyField:
 
     @staticmethod
     def _fold(decoder: ConditionalDecoder, code: Tensor, latent: Tensor | Local | None) -> _FoldedLayers:
-        """Folded layers for a code ``(1, code)`` and a latent, ``(1, latent)`` or a function of the
-        queries."""
+        """Folded layers for a code ``(1, code)`` and a latent ``(1, latent)`` or per query."""
         offset = decoder.fc_p.bias  # constant part of the residual path
         layers = []
         assert offset is not None

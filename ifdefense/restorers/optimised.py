@@ -1,5 +1,4 @@
-"""Restoration by optimisation: attracts points to the surface and spreads them by repulsion, without a
-mesh."""
+"""Restoration by optimisation: attracts points to the surface and spreads them, without a mesh."""
 
 from __future__ import annotations
 

@@ -196,8 +196,7 @@ class RidgeRestorer:
 
 
 def chosen(peak: Tensor, count: int, margin: float) -> Tensor:
-    """Indices of the first ``count`` of ``(M,)`` samples that reach the margin, else of the largest
-    logits."""
+    """Indices of the first ``count`` of ``(M,)`` samples that reach the margin, else of the largest."""
     sure = (peak >= margin).nonzero().squeeze(1)
     if len(sure) < count:
         sure = peak.topk(count).indices.sort().values

@@ -47,8 +47,7 @@ def _cut_off(vertices: Doubles, faces: Ints, regions: Ints, step: float) -> tupl
 
 
 def _cap(corners: Doubles, loop: Ints, first: int, step: float) -> tuple[Doubles, Ints]:
-    """Closes a loop by rings about ``step`` apart; returns new vertices, numbered from ``first``, and
-    faces."""
+    """Closes a loop by rings about ``step`` apart; new vertices are numbered from ``first``."""
     size, centre = len(loop), corners.mean(axis=0)
     rings = max(1, round(float(norms(corners - centre).mean()) / step))
     shares = np.arange(1, rings)[:, None, None] / rings

@@ -82,7 +82,7 @@ class DensitySampling:
             num_points: samples to keep.
             seed: random seed.
             inset: as for `resample`.
-            share: share of the samples with the density of the input; by default the ratio of input points to samples.
+            share: share of the samples with the density of the input; by default input points per sample.
         """
         share = len(evidence) / num_points if share is None else share
         size = math.ceil(self.oversample * num_points)
@@ -102,7 +102,8 @@ class DensitySampling:
 
         Args:
             samples: uniform samples of a surface, in random order.
-            evidence: input points. Of more than the samples whose density counts, a random subset is used.
+            evidence: input points. If there are more of them than samples in that subset, a random subset is
+                used.
             every: stride of the subset from which the density of the samples is estimated, for speed.
             seed: random seed of the subset.
         """
