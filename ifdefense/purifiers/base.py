@@ -309,8 +309,7 @@ class Purifier(nn.Module, ABC):
         return self.differentiable and torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
     def _restored(self, clouds: list[Tensor], counts: Sequence[int], seed: int) -> tuple[list[Outcome], int]:
-        """Runs `restore`, on a CPU with the clouds distributed over threads; also returns the number of
-        threads."""
+        """Runs `restore`, in parallel on a CPU; also returns the number of threads."""
         if torch.is_grad_enabled() or any(cloud.device.type != "cpu" for cloud in clouds):
             return self.restore(clouds, counts, seed), 1
         size = -(-len(clouds) // workers())

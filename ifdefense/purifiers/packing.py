@@ -31,8 +31,7 @@ class _Slot:
 
 
 def packed(module: nn.Module) -> tuple[dict[str, Any], bytes | None]:
-    """Splits a module into its state without tensors and the bytes of its tensors; ``None`` if it has
-    none."""
+    """State of a module without its tensors, and their bytes; ``None`` if it has no tensors."""
     slots: dict[int, Any] = {}
     parts: list[bytes] = []
     start = 0
