@@ -236,7 +236,7 @@ def write_report(path: Path, run: Run, facts: dict[str, str], force: bool) -> No
         facts = {**facts, "clouds": f"the first {shown} of {run.done}; --report-clouds shows more"}
     page = render_html(
         [Case(name, trace) for name, trace in run.reported],
-        title="What the purification did",
+        title="Purification report",
         facts=facts,
         total=run.done,
     )

@@ -97,7 +97,7 @@ def plan(
         if source != STREAM and os.path.isdir(source):
             inside = list(_walk(Path(source), output, unreadable))
             if not inside and not unreadable:
-                raise Refusal(f"{source}: no file in this folder is a cloud")
+                raise Refusal(f"{source}: no point clouds in this folder")
             found += [(path, path.relative_to(source)) for path in inside]
         else:
             found.append((Path(source), Path(Path(source).name)))
@@ -131,7 +131,7 @@ def _walk(folder: Path, output: str, unreadable: list[tuple[Path, OSError]]) -> 
     """Clouds of a folder, without hidden files, meshes of earlier runs and the output folder."""
     out = os.path.realpath(output)
     if os.path.realpath(folder) == out:
-        raise Refusal(f"{folder}: results cannot go into the folder that is read; name another one with -o")
+        raise Refusal(f"{folder}: results cannot go into the input folder; choose another one with -o")
     seen = {os.path.realpath(folder)}
 
     def failed(error: OSError) -> None:
@@ -161,7 +161,7 @@ def _to_one(source: Path, output: str, suffix: str | None) -> list[Job] | None:
         target_suffix = suffix or own
         if target_suffix not in WRITABLE_SUFFIXES:
             what = target_suffix or "a file without suffix"
-            raise Refusal(f"no cloud is written to {what}; --format says what standard output becomes")
+            raise Refusal(f"no cloud is written to {what}; --format sets the format of standard output")
         return [Job(source, Path(STREAM), own, target_suffix)]
     if os.path.isdir(output) or output.endswith(("/", os.sep)):
         if stream:
@@ -188,7 +188,7 @@ def _to_folder(found: Sequence[tuple[Path, Path]], output: str) -> list[Job]:
     if any(str(path) == STREAM for path, _ in found):
         raise Refusal("standard input cannot be one of several inputs")
     if output == STREAM:
-        raise Refusal("standard output holds one result; several need a folder")
+        raise Refusal("standard output can hold only one result; several need a folder")
     folder = Path(output)
     if folder.is_file():
         raise Refusal(f"{output} is a file: several results need a folder")
@@ -250,7 +250,7 @@ def _refuse_overlaps(jobs: Sequence[Job], report: Path | None) -> None:
             if key in files:
                 raise Refusal(f"the report {report} would be written over the {what} {files[key]}")
         if report.name.lower().endswith(MESH_ENDING):
-            raise Refusal(f"the report {report} has the ending of a mesh")
+            raise Refusal(f"the report {report} has the suffix of a mesh")
 
 
 def _refuse_unwritable(path: Path) -> None:
@@ -258,7 +258,7 @@ def _refuse_unwritable(path: Path) -> None:
     for parent in path.absolute().parents:
         if os.path.lexists(parent):
             if not parent.is_dir():
-                raise Refusal(f"{path}: {parent} is no folder")
+                raise Refusal(f"{path}: {parent} is not a folder")
             if not os.access(parent, os.W_OK | os.X_OK):
                 raise Refusal(f"{path}: the folder {parent} is not writable")
             return

@@ -235,7 +235,7 @@ def purify(
     except Refusal as error:
         raise Refused(str(error)) from None
     if mesh and output == STREAM:
-        raise Refused("--mesh needs files: standard output holds the result alone")
+        raise Refused("--mesh needs output files: standard output holds only the result")
     if mesh and method in METHODS and not METHODS[method].network:
         raise Refused(f"the method {method} has no surface, so there is nothing for --mesh to write")
     purifier = load(method, device)
@@ -261,7 +261,7 @@ def purify(
                         err=True,
                     )
             else:
-                click.echo("there is nothing to report, so no report was written", err=True)
+                click.echo("no cloud was purified, so no report was written", err=True)
         except (OSError, ValueError) as error:
             click.echo(f"error: {report}: the report could not be written: {error}", err=True)
             failed = True

@@ -174,13 +174,13 @@ def _parts(value: object, name: str, seen: dict[int, tuple[int, object]]) -> Ite
         yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
     elif isinstance(value, np.ndarray | np.generic):
         if value.dtype.hasobject:
-            raise ValueError(f"{name} is an array of objects, which cannot be told from another")
+            raise ValueError(f"{name} is an array of objects, which cannot be identified")
         yield f"array {value.dtype} {value.shape}".encode()
         yield np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
     elif isinstance(value, type | types.BuiltinFunctionType | types.FunctionType):
         called = f"{value.__module__}.{value.__qualname__}"
         if "<" in called:
-            raise ValueError(f"{name} is {called}, which cannot be told from another by its values")
+            raise ValueError(f"{name} is {called}, which cannot be identified by its values")
         yield f"named {called}".encode()
     elif id(value) in seen:
         yield f"again {seen[id(value)][0]}".encode()
@@ -214,7 +214,7 @@ def _children(value: object, name: str) -> Iterator[tuple[str, Any]]:
             try:
                 described = spec()
             except TypeError as error:
-                raise ValueError(f"{name} cannot be told from another by its values: {error}") from error
+                raise ValueError(f"{name} cannot be identified by its values: {error}") from error
             yield "spec", described
             yield "code", code_digest(modules_of(described))
             return
@@ -229,7 +229,7 @@ def _children(value: object, name: str) -> Iterator[tuple[str, Any]]:
         try:
             reduced = value.__reduce_ex__(2)  # contents of a pickle
         except TypeError as error:
-            raise ValueError(f"{name} cannot be told from another by its values: {error}") from error
+            raise ValueError(f"{name} cannot be identified by its values: {error}") from error
         if isinstance(reduced, str):
             yield "named", reduced
         else:

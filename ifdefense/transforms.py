@@ -33,7 +33,7 @@ class Purify(BaseTransform):  # type: ignore[misc]
 
     Args:
         method: name of a method, file of weights, or a purifier, as in `ifdefense.purify`.
-        num_points: points of each result; by default as many as came in.
+        num_points: points per result; by default as in the input.
         seed: random seed; ``None`` draws a new one at each call.
         device: device to compute on, by default that of the positions. It is not used before the first call,
             so that workers of a ``DataLoader`` can be forked.

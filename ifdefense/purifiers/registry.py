@@ -47,7 +47,7 @@ METHODS = {
         differentiable=True,
     ),
     "local-random": Method(
-        "local-mesh of a random half of the points with noise, drawn anew by every seed, without the repair",
+        "local-mesh of a random half of the points with noise, depending on the seed, without the repair",
         "ifdefense.purifiers.pretrained:local_random",
         differentiable=True,
     ),
@@ -60,7 +60,7 @@ METHODS = {
         "ifdefense.purifiers.pretrained:onet_mesh",
     ),
     "onet-opt": Method(
-        "points pulled onto the surface of an Occupancy Network and pushed apart, without a mesh",
+        "points attracted to the surface of an Occupancy Network and spread over it, without a mesh",
         "ifdefense.purifiers.pretrained:onet_opt",
     ),
     "convonet-mesh": Method(
@@ -69,12 +69,12 @@ METHODS = {
         weights="convonet",
     ),
     "convonet-opt": Method(
-        "points pulled onto the surface of a Convolutional Occupancy Network and pushed apart",
+        "points attracted to the surface of a Convolutional Occupancy Network and spread over it",
         "ifdefense.purifiers.pretrained:convonet_opt",
         weights="convonet",
     ),
     "dup-net": Method(
-        "SOR, then PU-Net, which makes four points of each; samples of its 4,096 points",
+        "SOR, then PU-Net, which upsamples by a factor of four; samples of its 4,096 points",
         "ifdefense.purifiers.pretrained:dup_net",
         network=False,
         differentiable=True,
