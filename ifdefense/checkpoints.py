@@ -81,10 +81,10 @@ def load_state(
     """Loads the tensors of one network from a ``.safetensors`` file or a file of `torch.save`, as ``.pth``.
 
     Supports checkpoints of training scripts and wrappers: the tensors may be nested under any key, next to
-        optimiser state and numbers, and their names may share any prefix, such as ``module.``, ``model.`` or
-        ``_orig_mod.``. Key and prefix are chosen such that all ``names`` are found; other tensors, such as
-        the weights of a loss, are dropped and logged. If no place has all names, the one with most of them is
-        returned, and `load_into` reports the differences.
+    optimiser state and numbers, and their names may share any prefix, such as ``module.``, ``model.`` or
+    ``_orig_mod.``. Key and prefix are chosen such that all ``names`` are found; other tensors, such as the
+    weights of a loss, are dropped and logged. If no place has all names, the one with most of them is
+    returned, and `load_into` reports the differences.
 
     Args:
         path: the file.

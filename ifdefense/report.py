@@ -1,7 +1,7 @@
 """Reports of purifications: a self-contained interactive HTML page, and a PNG for print.
 
 Each cloud has three views in one frame: the input, the reconstructed surface with coloured anomalies, and the
-    result, with the figures of each stage.
+result, with the figures of each stage.
 """
 
 from __future__ import annotations

@@ -562,7 +562,7 @@ def kth_smallest(values: Tensor, k: int, dim: int) -> Tensor:
     """The k-th smallest value along an axis, which is kept; k from 1.
 
     Sorts on accelerators: with deterministic algorithms, CUDA rejects `Tensor.kthvalue` and `Tensor.median`
-        along an axis, as they also return an index.
+    along an axis, as they also return an index.
     """
     if values.device.type == "cpu":
         return values.kthvalue(k, dim, keepdim=True).values

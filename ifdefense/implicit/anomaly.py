@@ -1,9 +1,9 @@
 """Detects points of a cloud that do not belong to its shape, by local evidence and a global prior.
 
 A small head scores every point by three features: the local occupancy network describes its neighbourhood,
-    the Occupancy Network predicts from a code of the whole cloud whether the point is inside the shape, and
-    the distances to its neighbours measure its support. No single feature suffices: a global network is too
-    coarse for legs and handles, and density also varies in clean scans.
+the Occupancy Network predicts from a code of the whole cloud whether the point is inside the shape, and the
+distances to its neighbours measure its support. No single feature suffices: a global network is too coarse
+for legs and handles, and density also varies in clean scans.
 """
 
 from __future__ import annotations

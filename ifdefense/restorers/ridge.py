@@ -28,10 +28,10 @@ class RidgeRestorer:
     """Moves samples of the mesh to the maximum of the field along their normals.
 
     For networks trained on a thickened surface: the level set has two sides, and the surface lies between
-        them, at the maximum of the field along the normal. The field is evaluated at equal steps into the
-        shell; the maximum is that of the parabola through the largest value and its neighbours. The first and
-        the last step are evaluated only if they are one of these. Samples with a maximum barely above the
-        level are dropped.
+    them, at the maximum of the field along the normal. The field is evaluated at equal steps into the shell;
+    the maximum is that of the parabola through the largest value and its neighbours. The first and the last
+    step are evaluated only if they are one of these. Samples with a maximum barely above the level are
+    dropped.
 
     Gradients propagate through the three values of the parabola, with the samples and their normals held
     fixed. This is the exact derivative of the result along the normals with respect to the field, and thus to
