@@ -31,7 +31,7 @@ __all__ = ["Compose", "Defended", "Mesh", "Purifier", "Trace", "__version__", "l
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the stages when they are first asked for."""
+    """Imports the public names on first access."""
     if name not in _HOMES:
         raise AttributeError(f"module 'ifdefense' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""Checks of what callers hand in: numbers, devices, and the points of one cloud."""
+"""Checks of user input: numbers, devices, and the points of one cloud."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from torch import Tensor
 from ifdefense.devices import has_float64, in_float64
 
 MIN_POINTS = 16
-"""Distinct points that a cloud must have at least."""
+"""Minimum number of distinct points in a cloud."""
 
 MAX_SEED = 2**63 - 1
-"""Largest seed; every generator used here takes it."""
+"""Largest seed that every generator accepts."""
 
 MAX_POINTS = 100_000_000
-"""Points of one result at most: a larger number is taken for a mistake."""
+"""Maximum number of points per result; larger numbers are probably mistakes."""
 
 
 def integer(name: str, value: object, least: int, most: int | None = None) -> int:
-    """A Python integer from what a caller gave for an argument.
+    """Converts an argument to a Python integer and checks its range.
 
     Args:
-        name: of the argument, for messages.
+        name: name of the argument, for error messages.
         value: a Python or NumPy integer.
         least: smallest allowed value.
         most: largest allowed value.
 
     Raises:
-        TypeError: if the value is no integer; bools and floats are none.
+        TypeError: if the value is not an integer; bools and floats are not accepted.
         ValueError: if it is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
@@ -56,11 +56,11 @@ def count_of(value: object, name: str = "num_points") -> int | None:
 
 
 def named_device(value: object) -> torch.device:
-    """A device by its name, not yet used: asking an accelerator for memory keeps a process from being forked.
+    """Parses a device without using it: allocating memory on an accelerator prevents forking the process.
 
     Raises:
         TypeError: if it is neither a name nor a device.
-        ValueError: if no device has such a name, or it holds no values.
+        ValueError: if the name is unknown, or the device holds no values.
     """
     if not isinstance(value, (str, torch.device)):
         raise TypeError(f"device must be a name such as 'cuda:0', got {_shown(value)}")
@@ -74,11 +74,11 @@ def named_device(value: object) -> torch.device:
 
 
 def device_of(value: object) -> torch.device:
-    """A device that tensors can be put on, with its index: ``"cuda"`` is the current ``"cuda:0"``.
+    """Checks that a device can be used, and adds its index: ``"cuda"`` becomes the current ``"cuda:0"``.
 
     Raises:
         TypeError: if it is neither a name nor a device.
-        ValueError: if there is no such device here.
+        ValueError: if the device is not available.
     """
     device = named_device(value)
     try:
@@ -88,18 +88,18 @@ def device_of(value: object) -> torch.device:
 
 
 def real_tensor(values: object, name: str) -> Tensor:
-    """Values as a float tensor that holds them exactly, on their device.
+    """Converts values to a float tensor without loss, on their device.
 
     8- and 16-bit integers become float32, larger ones float64; floating-point numbers stay as they are, and
     those of more than 64 bits become float64. Nested lists of numbers are float64.
 
     Args:
         values: a tensor, a NumPy array, or nested lists of numbers.
-        name: what to call them in messages.
+        name: name of the values, for error messages.
 
     Raises:
-        TypeError: if they are no real numbers, or in a tensor that is not dense.
-        ValueError: if values are masked, or integers beyond 2^53, which float64 cannot hold.
+        TypeError: if the values are not real numbers, or the tensor is not dense.
+        ValueError: if values are masked, or integers exceed 2^53, the limit of float64.
     """
     if isinstance(values, (list, tuple)):
         values = _array_of_lists(values, name)
@@ -128,11 +128,11 @@ def real_tensor(values: object, name: str) -> Tensor:
 
 
 def cloud_of(values: object, name: str) -> Tensor:
-    """One cloud, checked.
+    """Converts one cloud to a tensor and checks it.
 
     Args:
         values: ``(N, 3 + C)`` coordinates and attributes, see `real_tensor`.
-        name: what to call it in messages.
+        name: name of the cloud, for error messages.
 
     Returns:
         ``(N, 3 + C)`` float tensor.
@@ -145,7 +145,7 @@ def cloud_of(values: object, name: str) -> Tensor:
     cloud = real_tensor(values, name)
     if cloud.ndim != 2 or cloud.shape[1] < 3:
         raise ValueError(f"{name} must have shape (N, 3) or (N, 3 + C), got {tuple(cloud.shape)}")
-    points = cloud.detach()[:, :3].cpu()  # every check reads a value
+    points = cloud.detach()[:, :3].cpu()  # every check copies a value to the host
     broken = ~torch.isfinite(points).all(1)
     if broken.any():
         first = int(broken.nonzero()[0])
@@ -154,7 +154,7 @@ def cloud_of(values: object, name: str) -> Tensor:
         )
     if len(points) > 1 and bool((points == points[0]).all()):
         raise ValueError(f"{name} has zero extent: all its {len(points)} points are the same")
-    # Few clouds repeat themselves, so the first points usually tell.
+    # Duplicates are rare, so the first points usually suffice.
     distinct = len(torch.unique(points[: 2 * MIN_POINTS], dim=0))
     if distinct < MIN_POINTS < len(points):
         distinct = len(torch.unique(points, dim=0))
@@ -172,12 +172,12 @@ def cloud_of(values: object, name: str) -> Tensor:
 
 
 def _native(values: NDArray[Any], name: str) -> NDArray[Any]:
-    """A plain array in the byte order of the machine, of a dtype that torch knows."""
+    """Converts to a plain array in native byte order, with a dtype supported by torch."""
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         masked = int(np.ma.getmaskarray(values).sum())
         raise ValueError(f"{name} has {masked} masked values: fill them, or leave their points out")
     if values.dtype.kind not in "fiu":
-        hint = "; clouds of different sizes are given as a list" if values.dtype.kind == "O" else ""
+        hint = "; pass clouds of different sizes as a list" if values.dtype.kind == "O" else ""
         raise TypeError(f"{name} has dtype {values.dtype}: coordinates must be real numbers{hint}")
     plain = np.asarray(values)
     if plain.dtype.kind == "f" and plain.dtype.itemsize > 8:

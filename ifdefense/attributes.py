@@ -1,4 +1,4 @@
-"""Attributes of points (normals, colours, labels) on their way through a purification."""
+"""Transfers attributes of points (normals, colours, labels) to purified clouds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def transfer_attributes(
 ) -> dict[str, Array]:
     """Gives each purified point the attributes of its nearest input point.
 
-    A point that was kept is its own nearest point, so it keeps its attributes.
+    Kept points are their own nearest points, so they keep their attributes.
 
     Args:
         points: ``(N, 3)`` cloud before purification.
@@ -28,10 +28,10 @@ def transfer_attributes(
         purified: ``(M, 3)`` cloud after purification, in the same frame.
 
     Returns:
-        ``(M, ...)`` arrays or tensors by the same names, each of the kind, dtype and device that came in.
+        ``(M, ...)`` arrays or tensors by the same names, of the type, dtype and device of the input.
 
     Raises:
-        ValueError: if a shape does not fit, or a coordinate is not finite.
+        ValueError: if shapes do not match, or a coordinate is not finite.
     """
     before, after = _coordinates(points, "points"), _coordinates(purified, "purified")
     for name, values in attributes.items():
@@ -56,7 +56,7 @@ def nearest(points: NDArray[np.float64], queries: NDArray[np.float64]) -> NDArra
 
     if not len(queries):
         return np.zeros(0, np.int64)
-    # Many equal points make a balanced tree degenerate; a sliding midpoint does not mind them.
+    # Many equal points make a balanced tree degenerate, so the sliding-midpoint rule is used.
     tree = cKDTree(points, balanced_tree=False, compact_nodes=False)
     return np.asarray(tree.query(queries)[1], np.int64)
 

@@ -21,15 +21,15 @@ from ifdefense.geometry.axes import axis_of
 _LOG = logging.getLogger(__name__)
 
 DEPTH = 8
-"""Levels of keys, and parts of a prefix, around the tensors of a network."""
+"""Maximum nesting depth of the tensors of a network, and maximum number of parts of their prefix."""
 
 RELEASED = re.compile(r"onet_\w+-[0-9a-f]{8}\.pt|shapenet_\w+\.pt")
-"""Files that the authors of (Convolutional) Occupancy Networks released: trained on ShapeNet, which is y up
+"""Files released by the authors of (Convolutional) Occupancy Networks, trained on ShapeNet, which is y up
 (https://github.com/autonomousvision/convolutional_occupancy_networks/issues/25)."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be read or does not fit the network."""
+    """Raised if a checkpoint cannot be read or does not fit the network."""
 
 
 def _numpy_scalars() -> list[Any]:
@@ -44,7 +44,7 @@ def load_pickle(path: Path) -> Any:
     """Loads a file of `torch.save` with tensors, plain Python values and NumPy scalars, onto the CPU.
 
     Raises:
-        CheckpointError: if the file is damaged or its pickle refers to anything else, which is not executed.
+        CheckpointError: if the file is damaged, or its pickle refers to anything else; nothing is executed.
     """
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
@@ -55,7 +55,7 @@ def load_pickle(path: Path) -> Any:
         if named:
             what = named[1] or named[2]
             raise CheckpointError(
-                f"{path} is refused: it is no plain file of tensors, loading it would run {what}"
+                f"{path} is refused: it does not contain only tensors, and loading it would run {what}"
             ) from None
         raise CheckpointError(f"{path} {_kind(path)}") from None
 
@@ -80,22 +80,22 @@ def load_state(
 ) -> dict[str, Tensor]:
     """Loads the tensors of one network from a ``.safetensors`` file or a file of `torch.save`, as ``.pth``.
 
-    Files load as training programs and wrappers write them: the tensors may lie under any key, beside
-    optimiser state and numbers, and their names may have any prefix in common, such as ``module.``,
-    ``model.`` or ``_orig_mod.``. Key and prefix are those under which all ``names`` are found; tensors beside
-    them, such as the weights of a loss, are left out, which is logged. If all are found nowhere, the result
-    is where most of them are, for `load_into` to say what is wrong.
+    Supports checkpoints of training scripts and wrappers: the tensors may be nested under any key, next to
+    optimiser state and numbers, and their names may share any prefix, such as ``module.``, ``model.`` or
+    ``_orig_mod.``. Key and prefix are chosen such that all ``names`` are found; other tensors, such as the
+    weights of a loss, are dropped and logged. If no place has all names, the one with most of them is
+    returned, and `load_into` reports the differences.
 
     Args:
         path: the file.
-        names: of tensors that the network has, whatever its sizes. Without them, the result is the outermost
-            dictionary of tensors and nothing else, without ``module.``.
-        rename: from a public naming to that of ``names``, for the tensors of a place without its prefix.
+        names: names of tensors that the network has regardless of its sizes. Without them, the outermost
+            dictionary that holds only tensors is returned, without the prefix ``module.``.
+        rename: converts public names of tensors to ours; applied after the prefix is removed.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if the file is damaged, has no tensors, is a pickle that would execute code, has the
-            names in several places with different values, or a tensor is not finite.
+        CheckpointError: if the file is damaged, has no tensors, is a pickle that would execute code, contains
+            the names several times with different values, or a tensor is not finite.
     """
     path = _existing(path)
     content = _load_safetensors(path) if path.suffix == ".safetensors" else load_pickle(path)
@@ -116,11 +116,11 @@ def load_state(
 
 
 def _dictionaries(content: Any, pure: bool) -> dict[str, dict[str, Tensor]]:
-    """Tensors by name of every dictionary in a file, by the keys that lead to it; outermost first.
+    """Named tensors of every dictionary in a file, by their path of keys; outermost first.
 
     Args:
-        content: what the file holds.
-        pure: leave out dictionaries that hold something else beside tensors.
+        content: contents of the file.
+        pure: whether to skip dictionaries with other values than tensors.
     """
     found, seen = {}, set()
     level = [("", content)]
@@ -132,7 +132,7 @@ def _dictionaries(content: Any, pure: bool) -> dict[str, dict[str, Tensor]]:
             seen.add(id(value))
             tensors = {str(name): each for name, each in value.items() if isinstance(each, Tensor)}
             if tensors and not (pure and len(tensors) < len(value)):
-                # torch.compile writes its part of a name wherever a compiled module is.
+                # torch.compile inserts its prefix at every compiled module.
                 found[key] = {
                     re.sub(r"(^|\.)(?:_orig_mod\.)+", r"\1", name): tensors[name] for name in tensors
                 }
@@ -147,7 +147,7 @@ def _place(
     rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
     path: Path,
 ) -> dict[str, Tensor]:
-    """Tensors of the place that has all names, or else most of them; see `load_state`."""
+    """Tensors of the dictionary with all names, or with most of them; see `load_state`."""
     wanted, places = set(names), {}
     for key, tensors in dictionaries.items():
         parts: dict[str, dict[str, Tensor]] = {}
@@ -164,11 +164,11 @@ def _place(
             labels = (".".join(filter(None, place)).rstrip(".") for place in others)
             shown = " and ".join(f"under {label!r}" if label else "at the top" for label in labels)
             raise CheckpointError(
-                f"{path} holds several networks that fit, {shown}: save the one that is meant by itself"
+                f"{path} holds several networks that fit, {shown}: save the intended one in a file of its own"
             )
         beside = [name for name in dictionaries[key] if not name.startswith(prefix)]
         if beside:
-            _LOG.info("%s: tensors that are not the network's are left out: %s", path, _first(beside))
+            _LOG.info("%s: tensors that do not belong to the network are ignored: %s", path, _first(beside))
     return state
 
 
@@ -185,7 +185,7 @@ def _first(names: Collection[str]) -> str:
 
 
 def unlike(found: Collection[str], expected: Collection[str]) -> str:
-    """Says which names of tensors were found and which ones were expected, for error messages."""
+    """Lists the names of tensors found and expected, for error messages."""
     return f"its tensors are {_first(found)}; expected are {_first(expected)}"
 
 
@@ -234,13 +234,13 @@ def load_metadata(path: str | Path) -> dict[str, str]:
 
 
 def stated_axis(path: str | Path) -> str | None:
-    """Up axis of the shapes that weights were trained on, as the entry ``"up"`` of their metadata states it.
+    """Up axis of the training shapes, from the entry ``"up"`` of the metadata.
 
-    Public checkpoints state none, but those in `RELEASED` are known to be y up. ``None`` if it is not known.
+    Public checkpoints lack this entry, but those in `RELEASED` are y up. ``None`` if unknown.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if the file is damaged or states an unknown axis.
+        CheckpointError: if the file is damaged or the axis is unknown.
     """
     up = load_metadata(path).get("up")
     if up is None:
@@ -255,8 +255,8 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path
     """Loads a state dict into a module, in the module's dtype; on errors the module is unchanged.
 
     Raises:
-        CheckpointError: if tensors are missing, unexpected or of another shape; lists them, and the first
-            names found and expected.
+        CheckpointError: if tensors are missing, unexpected or of another shape; the message lists them, and
+            the first names found and expected.
     """
     own = module.state_dict()
     faults = [f"{name} is missing" for name in own.keys() - state.keys()]
@@ -285,7 +285,8 @@ def _fits_half(value: Tensor) -> bool:
 def save_safetensors(module: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Saves a module's state dict atomically, floats as float16.
 
-    Tensors beyond the range of float16, such as running variances of deep residual paths, keep their dtype.
+    Tensors with values beyond the range of float16, such as running variances of deep residual paths, keep
+    their dtype.
     """
     from safetensors.torch import save
 
@@ -305,7 +306,7 @@ def shipped(package: str, name: str) -> Path:
     """Path of the shipped weights ``name`` of a package.
 
     Raises:
-        ValueError: if there are none of that name; lists the available ones.
+        ValueError: if the name is unknown; the message lists the available ones.
     """
     folder = Path(str(resources.files(package))) / "weights"
     path = folder / f"{name}.safetensors"

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from ifdefense.purifiers.base import Purifier
 
 REPORTED = 12
-"""Clouds that a report shows unless told otherwise: each costs about half a megabyte."""
+"""Default number of clouds in a report; each takes about half a megabyte."""
 
 
 @contextlib.contextmanager
 def quiet(name: str) -> Iterator[None]:
-    """Keeps a logger from warning; for what the command says in its own words, with the name of the file."""
+    """Silences the warnings of a logger that the command reports itself, with the name of the file."""
     other = logging.getLogger(name)
     before = other.level
     other.setLevel(logging.ERROR)
@@ -42,13 +42,13 @@ def quiet(name: str) -> Iterator[None]:
 
 
 class Refused(click.ClickException):
-    """A call that is refused before any work: exit code 2, as for a wrong option."""
+    """Raised for a call that is rejected before any work; exit code 2, as for invalid options."""
 
     exit_code = 2
 
 
 class Method(click.ParamType):  # type: ignore[type-arg]
-    """The name of a method, or a file of weights."""
+    """Parameter type: name of a method, or a file of weights."""
 
     name = "method"
 
@@ -57,7 +57,7 @@ class Method(click.ParamType):  # type: ignore[type-arg]
         return f"[{'|'.join(METHODS)}|FILE]"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name or path, if there is such a method or file."""
+        """Checks that the method or file exists."""
         if value not in METHODS and not os.path.isfile(value):
             self.fail(unknown(value), param, ctx)
         return value
@@ -65,7 +65,7 @@ class Method(click.ParamType):  # type: ignore[type-arg]
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """The names that start so."""
+        """Completes the names of methods."""
         return [
             CompletionItem(name, help=method.summary)
             for name, method in METHODS.items()
@@ -76,7 +76,7 @@ class Method(click.ParamType):  # type: ignore[type-arg]
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ifdefense")
 def main() -> None:
-    """Defends point-cloud classifiers: rebuilds the surface behind an attacked cloud and samples it anew."""
+    """Defends point-cloud classifiers: reconstructs the surface of an attacked cloud and resamples it."""
     let_threads_sleep()
     use_huge_pages()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
@@ -99,28 +99,28 @@ def main() -> None:
         ),
         "generative": (
             "ifdefense.reconstruction.recipes:generative_command",
-            "The Occupancy Network that draws shapes.",
+            "The generative Occupancy Network.",
         ),
         "image": (
             "ifdefense.reconstruction.recipes:image_command",
-            "The Occupancy Network that sees an image.",
+            "The Occupancy Network conditioned on images.",
         ),
         "local": ("ifdefense.training.recipes.local:train_command", "The local occupancy network."),
         "onet": ("ifdefense.training.recipes.onet:train_command", "The Occupancy Network."),
-        "punet": ("ifdefense.training.recipes.punet:train_command", "PU-Net, which upsamples clouds."),
+        "punet": ("ifdefense.training.recipes.punet:train_command", "PU-Net, which upsamples point clouds."),
         "voxel": (
             "ifdefense.reconstruction.recipes:voxel_command",
-            "The Occupancy Network that sees voxels.",
+            "The Occupancy Network conditioned on voxels.",
         ),
     },
 )
 def train() -> None:
-    """Trains an implicit function, or a network that maps clouds to clouds."""
+    """Trains an implicit network, or a network that maps clouds to clouds."""
 
 
 @main.command()
 def info() -> None:
-    """Prints versions, the device, the methods and the weights that are shipped."""
+    """Prints versions, devices, methods and shipped weights."""
     import torch
 
     for package in ("ifdefense", "torch", "numpy", "scipy", "scikit-image", "trimesh"):
@@ -148,36 +148,40 @@ def info() -> None:
     "--method", type=Method(), default=DEFAULT, show_default=True, help="Name, or a file of weights."
 )
 @click.option(
-    "--num-points", type=click.IntRange(min=1), help="Points of each result; by default as many as came in."
+    "--num-points", type=click.IntRange(min=1), help="Points per result; by default as in the input."
 )
-@click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of every draw."
-)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed.")
 @device_option
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Clouds at a time."
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Clouds processed together.",
 )
 @click.option(
     "--up",
     type=click.Choice(AXES),
-    help="Up axis of the clouds, for methods that know shapes as they stand; z by default.",
+    help="Up axis of the clouds, for methods that depend on their orientation; z by default.",
 )
-@click.option("--mesh", is_flag=True, help="Write the repaired surface as well, as NAME.mesh.ply.")
-@click.option("--report", type=click.Path(path_type=Path), help="Write an HTML page of what was done.")
+@click.option("--mesh", is_flag=True, help="Also write the repaired surface, as NAME.mesh.ply.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write an HTML report.")
 @click.option(
     "--report-clouds",
     type=click.IntRange(min=1),
     default=REPORTED,
     show_default=True,
-    help="Clouds that the report shows at most; each takes about half a megabyte.",
+    help="Maximum number of clouds in the report; each takes about half a megabyte.",
 )
 @click.option("--format", "form", metavar="NAME", help="Format of - (ply, xyz, npy, ...).")
 @click.option(
     "--columns", metavar="X,Y,Z", help="Names or numbers (from 0) of the columns with the coordinates."
 )
 @click.option("--key", help="Name of the array of points in .npz and .h5 files.")
-@click.option("--max-points", type=click.IntRange(min=1), help="Refuse larger files.  [default: 20000000]")
-@click.option("--skip-existing", is_flag=True, help="Pass over files whose result exists.")
+@click.option(
+    "--max-points", type=click.IntRange(min=1), help="Reject files with more points.  [default: 20000000]"
+)
+@click.option("--skip-existing", is_flag=True, help="Skip files whose results exist.")
 @click.option("--force", is_flag=True, help="Replace existing files, but never an input.")
 def purify(
     sources: tuple[str, ...],
@@ -198,19 +202,20 @@ def purify(
     skip_existing: bool,
     force: bool,
 ) -> None:
-    """Removes what an attacker did to the clouds in files and folders; - is standard input.
+    """Purifies the point clouds in files and folders; - is standard input.
 
-    Reads .ply .off .obj .stl .glb .pcd .xyz .txt .csv .pts .npy .npz .h5; the surface of a mesh is sampled. A
-    result has the format of its source (.ply for an .stl), lies in its source's frame, and its points have
-    the attributes (normals, colours, labels) of the nearest point that came in. With one file IN, OUT may
-    name the result; else it is a folder. Of a folder, all clouds are read but hidden files and *.mesh.ply.
+    Reads .ply .off .obj .stl .glb .pcd .xyz .txt .csv .pts .npy .npz .h5; the surface of a mesh is sampled.
+    Results have the format (.ply for .stl) and the frame of their sources; their points take the attributes
+    (normals, colours, labels) of the nearest input points. For a single file IN, OUT may be a file; otherwise
+    it is a folder. Folders are read without hidden files and *.mesh.ply.
 
-    A file that cannot be done is reported, and the others are done. Exit codes: 0 all files were done or
-    skipped, 1 at least one failed, 2 the call was refused and nothing was done.
+    Failing files are reported and skipped. Exit codes: 0 all files were purified or skipped, 1 at least one
+    failed, 2 the call was rejected and nothing was done.
     """
     from tqdm import tqdm
 
-    from ifdefense.batch import STREAM, Refusal, Run, Settings, plan, write_report
+    from ifdefense.batch import Run, Settings, write_report
+    from ifdefense.batch_plan import STREAM, Refusal, plan
     from ifdefense.data.formats import MAX_POINTS
 
     try:
@@ -230,7 +235,7 @@ def purify(
     except Refusal as error:
         raise Refused(str(error)) from None
     if mesh and output == STREAM:
-        raise Refused("--mesh needs files: standard output holds the result alone")
+        raise Refused("--mesh needs output files: standard output holds only the result")
     if mesh and method in METHODS and not METHODS[method].network:
         raise Refused(f"the method {method} has no surface, so there is nothing for --mesh to write")
     purifier = load(method, device)
@@ -256,7 +261,7 @@ def purify(
                         err=True,
                     )
             else:
-                click.echo("there is nothing to report, so no report was written", err=True)
+                click.echo("no cloud was purified, so no report was written", err=True)
         except (OSError, ValueError) as error:
             click.echo(f"error: {report}: the report could not be written: {error}", err=True)
             failed = True
@@ -268,7 +273,7 @@ def purify(
 
 
 def load(method: str, device: torch.device) -> Purifier:
-    """The purifier of that name.
+    """Loads a purifier by name.
 
     Raises:
         Refused: if its weights are missing.

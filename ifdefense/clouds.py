@@ -1,4 +1,4 @@
-"""What callers hand in, one cloud, a batch or a list, NumPy or torch: checked, and given back as it came."""
+"""Converts user input (a cloud, a batch or a list; NumPy or torch) to checked tensors, and results back."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ __all__ = ["MIN_POINTS", "Clouds", "Unpacked", "is_geometric", "tensors", "unpac
 
 Clouds = Any
 """``(N, 3 + C)``, ``(B, N, 3 + C)``, or a list of ``(N_i, 3 + C)``: NumPy arrays, tensors or nested lists of
-numbers; the first three columns are coordinates. Or ``Data`` and ``Batch`` of PyTorch Geometric."""
+numbers; the first three columns are coordinates. Also ``Data`` and ``Batch`` of PyTorch Geometric."""
 
 Rows = Callable[[int], Tensor]
-"""Of the i-th cloud, the input rows ``(M,)`` that the points of the result come from or are nearest to."""
+"""For the i-th cloud, the input rows ``(M,)`` from which the result's points were taken or to which they are
+nearest."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Unpacked:
-    """Clouds as a list of tensors, with the way back to the caller's kind.
+    """Clouds as a list of tensors, with the conversion back to the caller's type.
 
     Attributes:
         clouds: ``(N_i, 3)`` float tensors in the caller's precision, on the caller's device.
-        build: makes the caller's kind of results and rows, see `pack`.
+        build: converts results and rows to the caller's type, see `pack`.
     """
 
     clouds: list[Tensor]
@@ -39,7 +40,7 @@ class Unpacked:
 
     @classmethod
     def of(cls, members: Sequence[Unpacked]) -> Unpacked:
-        """Several as one, whose results are packed as a list."""
+        """Joins several; their results are packed as a list."""
         starts = np.cumsum([0, *(len(member.clouds) for member in members)]).tolist()
 
         def build(results: Sequence[Tensor], rows: Rows) -> list[Any]:
@@ -51,7 +52,7 @@ class Unpacked:
         return cls([cloud for member in members for cloud in member.clouds], build)
 
     def on(self, device: torch.device) -> Unpacked:
-        """The same clouds on another device; results are packed on the device that the clouds came from."""
+        """Moves the clouds to a device; results are packed on the original device."""
 
         def build(results: Sequence[Tensor], rows: Rows) -> Any:
             back = [each.to(cloud.device) for each, cloud in zip(results, self.clouds, strict=True)]
@@ -60,12 +61,12 @@ class Unpacked:
         return Unpacked([cloud.to(device) for cloud in self.clouds], build)
 
     def pack(self, results: Sequence[Tensor], index: Sequence[Tensor | None] | None = None) -> Any:
-        """Turns results into the kind of array that came in, with its attributes.
+        """Converts results to the type of the input, with its attributes.
 
         Args:
             results: ``(M_i, 3)``, one for each cloud, in the caller's frame.
-            index: ``(M_i,)`` rows of the input that a result consists of, where it is a choice among them;
-                else the attributes are those of the nearest input points.
+            index: ``(M_i,)`` rows of the input, if a result is a selection of its points; otherwise
+                attributes are taken from the nearest input points.
         """
 
         def rows(i: int) -> Tensor:
@@ -76,10 +77,10 @@ class Unpacked:
 
 
 def unpack(points: Clouds | Unpacked) -> Unpacked:
-    """Checks clouds and takes them apart.
+    """Checks clouds and converts them to a list of tensors.
 
     Args:
-        points: clouds in the caller's frame; what is unpacked already is returned as it is.
+        points: clouds in the caller's frame; `Unpacked` is returned unchanged.
 
     Raises:
         TypeError: if a cloud is neither a NumPy array nor a tensor, or its numbers are not real.
@@ -102,7 +103,7 @@ def unpack(points: Clouds | Unpacked) -> Unpacked:
 
 
 def tensors(points: Clouds) -> Any:
-    """Clouds as tensors, not yet checked: a tensor for an array, a list of tensors for a list."""
+    """Converts clouds to tensors without checks: an array to a tensor, a list to a list of tensors."""
     if isinstance(points, Tensor) or is_geometric(points):
         return points
     if isinstance(points, np.ndarray) or _is_numbers(points):
@@ -115,13 +116,13 @@ def tensors(points: Clouds) -> Any:
 
 
 def is_geometric(value: object) -> bool:
-    """Whether something is a ``Data`` or ``Batch`` of PyTorch Geometric, without importing that."""
+    """Whether something is a ``Data`` or ``Batch``, without importing PyTorch Geometric."""
     module = sys.modules.get("torch_geometric.data.data")
     return module is not None and isinstance(value, module.BaseData)
 
 
 def _is_numbers(value: object) -> bool:
-    """Whether a list is one cloud as a list of lists of numbers, and not a list of clouds."""
+    """Whether a list is one cloud, a list of rows of numbers, rather than a list of clouds."""
     if not isinstance(value, (list, tuple)) or not value or not isinstance(value[0], (list, tuple)):
         return False
     return not value[0] or not isinstance(value[0][0], (list, tuple, Tensor, np.ndarray))
@@ -155,7 +156,7 @@ def _shifted(rows: Rows, start: int) -> Rows:
 
 
 def _member(part: Any, name: str) -> Unpacked:
-    """One part of a list: a cloud of any kind, or data of PyTorch Geometric."""
+    """One item of a list: a cloud of any type, or data of PyTorch Geometric."""
     if is_geometric(part):
         from ifdefense.pyg import unpack_data
 
@@ -167,7 +168,7 @@ def _member(part: Any, name: str) -> Unpacked:
 
 
 def _with_columns(full: Tensor, result: Tensor, i: int, rows: Rows) -> Tensor:
-    """A result ``(M, 3)`` with the further columns of its cloud, which pass gradients if its points do."""
+    """Appends attribute columns to a result ``(M, 3)``; they pass gradients if its points do."""
     if full.shape[1] == 3:
         return result
     columns = full[rows(i).to(full.device), 3:].to(result)
@@ -175,7 +176,7 @@ def _with_columns(full: Tensor, result: Tensor, i: int, rows: Rows) -> Tensor:
 
 
 def _as_kind(result: Tensor, like: Any) -> Any:
-    """A tensor as the kind of array that came in; what came as integers is floating-point now."""
+    """Converts a tensor to the type of the input; integers become floating-point numbers."""
     if isinstance(like, Tensor):
         return result
     array = result.detach().cpu().numpy()

@@ -1,4 +1,4 @@
-"""Shared by the command lines: lazily imported commands, options and huge pages."""
+"""Shared parts of the command lines: lazily imported commands, options and huge pages."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ def use_huge_pages() -> None:
     """Enables huge pages in PyTorch's CPU allocator, unless ``THP_MEM_ALLOC_ENABLE`` is set.
 
     Call it before the first tensor is created. Page faults take up to a quarter of a forward pass on a CPU,
-    as freed memory is mapped and zeroed again; pages of 2 MiB cause 512 times fewer. No effect on systems
-    without huge pages.
+    as freed memory is mapped and zeroed again; pages of 2 MiB reduce them by a factor of 512. No effect on
+    systems without huge pages.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def let_threads_sleep() -> None:
-    """Lets threads that wait for others sleep instead of spin, unless the environment says how they wait.
+    """Makes waiting OpenMP threads sleep instead of spin, unless the environment sets their behaviour.
 
-    Call it before PyTorch is imported, as OpenMP reads its variables once. Beside other work, spinning takes
-    a network several times the time that it needs.
+    Call it before PyTorch is imported, as OpenMP reads its variables once. On a busy machine, spinning slows
+    down a network several times.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def device_option(command: Command) -> Command:
-    """Adds the option ``--device``; the command gets a `torch.device` that can be used."""
+    """Adds the option ``--device``; the command receives a checked `torch.device`."""
     return click.option(
         "--device",
         default="cpu",
         callback=_usable_device,
         show_default=True,
-        help="Where to compute, such as cuda:0.",
+        help="Device to compute on, such as cuda:0.",
     )(command)
 
 
@@ -56,10 +56,10 @@ def _usable_device(context: click.Context, parameter: click.Parameter, value: st
 
 
 class LazyGroup(click.Group):
-    """Group whose commands are imported when called, so that ``--help`` is fast.
+    """Command group that imports its commands when they are called, so that ``--help`` is fast.
 
     Args:
-        lazy: ``"module:attribute"`` and one line of help by name of the command.
+        lazy: ``"module:attribute"`` and one line of help for each command name.
     """
 
     def __init__(self, *args: object, lazy: dict[str, tuple[str, str]], **kwargs: object) -> None:

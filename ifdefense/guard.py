@@ -1,9 +1,9 @@
-"""The caller's settings of PyTorch, kept away from our networks: purifiers compute inside `isolated`.
+"""Isolates our networks from the caller's PyTorch settings: purifiers compute inside `isolated`.
 
-Of the settings of a thread, autocast is off for every kind of device, inference mode is left, and new tensors
-are on the CPU where nothing else is said; the gradient mode stays the caller's. The precision of float32
-products can only be set for the whole process: it is "highest" while any thread is in a block. The default
-dtype, another setting of the process, is not touched: our code names its dtypes.
+Among the settings per thread, autocast is disabled for all device types, inference mode is disabled, and the
+default device is the CPU; the gradient mode is kept. The precision of float32 products is a setting of the
+process: it is "highest" while any thread is in a block. The default dtype, also a setting of the process, is
+not changed, as our code always specifies dtypes.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _replaced: list[tuple[Any, str]] = []
 
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
-    """Inside the block, `normal_modes`, and products are exact. May be entered by several threads."""
+    """Context with `normal_modes` and full-precision products. May be entered by several threads."""
     with normal_modes(), _exact_products():
         yield
 
 
 @contextlib.contextmanager
 def normal_modes() -> Iterator[None]:
-    """Inside the block, the caller's autocast, inference mode and default device have no effect.
+    """Context in which the caller's autocast, inference mode and default device have no effect.
 
-    May be nested. Tensors made in inference mode have to be cloned before they are used, see `normal`.
+    May be nested. Tensors created in inference mode must be cloned before use, see `normal`.
     """
     gradients = torch.is_grad_enabled()
     with contextlib.ExitStack() as stack:
@@ -53,7 +53,7 @@ def normal_modes() -> Iterator[None]:
 
 
 def guarded(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that runs inside `isolated`, and as it is where `torch.compile` traces its caller."""
+    """Decorator: runs a function in `isolated`, or unchanged while `torch.compile` traces its caller."""
 
     def plain(*args: P.args, **kwargs: P.kwargs) -> R:
         with isolated():
@@ -69,9 +69,9 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def loading(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that loads a network: `guarded`, frozen, in evaluation mode, and without draws.
+    """Decorator of functions that load a network: `guarded`, frozen, in evaluation mode.
 
-    Its tensors are float32 whatever the default is, and new layers draw nothing from the caller's generator.
+    Tensors are float32 regardless of the default dtype, and new layers do not use the caller's generator.
     """
 
     @guarded
@@ -86,12 +86,12 @@ def loading(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def normal(values: Tensor) -> Tensor:
-    """The tensor, or a copy of one that was made in inference mode, which no graph takes."""
+    """Returns the tensor, or a clone of an inference tensor, which cannot be part of a graph."""
     return values.clone() if values.is_inference() else values
 
 
 def autocast_kinds() -> list[str]:
-    """Kinds of devices for which autocast is on."""
+    """Device types with autocast enabled."""
     accelerator = torch.accelerator.current_accelerator()
     kinds = _KINDS if accelerator is None or accelerator.type in _KINDS else (*_KINDS, accelerator.type)
     return [kind for kind in kinds if _has_autocast(kind) and torch.is_autocast_enabled(kind)]
@@ -104,7 +104,7 @@ def _has_autocast(kind: str) -> bool:
 
 @contextlib.contextmanager
 def _exact_products() -> Iterator[None]:
-    """Float32 products in float32, until the last thread leaves."""
+    """Full-precision float32 products, until the last thread leaves."""
     global _depth
     with _lock:
         _depth += 1
@@ -136,7 +136,7 @@ class _MatmulPrecision:
 
 
 def _precisions() -> list[Any]:
-    """Where precisions are set: from the general ones, which others inherit, to those of one operation."""
+    """Objects with a precision setting: first general ones, then those that inherit from them."""
     backends: Any = torch.backends
     if not hasattr(backends, "fp32_precision"):
         return [_MatmulPrecision()]

@@ -1,4 +1,4 @@
-"""What a classifier is given and what it may return: the one place where classifiers are called."""
+"""Calls classifiers and extracts their logits; all calls of classifiers go through `classify`."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _LOG = logging.getLogger(__name__)
 
 
 def classify(model: Callable[[Any], Any], clouds: Any) -> Tensor:
-    """Calls a classifier and takes the logits out of what it returns.
+    """Calls a classifier and extracts the logits from its output.
 
-    A module is given tensors in the dtype and on the device of its weights, and gradients come back in those
-    of the clouds. A module whose attribute ``places_clouds`` is true is given them as they are.
+    Inputs are converted to the dtype and device of the module's weights; gradients have those of the clouds.
+    If the attribute ``places_clouds`` of the module is true, inputs are passed unchanged.
 
     Args:
-        model: returns ``(B, C)`` logits; or a tuple or list that begins with them, such as
-            ``(log_probs, features)``; or a mapping or an object that has them as ``logits``.
-        clouds: ``(B, N, 3)``, or a batch of PyTorch Geometric, which is passed on as it is.
+        model: returns ``(B, C)`` logits; or a tuple or list with the logits first, such as ``(log_probs,
+            features)``; or a mapping or an object with an entry or attribute ``logits``.
+        clouds: ``(B, N, 3)``, or a batch of PyTorch Geometric, which is passed unchanged.
 
     Returns:
         ``(B, C)`` in the dtype and on the device of the model.
 
     Raises:
-        ValueError: if there are no logits of that shape in what it returns.
+        ValueError: if the output contains no logits of that shape.
     """
     if getattr(model, "places_clouds", False):
         returned = model(clouds)
@@ -58,7 +58,7 @@ def classify(model: Callable[[Any], Any], clouds: Any) -> Tensor:
 
 
 def placed(model: object, values: Tensor) -> Tensor:
-    """Values in the dtype and on the device of a module's first floating-point weight, if there is one."""
+    """Converts values to the dtype and device of a module's first floating-point weight, if any."""
     if isinstance(model, nn.Module):
         for weight in model.parameters():
             if weight.is_floating_point():
@@ -67,7 +67,7 @@ def placed(model: object, values: Tensor) -> Tensor:
 
 
 def _found(returned: Any) -> tuple[Any, str]:
-    """What may be the logits, and where it was, if not alone."""
+    """Candidate for the logits, and its position in the output, if it is not the output itself."""
     if isinstance(returned, Tensor):
         return returned, ""
     if isinstance(returned, Mapping):
@@ -80,7 +80,7 @@ def _found(returned: Any) -> tuple[Any, str]:
 
 
 def _described(value: Any, *, inside: bool = False) -> str:
-    """What a model returned, for error messages."""
+    """Describes the output of a model, for error messages."""
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)}" + ("" if value.is_floating_point() else f" {value.dtype}")
     name = type(value).__name__
@@ -95,7 +95,7 @@ def _described(value: Any, *, inside: bool = False) -> str:
 
 
 class _State(NamedTuple):
-    """What of torch's state at a call concerns the models alone.
+    """The part of torch's state that applies to models only.
 
     Attributes:
         autocast: dtype per type of device for which autocast is on.
@@ -117,9 +117,9 @@ _CPU = torch.device("cpu")
 
 @contextlib.contextmanager
 def apart() -> Iterator[None]:
-    """Context in `ifdefense.guard.normal_modes`, except for autocast and device in models `classify` calls.
+    """Context in `normal_modes`, except for autocast and device in models called by `classify`.
 
-    Autocast is meant for the networks of the caller, not for distances and updates, which lose their digits.
+    Autocast is meant for the caller's networks, not for distances and updates, which would lose precision.
     """
     token = _CALLER.set(_State.now())
     try:
@@ -131,7 +131,7 @@ def apart() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _as_called() -> Iterator[None]:
-    """Context with the state that `apart` has put aside, if any."""
+    """Context with the state saved by `apart`, if any."""
     caller = _CALLER.get()
     with contextlib.ExitStack() as stack:
         if caller is not None:

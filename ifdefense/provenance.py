@@ -1,4 +1,4 @@
-"""Digests of values and of code: keys of caches, of results and of training runs."""
+"""Digests of values and code, as keys of caches, results and training runs."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _DIGITS = 16
 
 
 class ByCode:
-    """Base of classes whose code counts in a `digest` of their objects, besides the attributes."""
+    """Base of classes whose objects have a `digest` of their code as well as their attributes."""
 
 
 def digest(*values: object) -> str:
-    """SHA-256 of values, 16 hexadecimal digits, the same in every process.
+    """SHA-256 of values, 16 hexadecimal digits, reproducible across processes.
 
-    Tensors and arrays count by shape, dtype and contents; purifiers by their ``spec()`` and its code; other
-    objects by their class and attributes, and by their code if they are `ByCode`; functions by name; lists,
-    tuples and dictionaries by their items in order.
+    Covers shape, dtype and contents of tensors and arrays; ``spec()`` and code of purifiers; class and
+    attributes of other objects, and their code if they are `ByCode`; names of functions; items of lists,
+    tuples and dictionaries, in order.
 
     Raises:
-        ValueError: if a value has no such identity: local functions, open files, ...
+        ValueError: if a value cannot be identified, such as a local function or an open file.
     """
     total = hashlib.sha256()
     for index, value in enumerate(values):
         for part in _parts(value, f"value {index}", {}):
-            # With its length before it, no two sequences of parts give the same bytes.
+            # Parts are prefixed by their length, so that different sequences give different bytes.
             total.update(f"{len(part)}:".encode())
             total.update(part)
     return total.hexdigest()[:_DIGITS]
@@ -92,7 +92,7 @@ def versions() -> dict[str, str]:
 
 
 def _source(module: str) -> Path | None:
-    """Source file of a module, found without importing it."""
+    """Source file of a module, without importing it."""
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is not None:
         return Path(file) if file.endswith(".py") else None
@@ -161,7 +161,7 @@ def _module(module: str, name: str | None) -> str:
 
 
 def _parts(value: object, name: str, seen: dict[int, tuple[int, object]]) -> Iterator[bytes | memoryview]:
-    """Bytes that identify a value; ``seen`` numbers the objects so far and keeps them alive."""
+    """Bytes that identify a value; ``seen`` numbers previous objects and keeps them alive."""
     if value is None or isinstance(value, bool | int | float | complex | str):
         yield f"{type(value).__name__} {value!r}".encode()
     elif isinstance(value, bytes):
@@ -174,13 +174,13 @@ def _parts(value: object, name: str, seen: dict[int, tuple[int, object]]) -> Ite
         yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
     elif isinstance(value, np.ndarray | np.generic):
         if value.dtype.hasobject:
-            raise ValueError(f"{name} is an array of objects, which cannot be told from another")
+            raise ValueError(f"{name} is an array of objects, which cannot be identified")
         yield f"array {value.dtype} {value.shape}".encode()
         yield np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
     elif isinstance(value, type | types.BuiltinFunctionType | types.FunctionType):
         called = f"{value.__module__}.{value.__qualname__}"
         if "<" in called:
-            raise ValueError(f"{name} is {called}, which cannot be told from another by its values")
+            raise ValueError(f"{name} is {called}, which cannot be identified by its values")
         yield f"named {called}".encode()
     elif id(value) in seen:
         yield f"again {seen[id(value)][0]}".encode()
@@ -214,11 +214,11 @@ def _children(value: object, name: str) -> Iterator[tuple[str, Any]]:
             try:
                 described = spec()
             except TypeError as error:
-                raise ValueError(f"{name} cannot be told from another by its values: {error}") from error
+                raise ValueError(f"{name} cannot be identified by its values: {error}") from error
             yield "spec", described
             yield "code", code_digest(modules_of(described))
             return
-        # Not the mode: attacks put every module into evaluation mode.
+        # The mode is ignored, as attacks put every module into evaluation mode.
         usual = vars(nn.Module()).keys() - {"_parameters", "_buffers", "_modules"}
         yield from sorted((key, child) for key, child in vars(value).items() if key not in usual)
         if value._forward_hooks or value._forward_pre_hooks:
@@ -227,9 +227,9 @@ def _children(value: object, name: str) -> Iterator[tuple[str, Any]]:
         yield from ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
     else:
         try:
-            reduced = value.__reduce_ex__(2)  # what a pickle would hold
+            reduced = value.__reduce_ex__(2)  # contents of a pickle
         except TypeError as error:
-            raise ValueError(f"{name} cannot be told from another by its values: {error}") from error
+            raise ValueError(f"{name} cannot be identified by its values: {error}") from error
         if isinstance(reduced, str):
             yield "named", reduced
         else:

@@ -1,11 +1,11 @@
-"""PyTorch Geometric: purifies the positions of ``Data`` and ``Batch``, as `ifdefense.purify` is given them.
+"""Support for ``Data`` and ``Batch`` of PyTorch Geometric in `ifdefense.purify`.
 
-Positions are purified, cloud by cloud. A point that was kept keeps its other node attributes, such as ``x``
-and ``normal``; a new one takes those of the nearest input point. Attributes of whole clouds, such as ``y``,
-stay. Compute features of positions after the purification: what is in ``x`` is not purified.
+Positions are purified per cloud. Kept points keep their other node attributes, such as ``x`` and ``normal``;
+new ones take those of the nearest input point. Attributes of clouds, such as ``y``, are unchanged. As ``x``
+is not purified, compute features of positions after the purification.
 
-Edges and faces name points by their number, so they cannot outlive a purification: where there are any, it is
-an error. Purify before a graph is built, and sample the surface of a mesh first.
+Edges and faces refer to points by index, which purification invalidates, so they raise an error. Purify
+before building graphs, and sample the surface of meshes first.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ BOOKKEEPING = {"pos", "batch", "ptr", "num_nodes"}
 """Attributes that follow from the positions."""
 
 ADJACENCY = {"adj", "adj_t", "face"}
-"""Attributes, besides those with "edge" in their name, that say which points are connected."""
+"""Attributes that connect points, besides those with "edge" in their name."""
 
 
 def unpack_data(
     data: Any, name: str | None = None
 ) -> tuple[list[Tensor], Callable[[Sequence[Tensor], Callable[[int], Tensor]], Any]]:
-    """Takes a ``Data`` or ``Batch`` apart.
+    """Splits a ``Data`` or ``Batch`` into clouds.
 
     Args:
-        data: with positions ``pos`` ``(N, 3)``; a vector ``batch`` says which cloud a point belongs to.
-        name: what to call it in messages.
+        data: with positions ``pos`` ``(N, 3)``; the vector ``batch`` assigns points to clouds.
+        name: name of the data, for error messages.
 
     Returns:
-        The clouds ``(N_i, 3)``, and what makes a ``Data`` or ``Batch`` of results, as in
+        The clouds ``(N_i, 3)``, and a function that converts results to ``Data`` or ``Batch``, as in
         `ifdefense.clouds.Unpacked`.
 
     Raises:
-        TypeError: if it is no ``Data``, such as ``HeteroData``, or has no tensor of positions.
-        ValueError: if there are edges or faces, ``batch`` does not fit, or a cloud cannot be used.
+        TypeError: if it is not a ``Data``, such as ``HeteroData``, or has no tensor of positions.
+        ValueError: if there are edges or faces, ``batch`` is invalid, or a cloud cannot be purified.
     """
     from torch_geometric.data import Data
 
@@ -75,11 +75,11 @@ def _check_no_graph(data: Any, name: str) -> None:
     ]
     if graph:
         hint = "sample its surface first" if graph == ["face"] else "purify before the graph is built"
-        raise ValueError(f"{name} has {', '.join(graph)}, which name points by number: {hint}")
+        raise ValueError(f"{name} has {', '.join(graph)}, which refer to points by index: {hint}")
 
 
 def _sizes(data: Any, total: int) -> list[int] | None:
-    """Points of each cloud; ``None`` if the data is a single cloud."""
+    """Number of points per cloud; ``None`` for a single cloud."""
     batch = data.batch if "batch" in data else None
     if batch is None:
         return None
@@ -123,7 +123,7 @@ def _rebuilt(
 
 
 def _selected(values: Any, index: Tensor, dim: int) -> Any:
-    """Rows of a node attribute: a tensor, an array, or a list."""
+    """Selects rows of a node attribute: a tensor, an array, or a list."""
     if isinstance(values, Tensor):
         return values.index_select(dim, index.to(values.device))
     if isinstance(values, np.ndarray):
@@ -132,7 +132,7 @@ def _selected(values: Any, index: Tensor, dim: int) -> Any:
 
 
 def _rewrite_slices(out: Any, data: Any, nodes: set[str], ptr: Tensor) -> None:
-    """Lets `Batch.to_data_list` find the new points."""
+    """Updates the slices of `Batch.to_data_list`."""
     slices = getattr(data, "_slice_dict", None)
     if slices is None:
         return

@@ -1,7 +1,7 @@
-"""Shows what a purification did: one self-contained HTML page to turn in the hand, and a PNG for print.
+"""Reports of purifications: a self-contained interactive HTML page, and a PNG for print.
 
-Per cloud there are three views in one frame: the cloud before, the reconstructed surface with its anomalies
-coloured, and the cloud after, with the numbers of each stage.
+Each cloud has three views in one frame: the input, the reconstructed surface with coloured anomalies, and the
+result, with the figures of each stage.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LEVELS = 65535
-"""Steps that coordinates are rounded to in the page: a 65,535th of the longest side."""
+"""Number of quantisation steps of coordinates in the page, per longest side."""
 
 REACH = 8.0
-"""Radii of the view beyond which a point is not shown at its place."""
+"""Distance, in radii of the view, beyond which points are not shown."""
 
 INK = "#1d2329"
 GREY = "#9aa3ab"
@@ -44,11 +44,11 @@ SURFACE = "#d9dce0"
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What a classifier says of a cloud.
+    """Prediction of a classifier for a cloud.
 
     Attributes:
-        label: name of the class it reads.
-        correct: whether that is the class.
+        label: name of the predicted class.
+        correct: whether the prediction is correct.
     """
 
     label: str
@@ -61,10 +61,10 @@ class Case:
 
     Attributes:
         title: name of the cloud or file.
-        trace: what each stage made of it.
-        clean: ``(N, 3)`` the cloud before it was attacked, in the same frame, where it is known.
-        before: how a classifier reads the cloud before purification.
-        after: how it reads the purified cloud.
+        trace: intermediate results of each stage.
+        clean: ``(N, 3)`` the cloud before the attack, in the same frame, if known.
+        before: prediction of a classifier before purification.
+        after: prediction after purification.
     """
 
     title: str
@@ -76,7 +76,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of a report; the first column is the row's name."""
+    """A table of a report; the first column holds the names of the rows."""
 
     title: str
     header: Sequence[str]
@@ -87,20 +87,20 @@ class Table:
 class Numbers:
     """The figures of one purification.
 
-    Chamfer distances are not squared, and in shares of the longest side of the points that were kept.
+    Chamfer distances are not squared, and relative to the longest side of the kept points.
 
     Attributes:
-        points: points that came in.
-        dropped: points that the outlier filter took out.
-        purified: points of the result.
-        faces: triangles of the reconstructed surface.
-        anomalies: connected regions of the surface that were taken out.
-        anomalous_area: share of the surface that they make up.
+        points: number of input points.
+        dropped: number of points removed by the outlier filter.
+        purified: number of points of the result.
+        faces: number of triangles of the reconstructed surface.
+        anomalies: number of connected regions removed from the surface.
+        anomalous_area: their share of the surface area.
         moved: Chamfer distance between input and result.
-        before: Chamfer distance from the input to the clean cloud, where that is known.
-        after: Chamfer distance from the result to the clean cloud.
+        before: Chamfer distance from the input to the clean cloud, if known.
+        after: Chamfer distance from the result to the clean cloud, if known.
         seconds: time of each stage.
-        fallback: why there was no surface to sample, else ``None``.
+        fallback: reason why no surface was sampled, else ``None``.
     """
 
     points: int
@@ -117,11 +117,11 @@ class Numbers:
 
     @classmethod
     def of(cls, trace: Trace, clean: NDArray[np.floating] | None = None) -> Numbers:
-        """Counts and measures a trace.
+        """Computes the figures of a trace.
 
         Args:
             trace: of one cloud.
-            clean: ``(N, 3)`` the cloud before it was attacked, in the same frame.
+            clean: ``(N, 3)`` the cloud before the attack, in the same frame.
         """
         side = float(np.ptp(trace.kept.astype(np.float64), axis=0).max()) or 1.0
         anomalies, area = _anomalies(trace)
@@ -146,7 +146,7 @@ def _chamfer(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
 
 
 def _anomalies(trace: Trace) -> tuple[int, float]:
-    """Connected regions of the anomaly mask, and their share of the surface."""
+    """Number of connected regions of the anomaly mask, and their share of the surface area."""
     if trace.mesh is None or trace.mask is None or not trace.mask.any():
         return 0, 0.0
     from scipy.sparse import coo_array
@@ -163,10 +163,10 @@ def _anomalies(trace: Trace) -> tuple[int, float]:
 
 
 def heat(trace: Trace) -> NDArray[np.float32]:
-    """How strongly each vertex is coloured, ``(V,)``: 1 where the surface was taken out, else up to 0.5."""
+    """Strength of each vertex's colour, ``(V,)``: 1 where the surface was removed, else up to 0.5."""
     if trace.mesh is None or trace.score is None or trace.mask is None:
         return np.zeros(0 if trace.mesh is None else len(trace.mesh.vertices), np.float32)
-    # Squared, so that only what is nearly an anomaly shows: its score is 1 from there on.
+    # Squared, so that only scores near 1, the threshold of anomalies, are visible.
     return np.where(trace.mask, 1.0, 0.5 * np.clip(trace.score, 0, 1) ** 2).astype(np.float32)
 
 
@@ -178,20 +178,19 @@ def render_html(
     tables: Sequence[Table] = (),
     total: int | None = None,
 ) -> str:
-    """A page that needs nothing but itself: no network, no other file.
+    """Self-contained HTML page: needs no network and no other files.
 
-    Views are turned with the mouse, a finger or the keyboard; the page says how.
+    Views are rotated by mouse, touch or keyboard, as explained on the page.
 
     Args:
-        cases: clouds to show; a page of a handful stays at a few megabytes. Where titles repeat, they are
-            numbered.
+        cases: clouds to show, about half a megabyte each. Repeated titles are numbered.
         title: heading.
-        facts: what the run was, such as method, seed and device.
+        facts: settings of the run, such as method, seed and device.
         tables: shown above the clouds.
-        total: clouds that there are, if only some of them are shown: the page says so.
+        total: total number of clouds, stated on the page if only some are shown.
 
     Raises:
-        ValueError: if there are fewer clouds than are shown, or a figure is not finite.
+        ValueError: if ``total`` is less than the number of cases, or a figure is not finite.
     """
     if total is not None and total < len(cases):
         raise ValueError(f"{len(cases)} clouds are shown, total cannot be {total}")
@@ -203,13 +202,13 @@ def render_html(
         "cases": [{"title": name, **_case(case)} for name, case in zip(_unique(cases), cases, strict=True)],
         "total": len(cases) if total is None else total,
     }
-    # "<" is escaped so that no file name can end the script element.
+    # "<" is escaped, so that file names cannot close the script element.
     data = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return page.replace("{{policy}}", _policy(page)).replace("{{data}}", data)
 
 
 def _policy(page: str) -> str:
-    """Content security policy: the page's own script, inline styles, and nothing from anywhere else."""
+    """Content security policy: only the page's own script and inline styles."""
     script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
     assert script is not None
     digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode("ascii")
@@ -220,7 +219,7 @@ def _policy(page: str) -> str:
 
 
 def _unique(cases: Sequence[Case]) -> list[str]:
-    """Titles, numbered where they repeat."""
+    """Titles; repeated ones are numbered."""
     titles = [case.title for case in cases]
     result, taken = [], set(titles)
     for title in titles:
@@ -240,7 +239,7 @@ def _case(case: Case) -> dict[str, Any]:
     parts = [trace.points, trace.purified, *(mesh.vertices for mesh in meshes)]
     everything = np.concatenate([part.astype(np.float64) for part in parts])
     centre, radius = _view(trace)
-    # Points farther away are out of sight. Drawn at their place they would leave no steps for the rest.
+    # Points farther away are not visible; including them would leave no precision for the others.
     reach = REACH * radius
     low = np.maximum(everything.min(axis=0), centre - reach)
     span = float((np.minimum(everything.max(axis=0), centre + reach) - low).max())
@@ -277,7 +276,7 @@ def _case(case: Case) -> dict[str, Any]:
 
 
 def _view(trace: Trace) -> tuple[NDArray[np.float64], float]:
-    """Centre and radius of what the views show: an outlier far away may lie outside."""
+    """Centre and radius of the views; distant outliers may lie outside."""
     purified, kept = trace.purified.astype(np.float64), trace.kept.astype(np.float64)
     centre = (purified.min(axis=0) + purified.max(axis=0)) / 2
     most = np.quantile(np.linalg.norm(kept - centre, axis=1), 0.99)
@@ -291,13 +290,13 @@ def _base64(values: NDArray[Any]) -> str:
 def render_png(
     cases: Sequence[Case], *, dpi: int = 150, azimuth: float = 35.0, elevation: float = 20.0
 ) -> bytes:
-    """A picture with one row per cloud: before, surface with anomalies, after. The z axis points up.
+    """Renders a figure with one row per cloud: before, surface with anomalies, after; z is up.
 
     Args:
         cases: clouds to show, at least one.
-        dpi: pixels an inch; a row is 3 inches high and 9 wide.
-        azimuth: turn of the viewer about the z axis, degrees.
-        elevation: height of the viewer over the horizon, degrees.
+        dpi: pixels per inch; a row is 3 inches high and 9 wide.
+        azimuth: azimuth of the viewer about the z axis, degrees.
+        elevation: elevation of the viewer above the horizon, degrees.
 
     Returns:
         The bytes of a PNG file.
@@ -367,7 +366,7 @@ def _draw_points(axis: Axes, points: NDArray[np.float64], colour: str) -> None:
     from matplotlib.colors import to_rgb
 
     points = points[np.argsort(points[:, 2])]
-    # Far points fade towards the paper, which is what tells depth in a still picture.
+    # Distant points fade to the background, to show depth.
     fade = np.clip(0.5 - 0.5 * points[:, 2:], 0, 1) * 0.75
     colours = (1 - fade) * np.array(to_rgb(colour)) + fade
     axis.scatter(points[:, 0], points[:, 1], s=5, c=colours, linewidths=0)
@@ -385,7 +384,7 @@ def _draw_mesh(axis: Axes, mesh: Mesh, warmth: NDArray[np.float32], project: Any
     light = 0.45 + 0.55 * np.clip(normals[order] @ np.array([-0.35, 0.55, 0.76]), 0, 1)
     share = warmth[mesh.faces[order]].mean(axis=1)[:, None]
     colours = light[:, None] * ((1 - share) * np.array(to_rgb(SURFACE)) + share * np.array(to_rgb(ANOMALY)))
-    # Edges in the colour of their face close the hairlines between antialiased triangles.
+    # Edges in the colour of their faces hide the gaps between antialiased triangles.
     axis.add_collection(
         PolyCollection(corners[order, :, :2], facecolors=colours, edgecolors=colours, linewidths=0.3)
     )

@@ -1,8 +1,8 @@
-"""One thread per piece of work, with single-threaded products inside, and no more than there are free cores.
+"""Parallel maps with single-threaded products per thread, on no more threads than free cores.
 
-Threads inside of many small products cost more than they give; whole clouds, or chunks of queries, share
-nothing. On a busy machine, the threads of one product spin while they wait for one that has no core, which
-takes many times the time of a single thread. Results do not depend on the number of threads.
+Multithreading of many small products costs more than it gains, while clouds and chunks of queries are
+independent. On a busy machine, the threads of one product spin while they wait for a thread without a core,
+which takes many times as long as a single thread. Results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _lock = threading.Lock()
 _limits: list[int] = []
 _threads = 1
 
-_KEPT = 0.5  # seconds for which a look at the load of the machine holds
-_PAUSE = 0.002  # seconds between looks, so that a process that runs for a moment is no load
+_KEPT = 0.5  # seconds for which a measured load is reused
+_PAUSE = 0.002  # seconds between measurements, so that short-lived processes do not count
 _seen: tuple[float, int] | None = None
 
 
 def workers() -> int:
-    """Threads that `parallel_map` uses at most, one inside of it.
+    """Maximum number of threads of `parallel_map`; 1 inside it.
 
-    Those of PyTorch, which the caller may set, but no more than `free_cores`.
+    The number of threads of PyTorch, which the caller may set, but at most `free_cores`.
     """
     if _inside.get():
         return 1
@@ -45,7 +45,7 @@ def workers() -> int:
 
 
 def free_cores() -> int:
-    """Cores that this process may use and others leave to it, at least 1."""
+    """Number of cores that this process may use and that other processes leave idle, at least 1."""
     global _seen
     if _seen is None or time.monotonic() - _seen[0] > _KEPT:
         _seen = time.monotonic(), max(1, min(granted_cores(), (os.cpu_count() or 1) - _others()))
@@ -53,10 +53,10 @@ def free_cores() -> int:
 
 
 def granted_cores(root: Path = Path("/")) -> int:
-    """Cores that the system grants this process: its affinity, and the quota of its control groups.
+    """Number of cores granted to this process by its affinity and the quota of its control groups.
 
     Args:
-        root: where ``proc`` and ``sys`` are.
+        root: folder of ``proc`` and ``sys``.
     """
     affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
     count = (os.cpu_count() or 1) if affinity is None else len(affinity(0))
@@ -64,7 +64,7 @@ def granted_cores(root: Path = Path("/")) -> int:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Cores by the quotas of the process's control groups and of those above them, version 1 and 2."""
+    """Number of cores by the quotas of the process's control groups and their parents, versions 1 and 2."""
     base = root / "sys/fs/cgroup"
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -78,16 +78,16 @@ def _quotas(root: Path) -> Iterator[float]:
             else:
                 values = _read(folder / "cpu.max").split()
             if len(values) == 2 and values[0].strip().isdigit() and values[1].strip().isdigit():
-                yield int(values[0]) / max(1, int(values[1]))  # "max" and -1 are no quota
+                yield int(values[0]) / max(1, int(values[1]))  # "max" and -1 mean no quota
             if folder == home:
                 break
 
 
 def _others(root: Path = Path("/")) -> int:
-    """Threads of other processes that run or wait for a core, as far as the system tells.
+    """Number of threads of other processes that run or wait for a core; 0 if unknown.
 
     Args:
-        root: where ``proc`` is.
+        root: folder of ``proc``.
     """
     least = None
     for pause in (0.0, _PAUSE, _PAUSE):
@@ -95,7 +95,7 @@ def _others(root: Path = Path("/")) -> int:
         fields = _read(root / "proc/loadavg").split()
         if len(fields) < 4 or not (running := fields[3].partition("/")[0]).isdigit():
             return 0  # not Linux
-        others = max(0, int(running) - 1)  # one is this thread
+        others = max(0, int(running) - 1)  # without this thread
         least = others if least is None else min(least, others)
         if least == 0:
             break
@@ -111,7 +111,7 @@ def _read(path: Path) -> str:
 
 @contextlib.contextmanager
 def _limited(count: int) -> Iterator[None]:
-    """Sets PyTorch to at most ``count`` threads inside the block, which several threads may enter."""
+    """Context that limits PyTorch to ``count`` threads; several threads may enter it."""
     global _threads
     with _lock:
         if not _limits:
@@ -127,21 +127,21 @@ def _limited(count: int) -> Iterator[None]:
 
 
 def single_threaded() -> contextlib.AbstractContextManager[None]:
-    """Sets PyTorch to one thread inside the block; also where several threads enter and leave it."""
+    """Context that limits PyTorch to one thread; several threads may enter it."""
     return _limited(1)
 
 
 def considerate() -> contextlib.AbstractContextManager[None]:
-    """Sets PyTorch to no more threads than there are `free_cores`: for work that is no `parallel_map`."""
+    """Context that limits PyTorch to `free_cores` threads, for work outside `parallel_map`."""
     return _limited(workers())
 
 
 def parallel_map(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """``[function(item) for item in items]`` on several threads; inside of itself on one.
+    """``[function(item) for item in items]`` on several threads; nested calls use one.
 
-    Each call sees the context of the caller, gradient mode included, and is single-threaded. The first
-    exception is raised. Tensors on an accelerator are taken in a plain loop: its streams are those of a
-    thread, and its work is done side by side anyway.
+    Each call runs in the caller's context, including the gradient mode, and is single-threaded. The first
+    exception is raised. Tensors on an accelerator are processed in a plain loop, as streams are per thread
+    and kernels run asynchronously anyway.
     """
     if any(isinstance(item, torch.Tensor) and item.device.type != "cpu" for item in items):
         return [function(item) for item in items]

@@ -20,11 +20,11 @@ _clock: contextvars.ContextVar[tuple[dict[str, float], torch.device] | None] = c
 
 @contextlib.contextmanager
 def timed(device: torch.device | None = None) -> Iterator[dict[str, float]]:
-    """Collects the seconds of every `stage` inside the block, by name; those of parallel threads add up.
+    """Context that collects the seconds of each `stage` by name, summed over parallel threads.
 
     Args:
-        device: where the work is done. Stages wait for an accelerator, which works while Python runs ahead;
-            by default the work is on the CPU.
+        device: device of the work, by default the CPU. Stages synchronise accelerators, which run
+            asynchronously.
     """
     seconds: dict[str, float] = {}
     token = _clock.set((seconds, torch.device("cpu") if device is None else device))
@@ -36,7 +36,7 @@ def timed(device: torch.device | None = None) -> Iterator[dict[str, float]]:
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Adds the time of the block to a stage; a no-op outside of `timed`."""
+    """Context that adds its time to a stage; a no-op outside `timed`."""
     clock = _clock.get()
     if clock is None:
         yield

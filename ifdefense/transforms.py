@@ -1,4 +1,4 @@
-"""Transforms for PyTorch Geometric's data sets; see docs/pyg.md."""
+"""Transforms for data sets of PyTorch Geometric; see docs/pyg.md."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ except ImportError as error:
 
 
 class Purify(BaseTransform):  # type: ignore[misc]
-    """Purifies the positions of ``Data``; see `ifdefense.pyg` for what becomes of the rest.
+    """Purifies the positions of ``Data``; for other attributes see `ifdefense.pyg`.
 
-    As ``pre_transform`` of a data set it runs once and the result is stored, as ``transform`` it runs at
-    every access. A mesh has no points before its surface is sampled, so put ``SamplePoints`` before it, and
-    what builds graphs or features of positions behind it::
+    As ``pre_transform`` of a data set it runs once and the result is stored; as ``transform`` it runs at
+    every access. For meshes, place it after ``SamplePoints``; place transforms that compute graphs or
+    features of positions after it::
 
         T.Compose([T.SamplePoints(1024), Purify("onet-mesh"), T.NormalizeScale()])
 
     Args:
         method: name of a method, file of weights, or a purifier, as in `ifdefense.purify`.
-        num_points: points of each result; by default as many as came in.
-        seed: seed of every draw; ``None`` draws a fresh one at every call.
-        device: where to compute; by default where the positions are. It is first used with the first data, so
-            that workers of a ``DataLoader`` can be forked before.
+        num_points: points per result; by default as in the input.
+        seed: random seed; ``None`` draws a new one at each call.
+        device: device to compute on, by default that of the positions. It is not used before the first call,
+            so that workers of a ``DataLoader`` can be forked.
         up: up axis of the positions, z by default, as in `ifdefense.purify`.
 
     Raises:
@@ -63,11 +63,11 @@ class Purify(BaseTransform):  # type: ignore[misc]
         self.up = None if up is None else axis_of(up)
 
     def forward(self, data: Any) -> Any:
-        """The purified data, a copy; a ``Batch`` and lists of ``Data`` are taken as well."""
+        """Returns a purified copy of a ``Data``, a ``Batch`` or a list of ``Data``."""
         return purify(data, self.method, self.num_points, self.seed, self.device, up=self.up)
 
     def __repr__(self) -> str:
-        # Data sets compare this text to tell whether what they have stored is still right.
+        # Data sets compare this text to detect outdated stored results.
         method = self.method
         shown = f"{method.name}-{digest(method.spec())}" if isinstance(method, Purifier) else str(method)
         axis = "" if self.up is None else f", up={self.up!r}"

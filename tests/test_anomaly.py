@@ -99,7 +99,7 @@ def test_a_bridge_spans_free_space_between_two_plates() -> None:
 
 def test_a_ball_has_no_place_for_a_short_bridge_and_bad_arguments_are_named() -> None:
     assert plant(sphere(40_000), "bridge", 0.05, 10, np.random.default_rng(0)) is None
-    with pytest.raises(ValueError, match="no kind of anomaly 'dent'; there are spike, bump"):
+    with pytest.raises(ValueError, match="unknown kind of anomaly 'dent'; there are spike, bump"):
         plant(sphere(64), "dent", 0.1, 10, np.random.default_rng(0))
     with pytest.raises(ValueError, match="size must be positive, got 0"):
         plant(sphere(64), "spike", 0, 10, np.random.default_rng(0))

@@ -131,8 +131,9 @@ ROOMS: dict[str, set[str]] = {
         "stages",
         "training",
     },
-    "batch": {"arguments", "clouds", "data", "purifiers", "report"},
-    "cli": {"batch", "console", "data", "geometry", "ifdefense", "purifiers"},
+    "batch": {"batch_plan", "clouds", "data", "purifiers", "report"},
+    "batch_plan": {"clouds", "data"},
+    "cli": {"batch", "batch_plan", "console", "data", "geometry", "ifdefense", "purifiers"},
     "__main__": {"cli"},
     "ifdefense": {"geometry", "purifiers"},
 }

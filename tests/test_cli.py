@@ -191,7 +191,7 @@ def test_nothing_half_written_stays_behind(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["empty", "-o", "out"], "no file in this folder is a cloud"),
+        (["empty", "-o", "out"], "no point clouds in this folder"),
         (["a.ply", "a.stl", "-o", "out"], "would both be written to"),
         (["a.ply", "b.ply", "-o", "a.ply"], "several results need a folder"),
         (["many.npz", "-o", "many.ply"], "cannot hold 2 clouds"),

@@ -59,9 +59,9 @@ def here(tmp_path: Path, box_cloud: Points, monkeypatch: pytest.MonkeyPatch) -> 
         (["a.ply", "-o", "."], "would be written over the input a.ply"),
         (["scans/../a.ply", "-o", "scans/../a.ply"], "would be written over the input"),
         (["a.ply", "-o", "link.ply"], "would be written over the input a.ply"),
-        (["scans", "-o", "scans"], "results cannot go into the folder that is read"),
-        (["scans", "-o", "scans/../scans"], "results cannot go into the folder that is read"),
-        (["scans/deep", "-o", "scans/deep/../deep/."], "results cannot go into the folder that is read"),
+        (["scans", "-o", "scans"], "results cannot go into the input folder"),
+        (["scans", "-o", "scans/../scans"], "results cannot go into the input folder"),
+        (["scans/deep", "-o", "scans/deep/../deep/."], "results cannot go into the input folder"),
         (
             ["a.ply", "-o", "b.ply", "--report", "a.ply"],
             "report a.ply would be written over the input a.ply",
@@ -73,16 +73,16 @@ def here(tmp_path: Path, box_cloud: Points, monkeypatch: pytest.MonkeyPatch) -> 
         (["a.ply", "-o", "b.ply", "--report", "./scans/../b.ply"], "would be written over the result b.ply"),
         (
             ["a.ply", "-o", "b.ply", "--report", "b.mesh.ply"],
-            "b.mesh.ply has the ending of a mesh",
+            "b.mesh.ply has the suffix of a mesh",
         ),
         (["a.ply", "-o", "b.ply", "--report", "scans"], "scans is a folder"),
-        (["a.ply", "-o", "b.ply", "--report", "a.ply/r.html"], "a.ply is no folder"),
-        (["a.ply", "-o", "a.ply/b.ply"], "a.ply is no folder"),
+        (["a.ply", "-o", "b.ply", "--report", "a.ply/r.html"], "a.ply is not a folder"),
+        (["a.ply", "-o", "a.ply/b.ply"], "a.ply is not a folder"),
         (["a.ply", "-o", "b.ply", "--skip-existing"], "either replaced or skipped"),
         (["a.ply", "-o", "b.las"], "b.las: no cloud is written to .las; known are .ply"),
         (["a.ply", "-o", "b.stl"], "b.stl: no cloud is written to .stl"),
         (["a.ply", "scans/s.ply", "-o", "b.npz"], "b.npz names a file: several results need a folder"),
-        (["scans", "-o", "-"], "standard output holds one result"),
+        (["scans", "-o", "-"], "standard output can hold only one result"),
         (["-", "-o", "b.ply"], "standard input needs --format"),
         (["-", "-o", "out/", "--format", "ply"], "needs a file or -"),
         (["-", "a.ply", "-o", "out", "--format", "ply"], "standard input cannot be one of several"),
@@ -252,7 +252,7 @@ def fallback(self: Purifier, clouds: Unpacked, *_: object, **__: object) -> list
             cloud, np.ones(len(cloud), bool), None, None, None,
             mesh if len(cloud) == 200 else None, cloud, None if len(cloud) == 200 else "no surface", {},
         )
-        for cloud in (each.numpy() for each in clouds.clouds)
+        for cloud in map(np.asarray, clouds.clouds)
     ]  # fmt: skip
 
 
@@ -287,7 +287,7 @@ def test_a_fallback_names_its_file_and_is_no_success_for_meshes(
     assert "warning: scans/m.npz, cloud 1: no surface, the filtered input is resampled" in result.output
     result = purify("scans", "-o", "out", "--mesh", "--force", method="onet-mesh")
     assert result.exit_code == 1
-    assert "scans/m.npz, cloud 0: there is no surface, so no mesh of it was written" in result.output
+    assert "scans/m.npz, cloud 0: no surface was found, so only the cloud was written" in result.output
     assert "3 of 4 files done" in result.output
 
 

@@ -129,7 +129,7 @@ class Payload(nn.Module):
 
 def test_a_pickled_module_is_refused(tmp_path: Path) -> None:
     torch.save(Payload(), tmp_path / "a.pth")
-    with pytest.raises(ValueError, match="is refused: it is no plain file of tensors"):
+    with pytest.raises(ValueError, match="is refused: it does not contain only tensors"):
         load("dgcnn", tmp_path / "a.pth")
 
 

@@ -310,7 +310,7 @@ def test_random_numbers() -> None:
     assert all(len(set(part)) == 40 and max(part) < 100 for part in subset.tolist())
     assert set(draw.index(5, 100).flatten().tolist()) == {0, 1, 2, 3, 4}
     torch.testing.assert_close(draw.directions(50).norm(dim=2), torch.ones(3, 50, dtype=torch.float64))
-    with pytest.raises(RuntimeError, match="2000 random numbers are wanted, 1700 are left"):
+    with pytest.raises(RuntimeError, match="2000 random numbers are requested, 1700 are left"):
         draw.uniform(2000)
 
 

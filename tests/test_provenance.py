@@ -185,7 +185,7 @@ def test_digests_tell_values_apart_and_equal_ones_not() -> None:
     "value", [lambda: 1, (i for i in range(2)), np.array([object()]), Holder(lambda: 2)], ids=str
 )
 def test_what_cannot_be_told_apart_has_no_digest(value: object) -> None:
-    with pytest.raises(ValueError, match="cannot be told from another"):
+    with pytest.raises(ValueError, match="cannot be identified"):
         digest(value)
 
 

@@ -257,7 +257,7 @@ def test_dup_net_takes_own_weights_and_is_rebuilt(tmp_path: Path) -> None:
     assert torch.equal(rebuild(spec)(points, 200, seed=3), found)
     nn.init.ones_(network.pcd_layer[1]["layer0"]["conv"].bias)  # type: ignore[index]
     save_safetensors(network, tmp_path / "own.safetensors")
-    with pytest.raises(ValueError, match="are not those that are described"):
+    with pytest.raises(ValueError, match="differ from those in the spec"):
         rebuild(spec)
 
 

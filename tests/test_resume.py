@@ -199,7 +199,7 @@ def test_a_model_that_is_only_a_function_is_not_kept(points: Tensor, labels: Ten
     attack_in_batches(ATTACK, model, points, labels, batch_size=3)
     with pytest.raises(ValueError, match=r"only cached for a torch\.nn\.Module: a function cannot be told"):
         attack_in_batches(ATTACK, model, points, labels, batch_size=3, folder=tmp_path)
-    with pytest.raises(ValueError, match=r"surrogate is .*<locals>.*, which cannot be told from another"):
+    with pytest.raises(ValueError, match=r"surrogate is .*<locals>.*, which cannot be identified"):
         attack_in_batches(Transfer(ATTACK, model), net, points, labels, batch_size=3, folder=tmp_path)
 
 

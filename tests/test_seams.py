@@ -218,7 +218,7 @@ def test_the_number_of_points_is_a_promise(clouds: Tensor) -> None:
         def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
             return [Outcome(cloud[:5]) for cloud in clouds]
 
-    with pytest.raises(RuntimeError, match=r"towards returned \(5, 3\) for cloud 0, 9 points were asked for"):
+    with pytest.raises(RuntimeError, match=r"towards returned \(5, 3\) for cloud 0, 9 points were requested"):
         Compose([Towards(), Short()], "towards")(clouds[:1], 9)
 
 
@@ -269,7 +269,7 @@ def test_a_description_knows_other_weights(tmp_path: Any) -> None:
     spec = purifier.spec()
     torch.nn.init.ones_(network.decoder.fc_out.weight)
     save_safetensors(network, path, metadata)
-    with pytest.raises(ValueError, match="are not those that are described"):
+    with pytest.raises(ValueError, match="differ from those in the spec"):
         rebuild(spec)
     with pytest.raises(ValueError, match="were not loaded from a file"):
         rebuild(SurfacePurifier(network, MeshRestorer()).spec())

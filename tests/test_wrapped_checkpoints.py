@@ -151,7 +151,7 @@ def test_what_a_training_leaves_in_the_file_does_not_matter(
     with caplog.at_level(logging.INFO):
         check("auto-encoder", tmp_path / "a.ckpt", network.state_dict())
     assert [record.levelname for record in caplog.records] == ["INFO"]
-    assert "left out: criterion.weight, metrics.weight, metrics.bias, … (8)" in caplog.text
+    assert "are ignored: criterion.weight, metrics.weight, metrics.bias, … (8)" in caplog.text
 
 
 def test_moving_averages_load(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_misfits_list_names_found_and_expected(tmp_path: Path) -> None:
         classifiers.load("dgcnn", tmp_path / "a.pth")
     expected = r"expected are decoder\.fc_p\.weight, decoder\.fc_out\.weight"
     with pytest.raises(
-        CheckpointError, match=f"is no network of the kind 'occupancy': .*; {found}; {expected}"
+        CheckpointError, match=f"is not a network of the kind 'occupancy': .*; {found}; {expected}"
     ):
         load_network(tmp_path / "a.pth")
     del state["model.decoder.4.bias"]

@@ -18,7 +18,7 @@ KINDS = ("gauss", "box", "far", "smooth", "cluster", "outliers", "drop")
 """Kinds of corruption: fields of `CombinedOptions` that hold their weights."""
 
 CANDIDATES = 4096
-"""Consecutive dense samples that a cloud is taken from."""
+"""Number of consecutive dense samples from which a cloud is taken."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class CombinedOptions:
         clean: probability of no corruption but Gaussian noise of at most ``jitter``.
         jitter: largest standard deviation of the noise of uncorrupted clouds.
         second: probability of a second kind.
-        third: probability of a third kind where there is a second.
+        third: probability of a third kind if there is a second.
         gauss: weight of Gaussian noise on every point.
         sigma: its largest standard deviation.
         box: weight of noise bounded per coordinate: uniform, signs only, or alike for neighbours.
@@ -39,7 +39,7 @@ class CombinedOptions:
         cluster: weight of added clusters and small objects.
         outliers: weight of outliers: uniform in the cube, or about the cloud.
         drop: weight of removed regions: balls, ends of limbs, or a half space.
-        uneven: probability of a density that decays from a random point, whatever else happens.
+        uneven: probability of a density that decays from a random point, independent of other kinds.
 
     Raises:
         ValueError: if a probability is outside [0, 1], another number is negative, or all weights are 0.
@@ -81,13 +81,13 @@ def draw_corrupted(dense: Floats, count: int, options: CombinedOptions, rng: np.
 
     Args:
         dense: ``(D, 3)`` samples of a surface in random order, unit-cube frame.
-        count: points of the cloud; added points replace some, and where more than ``count - 256`` are added,
-            there are more.
+        count: points of the cloud; added points replace some; if more than ``count - 256`` are added, the
+            cloud is larger.
         options: frequencies and strengths.
         rng: source of randomness.
 
     Returns:
-        ``(N, 3)`` points in random order, about in the unit cube.
+        ``(N, 3)`` points in random order, approximately in the unit cube.
     """
     start = rng.integers(max(len(dense) - CANDIDATES, 0) + 1)
     points = dense[start : start + CANDIDATES]

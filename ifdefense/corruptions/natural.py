@@ -25,7 +25,7 @@ _LARGEST = 1 << 22  # pairs of points compared at once
 
 
 class Draw:
-    """Uniform random numbers for a batch, cloud by cloud, so that batches may be cut anywhere.
+    """Uniform random numbers for a batch, cloud by cloud, so that results do not depend on the batch size.
 
     Args:
         points: ``(B, N, 3)``, the batch.
@@ -42,7 +42,7 @@ class Draw:
         """``(B, *shape)`` in [0, 1), float64."""
         size = math.prod(shape)
         if size > self._left.shape[1]:
-            raise RuntimeError(f"{size} random numbers are wanted, {self._left.shape[1]} are left")
+            raise RuntimeError(f"{size} random numbers are requested, {self._left.shape[1]} are left")
         taken, self._left = self._left[:, :size], self._left[:, size:]
         return taken.reshape(len(taken), *shape)
 
@@ -74,7 +74,7 @@ class Corruption:
     """A corruption.
 
     Attributes:
-        family: one of the three.
+        family: one of the three families.
         run: ``(points (B, N, 3) float64 with z up, severity, generator) -> (B, M, 3)``.
         size: ``(N, severity) -> M``.
         normalised: whether the published generator normalises the bounding box of the result.
@@ -119,9 +119,9 @@ def corrupt(
     inv_rbf        inverse multiquadric, by 0.025 to 0.125      1,024
     ============== ============================================ =====================================
 
-    Numbers of points are those for 1,024 and scale with N. For occlusion and LiDAR the severity is the side
-    that is seen, not a strength, as published. Calls with one generator on consecutive batches give the same
-    as one call on all of them.
+    Numbers of points are those for 1,024 and scale with N. For occlusion and LiDAR the severity selects the
+    visible side rather than a strength, as published. Calls with one generator on consecutive batches give
+    the same results as one call on all of them.
 
     Args:
         points: ``(B, N, 3)`` clean clouds, centred, in the unit sphere.
@@ -190,7 +190,7 @@ def occlusion(points: Tensor, severity: int, generator: torch.Generator) -> Tens
     """Points seen by a camera at a distance of 3, elevation of 30 to 60 and azimuth of 72 c +- 36 degrees.
 
     Published: 1,024 pixels of a depth image of the mesh. Here: N draws from the `visible` points, repeated
-    only after all have been drawn, so the density is that of the cloud.
+        only once all are drawn, so the density is that of the cloud.
     """
     draw = Draw(points, 2 + points.shape[1], generator)
     elevation = math.pi / 6 * (1 + draw.uniform(1))
@@ -202,8 +202,8 @@ def lidar(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Points seen by a scanner at a distance of 5, elevation of 22.5 and azimuth of 72 c +- 36 degrees.
 
     Points within a quarter of a degree of one of the beams, 1 degree apart, are moved onto it, others are
-    lost; 3/4 N are drawn. Published: pixels of a depth image of the mesh. Here: `visible` points, all of them
-    where none is near a beam.
+    dropped; 3/4 N are drawn. Published: pixels of a depth image of the mesh. Here: `visible` points, all of
+    them if none is near a beam.
     """
     num = 3 * points.shape[1] // 4
     draw = Draw(points, 1 + points.shape[1], generator)
@@ -288,7 +288,7 @@ def upsampling(points: Tensor, severity: int, generator: torch.Generator) -> Ten
 
 
 def upsampled(num: int, severity: int) -> int:
-    """Points that `upsampling` adds."""
+    """Number of points added by `upsampling`."""
     return num // (5, 4, 3, 2, 1)[severity - 1]
 
 
@@ -299,7 +299,7 @@ def background(points: Tensor, severity: int, generator: torch.Generator) -> Ten
 
 
 def scattered(num: int, severity: int) -> int:
-    """Points that `background` adds."""
+    """Number of points added by `background`."""
     return num // (45, 40, 35, 30, 20)[severity - 1]
 
 
@@ -334,7 +334,7 @@ def ffd(points: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Free-form deformation with 5 x 5 x 5 control points of [-1, 1]^3 (Sederberg & Parry, 1986).
 
     ``x + sum_ijk b_i(x) b_j(y) b_k(z) m_ijk`` with Bernstein polynomials b of degree 4 and moves m uniform in
-    +-0.1 to +-0.5 of the box's side. Points outside the box stay.
+    +-0.1 to +-0.5 of the box's side. Points outside the box are unchanged.
     """
     draw = Draw(points, 3 * _GRID**3, generator)
     moves = 2 * (0.1 * severity) * (2 * draw.uniform(_GRID, _GRID, _GRID, 3) - 1)
@@ -385,9 +385,9 @@ def _interpolated(
 def visible(points: Tensor, viewpoint: Tensor) -> Tensor:
     """Points of a cloud, as samples of a surface, that are visible from outside.
 
-    A point is hidden by another one that is within r, the mean distance to the fourth neighbour, of the line
-    of sight, and nearer to the viewer by more than 2 r and by more than 4 times its distance to that line, so
-    that surfaces do not hide themselves up to 76 degrees.
+    A point is hidden by another point within a distance r of its line of sight, the mean distance to the
+    fourth neighbour, that is nearer to the viewer by more than 2 r and more than 4 times its distance to that
+    line. Surfaces therefore do not hide themselves at angles of up to 76 degrees.
 
     Args:
         points: ``(B, N, 3)`` clouds, N > 4.

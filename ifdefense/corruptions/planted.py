@@ -1,4 +1,4 @@
-"""Planted anomalies: points of spikes, bumps, blobs and bridges, as an attack would add them to a cloud."""
+"""Planted anomalies: points of spikes, bumps, blobs and bridges, as added by attacks."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ KINDS = ("spike", "bump", "blob", "bridge")
 """Kinds of planted anomalies."""
 
 TRIES = 64
-"""Places that are tried per anomaly."""
+"""Number of positions tried per anomaly."""
 
 
 def plant(
     dense: Floats, kind: str, size: float, count: int, rng: np.random.Generator, step: float = 0.01
 ) -> Floats | None:
-    """Points on an anomaly that stands out of a surface.
+    """Samples an anomaly on a surface.
 
-    Spikes are cones half as wide as high, bumps half balls, blobs balls that float beside
-    the surface, bridges bars between two places of it with free space between them.
+    Spikes are cones half as wide as high, bumps are hemispheres, blobs are balls floating near the surface,
+    and bridges are bars between two points of the surface across free space.
 
     Args:
         dense: ``(D, 3)`` samples of the surface, unit-cube frame.
@@ -34,7 +34,7 @@ def plant(
         step: spacing of the samples.
 
     Returns:
-        ``(count, 3)`` points, ``None`` if no place was found.
+        ``(count, 3)`` points, ``None`` if no suitable position was found.
 
     Raises:
         ValueError: an unknown kind, or a size that is not positive.
@@ -42,7 +42,7 @@ def plant(
     from scipy.spatial import cKDTree
 
     if kind not in KINDS:
-        raise ValueError(f"no kind of anomaly {kind!r}; there are {', '.join(KINDS)}")
+        raise ValueError(f"unknown kind of anomaly {kind!r}; there are {', '.join(KINDS)}")
     if not size > 0:
         raise ValueError(f"size must be positive, got {size}")
     tree = cKDTree(dense)
@@ -61,7 +61,7 @@ def plant(
             normal = -normal
         gap = size / 2 + rng.uniform(0.04, 0.12)
         reach = {"spike": size, "bump": size / 2, "blob": gap}[kind]
-        # Other sheets must not be near, so that the anomaly is in the open.
+        # No other part of the surface may be near, so that the anomaly is in free space.
         if free(foot + reach * normal) < 0.8 * reach:
             continue
         if kind == "spike":
@@ -82,7 +82,7 @@ def _bridge(
     count: int,
     rng: np.random.Generator,
 ) -> Floats | None:
-    """A bar of length about ``size`` and radius 0.02 between two places of the surface."""
+    """A bar of length about ``size`` and radius 0.02 between two points of the surface."""
     for start in rng.choice(len(dense), TRIES):
         a = dense[start].astype(np.float64)
         length = np.linalg.norm(dense - a, axis=1)
@@ -105,8 +105,8 @@ def _bridge(
 def _cone(
     foot: Doubles, axis: Doubles, height: float, radius: float, count: int, rng: np.random.Generator
 ) -> Doubles:
-    """Points on the mantle of a cone."""
-    share = np.sqrt(rng.random((count, 1)))  # of the distance from the tip
+    """Points on the lateral surface of a cone."""
+    share = np.sqrt(rng.random((count, 1)))  # fraction of the distance from the apex
     around = rng.normal(size=(count, 3))
     around = _unit(around - (around @ axis)[:, None] * axis)
     return foot + (1 - share) * height * axis + share * max(radius, 0.02) * around

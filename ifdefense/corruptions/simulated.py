@@ -24,10 +24,10 @@ class SimulationOptions:
     maximum. Lengths are in the unit cube; shares are fractions of the points.
 
     Attributes:
-        clean: probability that a cloud is only resampled.
+        clean: probability that a cloud is resampled without corruption.
         noise: probability of Gaussian noise on every point.
         noise_sigma: largest standard deviation of the noise.
-        displace: probability that a subset of points is moved far.
+        displace: probability of large displacements of a subset of points.
         displace_share: largest share of points moved.
         displace_length: largest displacement; most are much shorter.
         outliers: probability of outliers, uniform in the cube.
@@ -41,7 +41,7 @@ class SimulationOptions:
         hole_count: largest number of balls.
         hole_share: largest total share of points in the balls.
         salient: probability that points far from the centre are dropped, in a few directions.
-        salient_share: largest share of points dropped so.
+        salient_share: largest share of these points.
         cut: probability that a half space is removed.
         cut_share: largest share of points in the half space.
         uneven: probability that the density decays exponentially from a random point of the cloud.
@@ -177,7 +177,8 @@ def _drops(points: Tensor, draw: _Draw, options: SimulationOptions) -> list[tupl
     for hole in range(options.hole_count):
         losses.append((-_distance(points, draw.member(points)), share / count * (hole < count)))
 
-    # Saliency attacks drop the ends of a few limbs: distance from the centre, weighted by direction.
+    # Saliency attacks drop the ends of a few limbs: scored by the distance from the centre, weighted by
+    # direction.
     offset = points - lower_median(points, 1)
     towards = _unit(offset) @ _unit(draw.normal(3, 3)).mT  # (B, N, 3) cosines to three directions
     focus = 4 * draw.uniform(1)

@@ -1,10 +1,10 @@
-"""Up axes, and exact turns between them."""
+"""Up axes, and exact rotations between them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-if TYPE_CHECKING:  # the command line offers the axes before it loads anything heavy
+if TYPE_CHECKING:  # the command line needs the axes without heavy imports
     from ifdefense.geometry.mesh import Mesh
 
 UP = "z"
@@ -18,20 +18,20 @@ _TO_Z = {
     "-y": ("x", "z", "-y"),
     "-x": ("z", "y", "-x"),
 }
-"""New x, y and z by the axis that points up: half and quarter turns about x, or about y if x points up."""
+"""New x, y and z for each up axis: half and quarter turns about x, or about y for up axis x."""
 
 AXES = tuple(_TO_Z)
-"""Names of the axes that may point up."""
+"""Names of the up axes."""
 
 P = TypeVar("P", bound=Any)
 
 
 def axis_of(value: object, name: str = "up") -> str:
-    """The name of an up axis, checked.
+    """Checks the name of an up axis.
 
     Raises:
-        TypeError: if it is no string.
-        ValueError: if it is none of `AXES`.
+        TypeError: if it is not a string.
+        ValueError: if it is not one of `AXES`.
     """
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, got {type(value).__name__}")
@@ -41,16 +41,16 @@ def axis_of(value: object, name: str = "up") -> str:
 
 
 def trained_axis(network: object) -> str | None:
-    """The up axis that a network states in its attribute ``up_axis``; ``None`` if it states none."""
+    """Up axis of a network by its attribute ``up_axis``; ``None`` if it has none."""
     value = getattr(network, "up_axis", None)
     return None if value is None else axis_of(value, "up_axis")
 
 
 def turned(points: P, up: str, to: str = UP) -> P:
-    """Turns points from one up axis to another.
+    """Rotates points from one up axis to another.
 
-    Columns are exchanged and signs changed, so no bit of a coordinate is lost and the turn back is exact. y
-    up becomes z up by a quarter turn about x, ``(x, y, z) → (x, -z, y)``.
+    Columns are permuted and signs changed, so the rotation and its inverse are exact. y up becomes z up by a
+    quarter turn about x, ``(x, y, z) → (x, -z, y)``.
 
     Args:
         points: ``(..., 3)`` array or tensor; differentiable.
@@ -58,7 +58,7 @@ def turned(points: P, up: str, to: str = UP) -> P:
         to: the new one.
 
     Returns:
-        New points, or the same object if there is nothing to turn.
+        New points, or the same object if the axes are equal.
 
     Raises:
         ValueError: if an axis is unknown.
@@ -86,7 +86,7 @@ def _composed(up: str, to: str) -> tuple[str, ...]:
     """New x, y and z in terms of the old ones."""
     forward, backward = _TO_Z[up], _TO_Z[to]
     result = [""] * 3
-    for new, old in zip(forward, backward, strict=True):  # both are the same coordinate of the z-up points
+    for new, old in zip(forward, backward, strict=True):  # both equal the same coordinate of the z-up points
         sign = "-" if (new[0] == "-") != (old[0] == "-") else ""
         result["xyz".index(old[-1])] = sign + new[-1]
     return tuple(result)

@@ -17,12 +17,12 @@ from ifdefense.geometry.points import kth_smallest, lower_median
 class Frame:
     """Similarity transform between the caller's frame and the unit cube, in float64; differentiable.
 
-    On the points' device, or on the CPU if that has no float64.
+    Its tensors are on the points' device, or on the CPU if that does not support float64.
 
     Attributes:
         centre: ``(3,)`` centre of the bounding box, caller's frame.
         extent: ``()`` longest side of the bounding box, caller's units.
-        host: the same on the CPU, where that is known, for meshes.
+        host: copy on the CPU for meshes, if available.
     """
 
     centre: Tensor
@@ -39,7 +39,7 @@ class Frame:
             points: ``(N, 3)``, caller's frame.
 
         Raises:
-            ValueError: if the cloud has no extent. Off the CPU this is not seen, as it would mean to wait.
+            ValueError: if the cloud has zero extent. Not checked on accelerators, to avoid a synchronisation.
         """
         centre, extent = bounding_cubes(in_float64(points))
         if extent.device.type == "cpu" and not extent > 0:

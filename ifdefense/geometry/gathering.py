@@ -1,7 +1,8 @@
-"""Functions of gathered rows whose gradients need few of the rows: for training on a CPU.
+"""Functions of gathered rows with memory-efficient gradients, for training on a CPU.
 
-Automatic differentiation keeps every gathered row and adds up one gradient per row. Here a maximum keeps the
-row it came from, and the gradients of affine maps are sums over the places that a map was used at.
+Automatic differentiation stores every gathered row and adds up one gradient per row. Here a maximum stores
+only the index of its row, and gradients of affine maps are sums over the positions at which a map was
+evaluated.
 """
 
 from __future__ import annotations
@@ -15,26 +16,26 @@ from torch.autograd.function import once_differentiable
 
 
 def numbers_per_block(device: torch.device) -> int:
-    """How many numbers a loop over blocks makes at a time.
+    """Number of values that a loop over blocks computes per step.
 
-    A megabyte of float32 stays in the cache of a CPU. On an accelerator every step of a loop is a launch, and
-    256 megabytes bound the memory.
+    A megabyte of float32 fits the cache of a CPU. On an accelerator, where every step costs a launch, 256
+    megabytes bound the memory.
     """
     return 1 << 18 if device.type == "cpu" else 1 << 26
 
 
 def together(clouds: int, numbers: int, device: torch.device) -> list[int | slice]:
-    """What a loop over a batch takes at a time: one cloud on a CPU, as many as possible on an accelerator.
+    """Parts of a batch to loop over: one cloud on a CPU, as many as possible on an accelerator.
 
-    The numbers of one cloud stay in the cache of a CPU, while every step of a loop is a launch elsewhere.
+    The values of one cloud fit the cache of a CPU; on an accelerator, every step costs a launch.
 
     Args:
         clouds: size of the batch.
-        numbers: how many the loop makes per cloud.
-        device: that of the clouds.
+        numbers: number of values computed per cloud.
+        device: device of the clouds.
 
     Returns:
-        Indices into the first axis: integers, which drop it, or slices.
+        Indices into the first axis: integers, which remove it, or slices.
     """
     if device.type == "cpu":
         return list(range(clouds))
@@ -43,7 +44,7 @@ def together(clouds: int, numbers: int, device: torch.device) -> list[int | slic
 
 
 def segments(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The places ``(M,)`` of the segments 0, 1, ... of ``count`` in an index, and where each of them starts.
+    """Positions ``(M,)`` sorted by their segment 0, ..., ``count - 1`` in an index, and the start of each.
 
     For `torch.nn.functional.embedding_bag`, which adds up the rows of a segment in their order.
     """
@@ -54,7 +55,7 @@ def segments(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     """``(S, C)`` sums to which the ``(M, C)`` rows are added at ``(M,)`` indices; differentiable.
 
-    As `Tensor.index_add`, which on CUDA adds in another order, and so rounds differently, in every run.
+    As `Tensor.index_add`, but deterministic: on CUDA its order of additions, and thus rounding, varies.
     """
     if total.device.type == "cpu":
         return total.index_add(0, index, rows)
@@ -65,7 +66,7 @@ def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> Tensor:
 def first_maximum(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum over the middle axis of ``(M, k, K)`` scores, k at most 255, and its first position as uint8.
 
-    Both reductions are vectorised, which `Tensor.max` with an index is not.
+    Both reductions are vectorised, unlike `Tensor.max` with an index.
     """
     best = scores.amax(1)
     size = scores.shape[1]
@@ -74,12 +75,12 @@ def first_maximum(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _per_block(index: Tensor, channels: int) -> int:
-    """Rows of ``(S, k)`` indices whose gathered rows fill a block."""
+    """Number of rows of ``(S, k)`` indices whose gathered rows fill a block."""
     return max(1, numbers_per_block(index.device) // (index.shape[1] * channels))
 
 
 class _NeighbourMax(torch.autograd.Function):
-    """``y[m, c] = max_j values[index[m, j], c]``, with the gradient at the first row that reaches it."""
+    """``y[m, c] = max_j values[index[m, j], c]``, with the gradient assigned to the first maximal row."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, index: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ class _NeighbourMax(torch.autograd.Function):
 def neighbour_max(values: Tensor, index: Tensor) -> Tensor:
     """Maximum over neighbours: ``(R, K)`` values, ``(S, k)`` indices, k at most 255 → ``(S, K)``.
 
-    Differentiable once. Where neighbours tie, the first takes the gradient.
+    Differentiable once. If neighbours tie, the first one receives the gradient.
     """
     if not (torch.is_grad_enabled() and values.requires_grad):
         parts = index.split(_per_block(index, values.shape[1]))
@@ -116,7 +117,7 @@ def neighbour_max(values: Tensor, index: Tensor) -> Tensor:
 def affine_bags(maps: Tensor, index: Tensor, terms: Tensor) -> Tensor:
     """`affine_rows` without gradients, at ``(P, 4)`` terms: 1 and the three coordinates.
 
-    An affine map is a weighted bag of four rows, each of which is read once.
+    An affine map is a weighted bag of four rows, each read once.
     """
     rows = 4 * index[:, None] + torch.arange(4, device=index.device)
     table = maps.reshape(4 * len(maps), -1)

@@ -14,12 +14,12 @@ from ifdefense.geometry.mesh import Doubles, Ints, Mesh
 Mask = NDArray[np.bool_]
 Graph = Any  # scipy.sparse.csr_array, imported lazily
 
-# Steps of the random walk beyond which it would take minutes.
+# Maximum number of steps of the random walk; more would take minutes.
 _STEPS = 1_000_000
 
 
 class MeshGraph:
-    """A mesh with its graph, areas and random walk, each computed when it is first asked for.
+    """A mesh with its graph, areas and random walk, each computed on first access.
 
     Args:
         mesh: the surface.

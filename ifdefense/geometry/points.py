@@ -29,11 +29,11 @@ _TREE = 1 << 24
 _NEAREST_TREE = 1 << 20
 # Queries beyond which a KD-tree is worth several threads.
 _THREADED = 1 << 14
-# Points of a batch up to which a step of farthest-point sampling takes a CPU no longer than its dozen
-# launches take an accelerator.
+# Batch size, in points, up to which a step of farthest-point sampling is as fast on a CPU as on an
+# accelerator, where it needs a dozen launches.
 _STEP = 1 << 16
 _KERNEL_DEVICES = {"cuda"}
-# Where points stand that only fill up a batch: never neighbours, and their squares are finite.
+# Coordinate of padding points: never neighbours, and its square is finite.
 _FAR = 1e9
 
 
@@ -108,11 +108,11 @@ def knn(query: Tensor, source: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 class Neighbours:
-    """Nearest points of one cloud, for many queries; a KD-tree that is built once on a CPU.
+    """Nearest-neighbour search in one cloud for many queries; on a CPU by a KD-tree, built once.
 
     Args:
         source: (M, 3) points.
-        own: (M, K) what `own` returns for K, where that is known.
+        own: (M, K) result of `own` for K, if already known.
     """
 
     def __init__(self, source: Tensor, own: Tensor | None = None) -> None:
@@ -138,7 +138,7 @@ class Neighbours:
     def own(self, k: int) -> Tensor:
         """Indices (M, k) of the neighbours of each source point, itself first; 1 <= k <= M.
 
-        The widest search is kept and serves narrower ones.
+        The largest search is cached and reused for smaller ``k``.
         """
         if self._own is None or self._own.shape[1] < k:
             self._own = self(self.source, k)
@@ -146,7 +146,7 @@ class Neighbours:
 
 
 def neighbours_of_each(queries: Sequence[Tensor], sources: Sequence[Tensor], k: int) -> list[Tensor]:
-    """Indices (N_i, k) of the nearest points of each cloud, for the queries of each: one search for all.
+    """Indices (N_i, k) of the nearest points for the queries of each cloud, by one search for all clouds.
 
     Args:
         queries: (N_i, 3) points.
@@ -252,7 +252,7 @@ def farthest_point_sampling(points: Tensor, num: int, *, start: int | Tensor = 0
 
 
 def _by_kernel(kernels: ModuleType, points: Tensor, num: int, start: Tensor) -> Tensor:
-    """`farthest_point_sampling` by PyTorch3D, which starts at the first point: the start changes places."""
+    """`farthest_point_sampling` by PyTorch3D, which starts at the first point: the start is swapped there."""
     row, start = torch.arange(len(points), device=points.device), start.unsqueeze(1)
     swapped = points.clone()
     swapped[:, 0], swapped[row, start[:, 0]] = points[row, start[:, 0]], points[:, 0]
@@ -261,7 +261,7 @@ def _by_kernel(kernels: ModuleType, points: Tensor, num: int, start: Tensor) -> 
 
 
 def _farthest(points: Tensor, num: int, start: int) -> Tensor:
-    """`farthest_point_sampling` of one cloud (N, D) on a CPU: the same bits by half as many calls."""
+    """`farthest_point_sampling` of one cloud (N, D) on a CPU: identical results with half as many calls."""
     planes = points.t().contiguous()
     columns = planes.split(1, dim=1)
     difference = torch.empty_like(planes)
@@ -281,9 +281,9 @@ def _farthest(points: Tensor, num: int, start: int) -> Tensor:
 
 
 def stacked(clouds: Sequence[Tensor]) -> Tensor:
-    """Clouds (N_i, D) as one batch (B, N, D), filled up with copies of their first points.
+    """Clouds (N_i, D) as one batch (B, N, D), padded with copies of their first points.
 
-    At distance 0 from a point, these are never sampled before it.
+    At distance 0 from a sampled point, copies are sampled last.
     """
     size = max(map(len, clouds))
     return torch.stack([torch.cat([cloud, cloud[:1].expand(size - len(cloud), -1)]) for cloud in clouds])
@@ -301,7 +301,7 @@ def farthest_samples(clouds: Sequence[Tensor], nums: Sequence[int], start: Tenso
         (num_i,) int64 indices of each cloud, as if sampled by itself.
     """
     index = farthest_point_sampling(stacked(clouds), max(nums), start=start)
-    # Of two copies, a device may take either.
+    # A device may select either of two copies.
     return [
         row[:num].where(row[:num] < len(cloud), 0)
         for row, cloud, num in zip(index, clouds, nums, strict=True)
@@ -397,7 +397,7 @@ def ball_query(query: Tensor, source: Tensor, radius: float, k: int) -> Tensor:
         chunks = torch.split(query, rows, dim=1)
         index = torch.cat([_first_inside(chunk, source, radius, k) for chunk in chunks], dim=1)
     empty = index[..., :1] < 0
-    if query.device.type != "cpu" or bool(empty.any()):  # an accelerator searches rather than waits
+    if query.device.type != "cpu" or bool(empty.any()):  # cheaper than to synchronise
         index = torch.where(empty, knn(query, source, 1)[1], index)
     return index
 
@@ -561,8 +561,8 @@ def root(squared: Tensor) -> Tensor:
 def kth_smallest(values: Tensor, k: int, dim: int) -> Tensor:
     """The k-th smallest value along an axis, which is kept; k from 1.
 
-    By a sort off the CPU: CUDA refuses `Tensor.kthvalue` and `Tensor.median` with an axis where deterministic
-    algorithms are asked for, as they also return an index.
+    Sorts on accelerators: with deterministic algorithms, CUDA rejects `Tensor.kthvalue` and `Tensor.median`
+    along an axis, as they also return an index.
     """
     if values.device.type == "cpu":
         return values.kthvalue(k, dim, keepdim=True).values

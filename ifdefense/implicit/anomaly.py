@@ -1,9 +1,9 @@
-"""Which points of a cloud do not belong to its shape: local evidence against a global prior.
+"""Detects points of a cloud that do not belong to its shape, by local evidence and a global prior.
 
-The local occupancy network describes each point in its surroundings, the Occupancy Network says from one code
-of the whole cloud whether the shape reaches there, and the distances of neighbours say whether the point is
-supported as the others are. A small head reads the three. None of them alone is enough: a global network is
-too coarse for legs and handles, density varies on honest scans too.
+A small head scores every point by three features: the local occupancy network describes its neighbourhood,
+the Occupancy Network predicts from a code of the whole cloud whether the point is inside the shape, and the
+distances to its neighbours measure its support. No single feature suffices: a global network is too coarse
+for legs and handles, and density also varies in clean scans.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ from ifdefense.implicit.occupancy import OccupancyNetwork
 from ifdefense.provenance import digest_of_weights
 
 NEIGHBOURS = (2, 8, 16)
-"""Neighbours whose distances are the support of a point."""
+"""Number of neighbours whose distances measure the support of a point."""
 
 CONTEXT = 8
-"""Nearest points of a point, itself included, whose mean inputs it reads, too: anomalies come in groups."""
+"""Number of nearest points, itself included, whose mean inputs are inputs as well, as anomalies form
+groups."""
 
 HIDDEN = 128
 """Width of the head."""
 
 LIMIT = 8.0
-"""Standardised inputs are clipped here: a network has never seen farther ones."""
+"""Standardised inputs are clipped to this range, which the network was trained on."""
 
 
 class AnomalyHead(nn.Module):
     """Three layers on standardised inputs.
 
     Args:
-        inputs: numbers per point.
+        inputs: number of inputs per point.
     """
 
     mean: Tensor
@@ -66,14 +67,14 @@ class AnomalyHead(nn.Module):
 
 
 class AnomalyNetwork(nn.Module):
-    """Probability that a point is not one of the shape's surface.
+    """Predicts the probability that a point does not belong to the shape's surface.
 
-    Its weights are those of the head alone. They name the weights of both networks, and are refused where
-    these have changed, so that the head never meets features that it was not trained on.
+    The weights are those of the head only. They name the weights of both networks, and are rejected if these
+    have changed, as the head would receive other features than in training.
 
     Args:
-        local: describes each point in its surroundings.
-        prior: the shape as a whole; one view of the cloud is encoded.
+        local: local occupancy network.
+        prior: Occupancy Network; one view of the cloud is encoded.
     """
 
     source: str | None = None
@@ -87,14 +88,14 @@ class AnomalyNetwork(nn.Module):
 
     @classmethod
     def untrained(cls, local: str, prior: str) -> Self:
-        """With a new head.
+        """Builds an anomaly network with an untrained head.
 
         Args:
             local: name or file of weights of a local occupancy network, see `load_network`.
-            prior: of an Occupancy Network.
+            prior: the same of an Occupancy Network.
 
         Raises:
-            ValueError: if the weights are those of other networks.
+            ValueError: if the weights are of other types of networks.
         """
         networks: list[object] = [load_network(local), load_network(prior)]
         first, second = networks
@@ -108,10 +109,11 @@ class AnomalyNetwork(nn.Module):
     @classmethod
     @loading
     def load(cls, name_or_path: str | Path = "anomaly") -> Self:
-        """Loads the head and the networks that it names; arguments and errors as `load_network`.
+        """Loads the head and the networks named in its file; arguments and errors as `load_network`.
 
         Raises:
-            ValueError: if the weights are those of another network, or the head was trained on other weights.
+            ValueError: if the weights are of another type of network, or the head was trained with other
+                weights.
         """
         path = weights_path(name_or_path)
         try:
@@ -130,7 +132,7 @@ class AnomalyNetwork(nn.Module):
         return network
 
     def save(self, path: Path, **metadata: str) -> None:
-        """Writes what `load` reads, with further metadata."""
+        """Saves a file for `load`, with further metadata."""
         networks = json.dumps(self.networks())
         save_safetensors(self.head, path, {"networks": networks, "up": UP, **metadata})
 
@@ -142,14 +144,14 @@ class AnomalyNetwork(nn.Module):
         }
 
     def share(self, network: ImplicitNetwork) -> Self:
-        """Uses ``network`` as its local one if the weights are equal, so that its fields' codes will do."""
+        """Uses ``network`` as the local one if the weights are equal, to reuse codes of its fields."""
         weights = digest_of_weights(self.local)
         if isinstance(network, LocalOccupancyNetwork) and digest_of_weights(network) == weights:
             self.local = network
         return self
 
     def features(self, cloud: Tensor, field: Field | None = None, row: int = 0) -> tuple[Neighbours, Tensor]:
-        """What the head reads.
+        """Inputs of the head.
 
         Args:
             cloud: ``(N, 3)``, unit-cube frame.
@@ -157,16 +159,16 @@ class AnomalyNetwork(nn.Module):
             row: index of the cloud in the field.
 
         Returns:
-            A search for neighbours whose source are the encoded points ``(M, 3)``, a subset if there are more
-            than the local network takes, and their inputs ``(M, C)``: affine maps of the local network; logit
-            of the prior above its level, also in robust standard deviations of the cloud; logarithms of
-            distances of neighbours over the cloud's median; and the means of all of them over `CONTEXT`.
+            A neighbour search in the encoded points ``(M, 3)``, a subset if the local network limits their
+            number, and their inputs ``(M, C)``: affine maps of the local network; logit of the prior above
+            its level, also in robust standard deviations of the cloud; logarithms of distances of neighbours
+            over the cloud's median; and the means of all of them over `CONTEXT`.
         """
         if not isinstance(field, LocalField) or field.decoder is not self.local.decoder:
             field, row = self.local.field(self.local.encode([cloud])), 0
         neighbours, maps = field.neighbours[row], field.codes[row].maps[0].detach()
         points = neighbours.source
-        if self.head.mean.device != points.device:  # a shared network was moved with its purifier
+        if self.head.mean.device != points.device:  # a shared network is moved with its purifier
             self.to(points.device)
         prior = field_of(self.prior, [cloud])
         inside = prior(points, torch.zeros(len(points), dtype=torch.long, device=points.device))

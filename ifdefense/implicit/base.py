@@ -40,11 +40,11 @@ SIGNS = {
     "encoder.features.": "image",
     "encoder.conv_in.": "voxel",
 }
-"""Beginnings of names of tensors by which public checkpoints are told apart; else ``occupancy``."""
+"""Prefixes of tensor names that identify public checkpoints; ``occupancy`` if none matches."""
 
 NAMES = dict.fromkeys(NETWORKS, ("decoder.fc_p.weight", "decoder.fc_out.weight"))
 NAMES["local"] = ("decoder.attend.weight", "decoder.out.weight")
-"""Tensors that a network has, whatever its sizes."""
+"""Tensors that a network has regardless of its sizes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Calibration:
         box: side of the cube of the training queries.
         threshold: occupancy probability at the surface, in (0, 1).
         second_threshold: used if ``threshold`` yields no surface; ``None`` to disable it.
-        offset: thickening of the learned solid; samples of the surface are moved back by it along their
+        offset: thickening of the learned solid; samples of the surface are moved inwards by it along their
             normals.
         points: number of input points in training, ``None`` for any number.
 
@@ -112,8 +112,8 @@ class ImplicitNetwork(Protocol):
     """An implicit function conditioned on point clouds.
 
     To add one, write a class with these members and register it in `NETWORKS`. The parameters of a
-    `torch.nn.Module` become those of the purifier. An attribute ``up_axis`` states the up axis of the clouds
-    that it expects, if that is not z; see `field_of`.
+    `torch.nn.Module` become parameters of the purifier. The attribute ``up_axis`` is the up axis of the
+    expected clouds, if it is not z; see `field_of`.
     """
 
     @property
@@ -122,7 +122,7 @@ class ImplicitNetwork(Protocol):
         ...
 
     def encode(self, clouds: Sequence[Tensor], seed: int = 0) -> Any:
-        """Encodes clouds ``(N_i, 3)`` in the unit cube; the type of the codes is up to the network.
+        """Encodes clouds ``(N_i, 3)`` in the unit cube; the type of the codes depends on the network.
 
         The code of a cloud must not depend on the other clouds. ``seed`` seeds all randomness.
         """
@@ -134,12 +134,12 @@ class ImplicitNetwork(Protocol):
 
 
 def field_of(network: ImplicitNetwork, clouds: Sequence[Tensor], seed: int = 0) -> Field:
-    """The fields of clouds, in the library's frame, by a network that may have another up axis.
+    """Fields of clouds in the library's frame, by a network that may have another up axis.
 
     Args:
-        network: the network; it sees clouds and queries turned to its ``up_axis``.
+        network: the network; clouds and queries are rotated to its ``up_axis``.
         clouds: ``(N_i, 3)`` in the unit cube, z up.
-        seed: of `ImplicitNetwork.encode`.
+        seed: seed of `ImplicitNetwork.encode`.
     """
     up = trained_axis(network) or UP
     field = network.field(network.encode([turned(cloud, UP, up) for cloud in clouds], seed))
@@ -147,7 +147,7 @@ def field_of(network: ImplicitNetwork, clouds: Sequence[Tensor], seed: int = 0) 
 
 
 def random_subset(cloud: Tensor, most: int | None, seed: int) -> Tensor:
-    """At most ``most`` points of a cloud ``(N, 3)``, drawn at random; all of them for ``None``."""
+    """Random subset of at most ``most`` points of a cloud ``(N, 3)``; all for ``None``."""
     if most is None or len(cloud) <= most:
         return cloud
     order = torch.randperm(len(cloud), generator=torch.Generator().manual_seed(seed))
@@ -157,7 +157,7 @@ def random_subset(cloud: Tensor, most: int | None, seed: int) -> Tensor:
 def evaluated(
     fields: Sequence[Callable[[Tensor], Tensor]], points: Tensor, cloud: Tensor, chunk: int
 ) -> Tensor:
-    """Logits ``(M,)`` of queries of several clouds, in chunks that share the threads.
+    """Logits ``(M,)`` of queries of several clouds, in chunks distributed over threads.
 
     Args:
         fields: one per cloud, ``(Q, 3)`` queries to ``(Q,)`` logits.
@@ -175,13 +175,13 @@ def evaluated(
 
 
 def even_parts(points: Tensor, chunk: int) -> tuple[Tensor, ...]:
-    """Splits ``(M, 3)`` queries into as few parts of at most ``chunk`` as there can be, of like size."""
+    """Splits ``(M, 3)`` queries into as few parts of at most ``chunk`` as possible, of similar size."""
     parts = -(-len(points) // chunk)
     return torch.split(points, -(-len(points) // parts))
 
 
 def weights_path(name_or_path: str | Path) -> Path:
-    """File of weights: the name of shipped ones, or their path.
+    """Path of a file of weights, given by the name of shipped ones or by its path.
 
     Raises:
         ValueError: if no weights of that name are shipped.
@@ -227,7 +227,7 @@ def load_network(name_or_path: str | Path) -> ImplicitNetwork:
     module, _, cls = NETWORKS[kind].partition(":")
     if missing := [name for name in names if name not in state]:
         raise CheckpointError(
-            f"{path} is no network of the kind {kind!r}: tensor {missing[0]} is missing; "
+            f"{path} is not a network of the kind {kind!r}: tensor {missing[0]} is missing; "
             + unlike(state, names)
         )
     network = getattr(importlib.import_module(module), cls).of_weights(state, metadata)

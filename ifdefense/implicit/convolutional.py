@@ -27,7 +27,7 @@ AXES = ((0, 2), (0, 1), (1, 2))
 """Column and row axis of each plane: xz, xy, yz."""
 
 SPAN = 1.1
-"""Side of the square that a plane covers, unit cube; points beyond it take the features of its border."""
+"""Side of the square that a plane covers, unit cube; points beyond it use the features of its border."""
 
 BLOCKS = 5
 """ResNet blocks of encoder and decoder."""
@@ -46,7 +46,7 @@ class ConvolutionalConfig:
         resolution: cells per side of a plane, a multiple of ``2^(depth - 1)``.
 
     Raises:
-        ValueError: if a size is not positive or the resolution no such multiple.
+        ValueError: if a size is not positive, or the resolution is not such a multiple.
     """
 
     encoder: int = 32
@@ -68,7 +68,7 @@ class ConvolutionalConfig:
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor], resolution: int = 64) -> ConvolutionalConfig:
-        """Infers the sizes from a state dict, which does not tell the resolution.
+        """Infers the sizes from a state dict, except for the resolution, which it does not contain.
 
         Raises:
             ValueError: if tensors are missing.
@@ -119,7 +119,7 @@ def corners(points: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
 
 
 class DownConv(nn.Module):
-    """Two convolutions, then the next level by a maximum of 2 × 2."""
+    """Two convolutions, then 2 × 2 max-pooling to the next level."""
 
     def __init__(self, size_in: int, size_out: int) -> None:
         super().__init__()
@@ -127,12 +127,12 @@ class DownConv(nn.Module):
         self.conv2 = nn.Conv2d(size_out, size_out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, size_in, H, W)`` → ``(B, size_out, H, W)``, before the maximum."""
+        """``(B, size_in, H, W)`` → ``(B, size_out, H, W)``, before max-pooling."""
         return F.relu(self.conv2(F.relu(self.conv1(x))))
 
 
 class UpConv(nn.Module):
-    """To twice the resolution, joined with that level on the way down, then two convolutions."""
+    """Upsampling to twice the resolution, concatenation with the skip connection, then two convolutions."""
 
     def __init__(self, size_in: int, size_out: int) -> None:
         super().__init__()
@@ -217,7 +217,7 @@ class PlaneEncoder(nn.Module):
 
     @staticmethod
     def _pooled(x: Tensor, member: Tensor, count: int) -> Tensor:
-        """Maximum of the points in a point's cell, summed over the planes, ``(B N, width)``."""
+        """Maximum over the points in each point's cell, summed over the planes, ``(B N, width)``."""
         out = torch.zeros_like(x)
         for column in member.unbind(1):
             index = column[:, None].expand_as(x)
@@ -313,7 +313,7 @@ class ConvolutionalNetwork(nn.Module):
     def of_weights(cls, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> ConvolutionalNetwork:
         """Builds an untrained network with the sizes and the calibration of weights.
 
-        Public checkpoints have neither resolution nor calibration: those of IF-Defense are assumed.
+        Public checkpoints contain neither resolution nor calibration; those of IF-Defense are assumed.
 
         Raises:
             ValueError: if tensors are missing or the metadata is damaged.
@@ -328,7 +328,7 @@ class ConvolutionalNetwork(nn.Module):
         return cls(config, Calibration.of_metadata(metadata))
 
     def settings(self) -> dict[str, int]:
-        """Attributes that the result depends on and weights do not carry."""
+        """Attributes that affect the result and are not stored in the weights."""
         return {"resolution": self.config.resolution}
 
     def codes(self, clouds: Tensor) -> Tensor:
@@ -347,7 +347,7 @@ class ConvolutionalNetwork(nn.Module):
         return logits.view(queries.shape[:2])
 
     def encode(self, clouds: Sequence[Tensor], seed: int = 0) -> Tensor:
-        """Planes of clouds ``(N_i, 3)``; of larger ones than ``calibration.points``, of a random subset."""
+        """Planes of clouds ``(N_i, 3)``, limited to a random subset of ``calibration.points`` points."""
         device = self.decoder.fc_p.weight.device
         most = self.calibration.points
         return torch.cat([self.codes(random_subset(cloud, most, seed)[None].to(device)) for cloud in clouds])

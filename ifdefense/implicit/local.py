@@ -29,11 +29,11 @@ from ifdefense.implicit.base import Calibration, even_parts, random_subset
 from ifdefense.threads import parallel_map
 
 CHUNK = 2304
-"""Queries per chunk at inference: enough that calls cost little, few enough for the cache of a core."""
+"""Queries per chunk at inference: a compromise between the overhead of calls and the cache of a core."""
 
 AROUND = 17
-"""Neighbours that are searched around each point at least, itself included: those that
-`ifdefense.implicit.anomaly` reads, so that one search serves both."""
+"""Minimum number of neighbours searched per point, itself included: that of `ifdefense.implicit.anomaly`, so
+that both share one search."""
 
 _FINE, _COARSE = 16.0, 6.0  # scale differences between neighbours to about 1
 
@@ -54,8 +54,8 @@ class LocalConfig:
         blocks: self-attention blocks on the tokens.
 
     Raises:
-        ValueError: if a size is too small, ``values`` is no multiple of ``heads``, or ``coarse`` none of
-            the 4 heads of the self-attention.
+        ValueError: if a size is too small, ``values`` is not a multiple of ``heads``, or ``coarse`` is not a
+            multiple of 4, the heads of the self-attention.
     """
 
     width: int = 64
@@ -187,7 +187,7 @@ def structure(clouds: Tensor, config: LocalConfig, index: Tensor | None = None) 
     Args:
         clouds: the clouds.
         config: sizes of the neighbourhoods.
-        index: ``(B, N / 4)`` their `coarse_points`, where these are known.
+        index: ``(B, N / 4)`` their `coarse_points`, if already known.
     """
     clouds = clouds.detach()
     size = clouds.shape[1]
@@ -199,7 +199,7 @@ def structure(clouds: Tensor, config: LocalConfig, index: Tensor | None = None) 
     fine, middle, top = (
         [Neighbours(part) for part in level] for level in (clouds, coarse, coarse[:, :token_size])
     )
-    # Coarse points are points, and tokens are the first coarse points: they have their neighbours.
+    # Coarse points are a subset of the points, and tokens of the coarse points, so neighbours are shared.
     near = _nearest(clouds, fine, max(config.moments, k, AROUND))
     coarse_near = _nearest(coarse, middle, k)
     return Structure(
@@ -421,7 +421,7 @@ class LocalDecoder(nn.Module):
 
 
 class _Rows(NamedTuple):
-    """Codes of clouds, one after the other.
+    """Concatenated codes of clouds.
 
     Attributes:
         planes: ``(3, R)`` coordinates of the points.
@@ -445,8 +445,8 @@ class _Rows(NamedTuple):
 class LocalField:
     """The fields of several clouds at inference; see `ifdefense.implicit.base.Field`.
 
-    An affine map is a weighted sum of four rows, and attention one of values per head: both are computed as
-    weighted bags of embeddings, which read each row once and store nothing in between.
+    An affine map is a weighted sum of four rows, and attention a weighted sum of values per head. Both are
+    computed as weighted bags of embeddings, which read each row once and store no intermediate results.
 
     Args:
         decoder: decoder of the network.
@@ -468,7 +468,7 @@ class LocalField:
         return self._logits(self._clouds[row], near.t(), queries)
 
     def _of_all(self, queries: list[Tensor], owner: Tensor) -> Tensor:
-        """Logits of queries of each cloud, together: on an accelerator, every call is a launch."""
+        """Logits of the queries of all clouds at once, as every call costs a launch on an accelerator."""
         sources = [code.points[0] for code in self.codes]
         sizes = [len(source) for source in sources]
         if min(sizes) < self.decoder.config.nearest:  # neighbours repeat
@@ -486,7 +486,7 @@ class LocalField:
         return torch.cat([self._logits(rows, index.t(), part, cloud) for index, part, cloud in parts])
 
     def _logits(self, rows: _Rows, near: Tensor, queries: Tensor, owner: Tensor | None = None) -> Tensor:
-        """Logits ``(M,)`` of queries of one cloud, or of those that ``owner`` names."""
+        """Logits ``(M,)`` of queries of one cloud, or of the clouds in ``owner``."""
         decoder, (local, whole, inner, last) = self.decoder, self._layers
         if owner is None:
             around = rows.whole.view(4, -1)
@@ -600,10 +600,10 @@ class LocalOccupancyNetwork(nn.Module):
         return self.decode(self.codes(clouds), queries)
 
     def encode(self, clouds: Sequence[Tensor], seed: int = 0) -> list[LocalCode]:
-        """Codes of clouds ``(N_i, 3)``; of larger ones than ``calibration.points``, of a random subset.
+        """Codes of clouds ``(N_i, 3)``, limited to a random subset of ``calibration.points`` points.
 
-        Clouds are encoded one by one: rounding depends on the shape of a product, and a code must not depend
-        on its batch.
+        Clouds are encoded one by one, as rounding depends on the shapes of products, and codes must not
+        depend on the batch.
         """
         device = self.encoder.counts.device
         most = self.calibration.points

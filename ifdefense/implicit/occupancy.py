@@ -31,7 +31,7 @@ class OccupancyConfig:
         encoder: hidden width of the ResNet-PointNet.
         code: width of the code.
         decoder: hidden width of the decoder.
-        frequencies: octaves of the positional encoding in encoder and decoder; the published network has
+        frequencies: octaves of the positional encoding in encoder and decoder; the published network uses
             none. See :func:`positional_encoding`.
     """
 
@@ -140,7 +140,7 @@ class ConditionalBatchNorm(nn.Module):
         self.conv_gamma = nn.Conv1d(code, features, 1)
         self.conv_beta = nn.Conv1d(code, features, 1)
         self.bn = nn.BatchNorm1d(features, affine=False)
-        # Zero in the public code, which blocks the influence of the code and its gradient at the start.
+        # Zero in the public code, so that initially the code has no influence and no gradient.
         nn.init.normal_(self.conv_gamma.weight, std=0.5 / math.sqrt(code))
         nn.init.ones_(cast(Tensor, self.conv_gamma.bias))
         nn.init.normal_(self.conv_beta.weight, std=0.5 / math.sqrt(code))
@@ -273,7 +273,7 @@ class OccupancyField:
 
     @staticmethod
     def _fold(decoder: ConditionalDecoder, code: Tensor, latent: Tensor | Local | None) -> _FoldedLayers:
-        """Folded layers for a code ``(1, code)`` and a latent ``(1, latent)`` or of the queries."""
+        """Folded layers for a code ``(1, code)`` and a latent ``(1, latent)`` or per query."""
         offset = decoder.fc_p.bias  # constant part of the residual path
         layers = []
         assert offset is not None
@@ -357,7 +357,7 @@ class OccupancyNetwork(nn.Module):
         return logits
 
     def settings(self) -> dict[str, int]:
-        """Attributes that the result depends on and weights do not carry."""
+        """Attributes that affect the result and are not stored in the weights."""
         return {"views": self.views}
 
     def codes(self, clouds: Tensor) -> Tensor:

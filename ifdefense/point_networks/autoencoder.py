@@ -42,7 +42,7 @@ class AutoEncoder(PointNetwork):
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> AutoEncoder:
-        """An untrained auto-encoder of the sizes of a state dict."""
+        """Builds an untrained auto-encoder with the sizes of a state dict."""
         if not {"code.weight", "decoder.4.bias"} <= state.keys():
             return cls()
         return cls(code=len(state["code.weight"]), points=len(state["decoder.4.bias"]) // 3)

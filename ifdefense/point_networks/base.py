@@ -18,8 +18,8 @@ class PointNetwork(nn.Module, ABC):
 
     Attributes:
         source: name or file of the weights, ``None`` if they were not loaded.
-        up_axis: up axis of the clouds that it expects, as its weights state it; ``None`` if they do not.
-        points: points that a cloud has at most; larger ones are to be subsampled. ``None`` for any number.
+        up_axis: up axis of the expected clouds, from the metadata of the weights; ``None`` if unknown.
+        points: maximum number of points; larger clouds must be subsampled. ``None`` for no limit.
 
     Shapes: ``(B, N, 3)`` to ``(B, M, 3)``.
     """
@@ -33,13 +33,13 @@ class PointNetwork(nn.Module, ABC):
         """Maps clouds of equal size; differentiable."""
 
     def mapped(self, clouds: Sequence[Tensor]) -> list[Tensor]:
-        """Results ``(M_i, 3)`` of clouds ``(N_i, 3)``, one by one, as rounding varies with the batch."""
+        """Maps clouds ``(N_i, 3)`` to ``(M_i, 3)``, one by one, as rounding varies with the batch."""
         return [self(cloud[None])[0] for cloud in clouds]
 
     @classmethod
     @abstractmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """An untrained network of the sizes of a state dict, which may lack tensors or all of them."""
+        """Builds an untrained network with the sizes of a state dict, which may be incomplete or empty."""
 
     @classmethod
     @loading

@@ -23,7 +23,7 @@ RADII = (0.05, 0.1, 0.2, 0.3)
 """Radius of the neighbourhoods of each level, unit sphere."""
 
 NEIGHBOURS = 32
-"""Points per neighbourhood at most."""
+"""Maximum number of points per neighbourhood."""
 
 WIDTHS = ((32, 32, 64), (64, 64, 128), (128, 128, 256), (256, 256, 512))
 """Layers of each level."""
@@ -37,10 +37,9 @@ Layers = list[tuple[Tensor, Tensor]]
 class PUNet(PointNetwork):
     """PU-Net: features of neighbourhoods at four levels, expanded to several points per point.
 
-    Yu et al., CVPR 2018, `arXiv:1801.06761 <https://arxiv.org/abs/1801.06761>`_, in the form that DUP-Net
-    uses (Zhou et al., ICCV 2019, `arXiv:1812.11017 <https://arxiv.org/abs/1812.11017>`_); tensors have the
-    names of its public checkpoint. Level ``l`` has ``1 / 2^l`` of the points, farthest-point samples of the
-    level before.
+    Yu et al., CVPR 2018, `arXiv:1801.06761 <https://arxiv.org/abs/1801.06761>`_, in the variant of DUP-Net
+    (Zhou et al., ICCV 2019, `arXiv:1812.11017 <https://arxiv.org/abs/1812.11017>`_); tensor names match its
+    public checkpoint. Level ``l`` has ``1 / 2^l`` of the points, farthest-point samples of the level before.
 
     Args:
         ratio: points of the result per point.
@@ -66,7 +65,7 @@ class PUNet(PointNetwork):
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> PUNet:
-        """An untrained network of the sizes of a state dict."""
+        """Builds an untrained network with the sizes of a state dict."""
         branches = {name.split(".")[1] for name in state if name.startswith("FC_Modules.")}
         return cls(max(1, len(branches)))
 
@@ -82,12 +81,12 @@ class PUNet(PointNetwork):
 
     def _upsampled(self, points: Tensor) -> Tensor:
         """`forward` of clouds that are farthest-point samples of themselves."""
-        # The first level is a permutation of the input: in its order, features belong to their points.
+        # The first level is a permutation of the input, so features are in the order of that permutation.
         size = points.shape[1]
         level, features = points, points[..., :0]
         found = []
         for depth, (module, radius) in enumerate(zip(self.SA_modules, RADII, strict=True)):
-            # Farthest-point sampling is greedy: every prefix of a sample is one.
+            # Every prefix of a farthest-point sample is one, as the sampling is greedy.
             centre = points[:, : max(1, size >> depth)]
             features = _neighbourhoods(level, features, centre, radius, _parameters(_part(module, "mlps")[0]))
             level = centre
@@ -104,7 +103,7 @@ class PUNet(PointNetwork):
 
 
 def _part(module: nn.Module, name: str) -> Any:
-    """A named part of a module."""
+    """A submodule by name."""
     return cast(nn.ModuleDict, module)[name]
 
 
@@ -137,16 +136,16 @@ def _neighbourhoods(
 ) -> Tensor:
     """Maximum of the layers over each ball of points: a set abstraction of PointNet++.
 
-    A layer sees the position relative to the centre and the features of a point. The first one is a
-    linear function of the point minus one of the centre, which is computed once per point. Small balls are
+    The inputs of a point are its position relative to the centre and its features. The first layer is a
+    linear function of the point minus one of the centre, and is thus computed once per point. Small balls are
     not padded, which halves the products.
 
     Args:
         points: ``(B, N, 3)``.
         features: ``(B, N, C)``, C may be 0.
         centre: ``(B, S, 3)``.
-        radius: of the balls.
-        layers: of ``3 + C`` inputs.
+        radius: radius of the balls.
+        layers: layers with ``3 + C`` inputs.
 
     Returns:
         ``(B, S, K)``.
@@ -155,7 +154,7 @@ def _neighbourhoods(
     of = F.linear(torch.cat([points, features], -1), weight, bias).flatten(0, 1)
     at = F.linear(centre, weight[:, :3]).flatten(0, 1)
     index = ball_query(centre.detach(), points.detach(), radius, NEIGHBOURS)  # (B, S, k)
-    own = index != index[..., :1]  # what fills a small ball repeats its first point
+    own = index != index[..., :1]  # padding of a small ball repeats its first point
     own[..., 0] = True
     start = torch.arange(0, len(of), points.shape[1], device=index.device)
     count = own.sum(-1).flatten()

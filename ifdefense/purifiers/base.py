@@ -1,4 +1,4 @@
-"""Base class of purifiers: input checks, normalisation, number of points."""
+"""Base class of purifiers: checks input, normalises clouds, and verifies the number of points."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Outcome:
     Attributes:
         points: ``(M, 3)`` purified points.
         index: ``(M,)`` rows of the input if the result is a selection of input points, which are then
-            returned bit for bit.
+            returned exactly.
         kept: ``(N,)`` mask of points kept by an outlier filter; all by default.
         mesh: reconstructed surface.
         repair: changes made by the mesh repair.
-        fallback: why the surface was not used.
+        fallback: reason why the surface was not used.
     """
 
     points: Tensor
@@ -57,7 +57,7 @@ class Outcome:
 
     @classmethod
     def choice(cls, cloud: Tensor, index: Tensor, **fields: Any) -> Self:
-        """The outcome that selects rows of a cloud."""
+        """Outcome of a selection of rows of a cloud."""
         return cls(cloud[index], index, **fields)
 
 
@@ -73,7 +73,7 @@ class Trace:
         mask: ``(V,)`` vertices removed or moved as anomalous.
         repaired: mesh after repair.
         purified: ``(M, 3)`` result.
-        fallback: why the filtered input was resampled instead of a surface, else ``None``.
+        fallback: reason why the filtered input was resampled instead of a surface, else ``None``.
         seconds: time per stage, divided evenly over the clouds of a batch.
     """
 
@@ -97,15 +97,15 @@ class Purifier(nn.Module, ABC):
     """Base class of purifiers.
 
     Subclasses implement `run` on clouds in the unit cube and set the attributes below. The base class checks
-    and unpacks the input, moves it to the weights, normalises it to the unit cube and back, and verifies the
-    number of points. The caller's settings of PyTorch have no effect on it (`ifdefense.guard`), and it is in
-    evaluation mode always.
+    and unpacks the input, moves it to the device of the weights, normalises it to the unit cube and back, and
+    verifies the number of points. Purifiers are independent of the caller's PyTorch settings
+    (`ifdefense.guard`) and always in evaluation mode.
 
     Attributes:
         name: name of the method.
         deterministic: whether results are independent of the seed.
-        differentiable: whether gradients can pass. They do where the input requires them.
-        normalise: whether results should be normalised to the unit sphere again before classification.
+        differentiable: whether gradients can propagate; they do if the input requires them.
+        normalise: whether results should be normalised to the unit sphere before classification.
     """
 
     name: str
@@ -119,12 +119,12 @@ class Purifier(nn.Module, ABC):
 
         Args:
             clouds: ``(N_i, 3)`` float32, bounding box centred on 0 with longest side 1.
-            counts: points per result; ``None``, within a chain, leaves the number to the purifier, and a
-                selection of input points has none twice.
+            counts: points per result; ``None``, used within chains, lets the purifier choose the number;
+                selections of input points then contain no duplicates.
             seed: random seed. The outcome of a cloud must not depend on the others.
         """
 
-    @guarded  # what is moved in inference mode would pass no gradients afterwards
+    @guarded  # weights moved in inference mode would pass no gradients afterwards
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves the weights between devices but keeps them float32, e.g. in ``defended.half()``."""
 
@@ -136,7 +136,7 @@ class Purifier(nn.Module, ABC):
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode, also as a part of a model that is trained."""
+        """Stays in evaluation mode, even as part of a model in training."""
         return super().train(False)
 
     def __getstate__(self) -> tuple[dict[str, Any], bytes | None]:
@@ -159,16 +159,16 @@ class Purifier(nn.Module, ABC):
         return result
 
     def spec(self) -> dict[str, Any]:
-        """JSON-serialisable description of everything that results depend on.
+        """JSON-serialisable description of everything that affects results.
 
-        Weights are given by source and digest. `ifdefense.purifiers.specs.rebuild` rebuilds the purifier.
+        Weights are described by source and digest. `ifdefense.purifiers.specs.rebuild` rebuilds the purifier.
         """
         return {"class": describe(type(self)), "name": self.name, "options": self.options()}
 
     def options(self) -> dict[str, Any]:
         """Arguments of the constructor, in the form of `ifdefense.purifiers.specs.describe`.
 
-        They are taken from the attributes of the same names; a subclass that has others overrides this.
+        Taken from the attributes of the same names; subclasses with other attributes override this.
 
         Raises:
             TypeError: if an argument has no such attribute, or cannot be described.
@@ -196,14 +196,14 @@ class Purifier(nn.Module, ABC):
 
         Args:
             points: one cloud ``(N, 3)``, a batch ``(B, N, 3)``, or a list of clouds, NumPy or torch, in any
-                frame and unit. Further columns are attributes: a kept point keeps them, a new one takes those
-                of the nearest input point. PyTorch Geometric's ``Data`` and ``Batch`` are taken as well.
+                frame and unit. Further columns are attributes: kept points keep them, new ones take those of
+                the nearest input point. Also ``Data`` and ``Batch`` of PyTorch Geometric.
             num_points: points per result; by default as in the input.
             seed: random seed; results do not depend on the batch.
             batch_size: clouds processed together; affects memory and speed only.
             progress: show a progress bar.
-            up: up axis of the points, one of `ifdefense.geometry.axes.AXES`; z by default. Networks that know
-                shapes as they stand see the clouds turned to their own axis; results are turned back.
+            up: up axis of the points, one of `ifdefense.geometry.axes.AXES`; z by default. For networks that
+                depend on the orientation, clouds are rotated to their up axis and results are rotated back.
 
         Returns:
             The same kind of array as ``points``, in the same frame, precision and on the same device. It
@@ -279,7 +279,7 @@ class Purifier(nn.Module, ABC):
                 given = self._beside_weights(clouds[start : start + batch_size])
                 part = [turned(cloud, up) for cloud in given]
                 counts = [num_points or len(cloud) for cloud in part]
-                # Whoever wants no times does not wait for an accelerator at every stage.
+                # Without tracing, stages do not synchronise the accelerator.
                 clock = timed(part[0].device) if traced else contextlib.nullcontext(dict[str, float]())
                 with torch.set_grad_enabled(self._passes_gradients(part)), clock as seconds:
                     outcomes, threads = self._restored(part, counts, seed)
@@ -288,7 +288,7 @@ class Purifier(nn.Module, ABC):
                     if outcome.points.shape != (count, 3):
                         raise RuntimeError(
                             f"{self.name} returned {tuple(outcome.points.shape)} for cloud {index}, "
-                            f"{count} points were asked for"
+                            f"{count} points were requested"
                         )
                     if outcome.fallback is not None:
                         logger.warning(
@@ -304,12 +304,12 @@ class Purifier(nn.Module, ABC):
         return [normal(cloud.to(place)) for cloud in clouds]
 
     def _passes_gradients(self, clouds: Sequence[Tensor]) -> bool:
-        """Whether anybody may ask for a gradient of the result."""
+        """Whether gradients of the result may be needed."""
         inputs = itertools.chain(clouds, self.parameters())
         return self.differentiable and torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
     def _restored(self, clouds: list[Tensor], counts: Sequence[int], seed: int) -> tuple[list[Outcome], int]:
-        """`restore`, on a CPU with one thread per share of the clouds, and the number of threads."""
+        """Runs `restore`, in parallel on a CPU; also returns the number of threads."""
         if torch.is_grad_enabled() or any(cloud.device.type != "cpu" for cloud in clouds):
             return self.restore(clouds, counts, seed), 1
         size = -(-len(clouds) // workers())
@@ -323,7 +323,7 @@ class Purifier(nn.Module, ABC):
         """Normalises clouds, calls `run`, and returns outcomes in the frame of the clouds.
 
         Duplicates, such as padding, and extreme outliers (`ifdefense.geometry.frame.within_reach`) are
-        removed first, so that they do not set the frame. ``distinct`` says that there are no duplicates.
+        removed first, so that they do not affect the frame. ``distinct`` states that there are no duplicates.
         """
         given = self._beside_weights(clouds)
         hosts = on_host(given)
@@ -332,7 +332,7 @@ class Purifier(nn.Module, ABC):
         parts = [cloud[index] for cloud, index in zip(given, used, strict=True)]
         frames = [Frame.of(part) for part in parts]
         cubes = [frame.to_cube(part) for frame, part in zip(frames, parts, strict=True)]
-        if given[0].device.type != "cpu":  # meshes are on the host, as are checks
+        if given[0].device.type != "cpu":  # meshes and checks are on the host
             frames = [
                 dataclasses.replace(frame, host=Frame.of(cloud[index]))
                 for frame, cloud, index in zip(frames, hosts, rows, strict=True)
@@ -344,7 +344,7 @@ class Purifier(nn.Module, ABC):
 
 def _arguments(cls: type[Purifier]) -> list[str]:
     """Names of the arguments of a constructor."""
-    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # of nn.Module's own
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # defined by nn.Module
     return [each.name for each in inspect.signature(cls).parameters.values() if each.kind not in several]
 
 
@@ -377,7 +377,7 @@ def _outward(outcome: Outcome, frame: Frame, cloud: Tensor, used: Tensor) -> Out
 
 
 def _returned(outcome: Outcome, cloud: Tensor) -> Outcome:
-    """An outcome on the device of its cloud."""
+    """Moves an outcome to the device of its cloud."""
 
     def moved(value: Tensor | None) -> Tensor | None:
         return None if value is None else value.to(cloud.device)
@@ -391,7 +391,7 @@ def _returned(outcome: Outcome, cloud: Tensor) -> Outcome:
 
 
 def _turned_back(outcome: Outcome, up: str) -> Outcome:
-    """An outcome in the library's frame, for clouds with another up axis."""
+    """Rotates an outcome from the library's frame to clouds with another up axis."""
     if up == UP:
         return outcome
     repair, mesh = outcome.repair, outcome.mesh

@@ -11,7 +11,7 @@ from ifdefense.purifiers.base import Outcome, Purifier
 
 
 class Compose(Purifier):
-    """Chains purifiers; each one normalises its own input.
+    """Chains purifiers; each normalises its own input.
 
     Only the last one has to return the requested number of points.
 
@@ -20,7 +20,7 @@ class Compose(Purifier):
         name: name of the chain; by default the joined names of the parts.
 
     Raises:
-        ValueError: if there is no part.
+        ValueError: if ``parts`` is empty.
     """
 
     def __init__(self, parts: Sequence[Purifier], name: str | None = None) -> None:
@@ -42,7 +42,7 @@ class Compose(Purifier):
             assert isinstance(part, Purifier)
             wanted = counts if number == len(self.parts) - 1 else [None] * len(clouds)
             results = part.restore([outcome.points for outcome in chain], wanted, seed, distinct)
-            # The part has removed duplicates, so only new points can have some.
+            # The part has removed duplicates, so only new points can contain some.
             distinct = all(outcome.index is not None for outcome in results)
             chain = [_joined(a, b, number == 0) for a, b in zip(chain, results, strict=True)]
         return chain

@@ -17,24 +17,24 @@ from ifdefense.logits import classify, placed
 
 
 class Defended(nn.Module):
-    """Classifier with a purifier in front. Gradients pass if the purifier is differentiable.
+    """Classifier behind a purifier. Gradients propagate if the purifier is differentiable.
 
-    A call is `purified`, then `classified`, for every draw. Both can be called alone, for example to keep
-    purified clouds.
+    A call runs `purified`, then `classified`, for each draw. Both can be called separately, for example to
+    store purified clouds.
 
-    Without a seed, every call draws one from the system's entropy, so that attackers cannot anticipate it.
+    Without a seed, each call draws one from the system's entropy, so that attackers cannot predict it.
 
     Args:
         classifier: ``(B, N, 3)`` clouds → ``(B, classes)`` logits; for inputs of PyTorch Geometric it is
-            called with a ``Batch``. What else it may return, see `ifdefense.logits.classify`.
-        purifier: an `ifdefense.Purifier`, or a callable that takes ``(points, num_points, seed)``.
+            called with a ``Batch``. For other supported outputs see `ifdefense.logits.classify`.
+        purifier: an `ifdefense.Purifier`, or a callable with arguments ``(points, num_points, seed)``.
         num_points: points per purified cloud; by default as in the input.
         normalise: normalise purified clouds to the unit sphere (mean 0, maximum norm 1), as in IF-Defense; by
             default `Purifier.normalise`. Disable it for classifiers trained without this normalisation.
         seed: random seed of the purifier for reproducible calls; ``None`` draws one per call.
         draws: number of purifications whose logits are averaged; 1 if the purifier is deterministic.
-        up: up axis of the points, z by default, for the purifier. A classifier that states another one in its
-            attribute ``up_axis``, as those of `classifiers.load` do, is given the clouds turned to it.
+        up: up axis of the points, z by default. For a classifier with another up axis in its attribute
+            ``up_axis``, such as those of `classifiers.load`, clouds are rotated to it.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -68,7 +68,7 @@ class Defended(nn.Module):
         self.up = None if up is None else axis_of(up)
 
     def seeds(self, points: Any = None) -> list[int]:
-        """Seeds of one call, whatever its points: ``seed``, ``seed + 1``, …, or fresh ones."""
+        """Seeds of one call, independent of its points: ``seed``, ``seed + 1``, …, or new ones."""
         draws = 1 if getattr(self.purifier, "deterministic", False) else self.draws
         if self.seed is None:
             return [seed_of(None) for _ in range(draws)]
@@ -90,12 +90,12 @@ class Defended(nn.Module):
         return sum(rest, first) / len(draws) if rest else first
 
     def purified(self, points: Any, seed: int) -> Any:
-        """What the purifier returns for tensors, in their frame."""
-        axis = {} if self.up is None else {"up": self.up}  # other callables than ours need not know it
+        """Purified clouds, in the frame of the input."""
+        axis = {} if self.up is None else {"up": self.up}  # other callables need not support it
         return self.purifier(points, self.num_points, seed, **axis)
 
     def classified(self, clean: Any) -> Tensor:
-        """Logits, as `forward` returns them, of what `purified` has returned."""
+        """Logits, as returned by `forward`, of the results of `purified`."""
         if isinstance(clean, list):
             if len({cloud.shape for cloud in clean if isinstance(cloud, Tensor)}) == 1:
                 return self._logits(torch.stack(clean))
@@ -116,7 +116,7 @@ class Defended(nn.Module):
         return classify(self.classifier, clean)
 
     def _turned(self, points: Tensor) -> Tensor:
-        """Points with the up axis that the classifier states, if it states one."""
+        """Rotates points to the up axis of the classifier, if it has one."""
         up = self.up or UP
         return turned(points, up, trained_axis(self.classifier) or up)
 

@@ -37,16 +37,16 @@ class StatisticalOutlierRemoval(Purifier):
         return [chosen(*each, seed) for each in zip(clouds, masks, counts, strict=True)]
 
     def _mask(self, cloud: Tensor) -> Tensor:
-        """Repeats SOR while it shrinks the longest side by more than a quarter.
+        """Repeats SOR as long as it shrinks the longest side by more than a quarter.
 
-        A single far outlier raises the variance, and with it the threshold, which hides other outliers.
+        A single distant outlier increases the variance, and thus the threshold, which hides other outliers.
         """
         kept = torch.arange(len(cloud), device=cloud.device)
         after = _longest_side(cloud)
         while True:
             left = kept[statistical_outlier_removal(cloud[kept][None], self.k, self.alpha)[0]]
             before, after = after, _longest_side(cloud[left])
-            if after > 0:  # else a single position is left
+            if after > 0:  # otherwise a single position would remain
                 kept = left
             if not 0 < after <= 0.75 * before:
                 break
@@ -114,10 +114,10 @@ class LocalSmoothing(Purifier):
 
 
 class RandomisedInput(Purifier):
-    """A random subset of the points, with Gaussian noise: what an attacker cannot foresee without the seed.
+    """Random subset of the points with Gaussian noise, unpredictable for attackers without the seed.
 
     Args:
-        keep: fraction of the points that is kept, in (0, 1].
+        keep: fraction of kept points, in (0, 1].
         jitter: standard deviation of the noise on each coordinate, unit cube.
 
     Raises:

@@ -38,18 +38,18 @@ def purify(
             `ifdefense.pyg`. Not modified.
         method: one of `ifdefense.purifiers.registry.METHODS`, a file of weights, or a purifier.
         num_points: points per result; by default as in the input.
-        seed: random seed, applied per cloud, so results do not depend on the batch. ``None`` draws one.
-        device: by default the device of the points. A purifier that is passed in stays on its device.
+        seed: random seed, applied per cloud, so results do not depend on the batch. ``None`` draws a new one.
+        device: by default the device of the points. Purifier objects stay on their device.
         batch_size: clouds processed together.
         progress: show a progress bar.
         up: up axis of the points, one of `ifdefense.geometry.axes.AXES`, such as ``"y"``; z by default.
-            Networks that know shapes as they stand, as those of ``onet-mesh`` and ``sor-ae`` do, need it.
+            Needed for networks that depend on the orientation, such as those of ``onet-mesh`` and ``sor-ae``.
 
     Returns:
         The same kind of array as ``points``, in the same frame, unit and dtype, on the same device. Integers
         become floating-point numbers, float64 from 32 bits on. Kept points keep their attributes, new ones
-        take those of the nearest input point. It requires gradients if ``points`` do and the method is
-        differentiable (`ifdefense.purifiers.registry.METHODS`); if it is not, a warning is logged.
+        take those of the nearest input point. The result requires gradients if ``points`` do and the method
+        is differentiable (`ifdefense.purifiers.registry.METHODS`); if it is not, a warning is logged.
 
     Raises:
         TypeError: if a cloud is not an array of real numbers, or an argument has the wrong type.
@@ -78,7 +78,7 @@ def _pretrained(method: str, device: torch.device, version: tuple[int, int] | No
 
 
 def _version(method: str | Path) -> tuple[int, int] | None:
-    """Size and time of a file of weights, to notice changes."""
+    """Size and modification time of a file of weights, to detect changes."""
     path = Path(method)
     if str(method) in METHODS or not path.is_file():
         return None

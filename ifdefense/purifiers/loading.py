@@ -15,12 +15,12 @@ from ifdefense.purifiers.registry import DEFAULT, METHODS, known
 
 @loading
 def load(name_or_path: str | Path = DEFAULT, *, device: str | torch.device | None = None) -> Purifier:
-    """Loads a method by name, or ``"onet-mesh"`` with your own weights; frozen, in evaluation mode.
+    """Loads a method by name, or from a file of weights; frozen, in evaluation mode.
 
     Args:
         name_or_path: one of `ifdefense.purifiers.registry.METHODS`; or a file of weights by
             ``ifdefense train``, or a public Occupancy Networks checkpoint.
-        device: where the weights are put; by default the CPU.
+        device: device of the weights; by default the CPU.
 
     Raises:
         TypeError: if the device is neither a name nor a `torch.device`.
@@ -47,5 +47,5 @@ def _from_pretrained(cls: type[Purifier], name_or_path: str | Path | None = None
     return load(DEFAULT if name_or_path is None else name_or_path)
 
 
-# Set from here, as the base class imports no purifier.
+# Set here, as the base class must not import purifiers.
 Purifier.from_pretrained = classmethod(_from_pretrained)  # type: ignore[attr-defined]

@@ -20,17 +20,17 @@ Sampling = Literal["farthest", "random"]
 
 
 class MappedPurifier(Purifier):
-    """Replaces a cloud by the result of a network, and takes the number of points asked for from it.
+    """Replaces a cloud by the requested number of points from the output of a network.
 
-    The network gets the cloud in the unit sphere, and a random subset of one with more than
-    `PointNetwork.points` points. Where more
-    points are asked for than there are, all are taken and random ones repeat.
+    The input of the network is the cloud in the unit sphere, or a random subset if it has more than
+    `PointNetwork.points` points. If more points are requested than the network returns, random ones are
+    repeated.
 
     Args:
         network: the network.
         name: name of the method.
-        sampling: which points are taken where there are too many: a ``"farthest"``-point sample, which
-            covers the result evenly, or ``"random"`` ones.
+        sampling: how surplus points are reduced: by ``"farthest"``-point sampling, which covers the result
+            evenly, or at ``"random"``.
 
     Raises:
         ValueError: if ``sampling`` is unknown.
@@ -48,7 +48,7 @@ class MappedPurifier(Purifier):
         self.eval()
 
     def run(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
-        """Points of the mapped clouds."""
+        """Maps the clouds and resamples the results."""
         with stage("mapping"):
             mapped = self._mapped(clouds, seed)
         with stage("resampling"):
@@ -76,7 +76,7 @@ class MappedPurifier(Purifier):
         ]
 
     def _taken(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Tensor | None]:
-        """Indices ``(count,)`` of the points that are taken of each cloud; ``None`` for all."""
+        """Indices ``(count,)`` of the points selected from each cloud; ``None`` for all."""
         taken: list[Tensor | None] = [None] * len(clouds)
         spread: dict[tuple[int, int], list[int]] = {}
         for i, (points, count) in enumerate(zip(clouds, counts, strict=True)):

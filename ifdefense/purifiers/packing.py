@@ -1,7 +1,7 @@
-"""Purifiers as pickles: all weights are one piece of bytes.
+"""Pickling of purifiers, with all weights in one bytes object.
 
-Worker processes are handed every tensor as an open file, of which they may have few; bytes have no limit. A
-pickle holds the weights themselves, so a file of weights that has changed since is never read in their place.
+Worker processes receive each tensor as an open file, whose number is limited; bytes have no such limit.
+Pickles contain the weights, so that later changes of weight files have no effect on them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass(frozen=True)
 class _Slot:
-    """Stands for a tensor that a pickle has among its bytes."""
+    """Placeholder of a tensor stored in the bytes of a pickle."""
 
     number: int
     start: int
@@ -31,7 +31,7 @@ class _Slot:
 
 
 def packed(module: nn.Module) -> tuple[dict[str, Any], bytes | None]:
-    """The state of a module without its tensors, and their bytes; ``None`` if it has no tensors."""
+    """State of a module without its tensors, and their bytes; ``None`` if it has no tensors."""
     slots: dict[int, Any] = {}
     parts: list[bytes] = []
     start = 0
@@ -49,12 +49,12 @@ def packed(module: nn.Module) -> tuple[dict[str, Any], bytes | None]:
                     isinstance(value, nn.Parameter),
                     value.requires_grad,
                 )
-    # With the slots in its memory, the copy has them in place of the tensors.
+    # The memo makes the copy contain the slots in place of the tensors.
     return copy.deepcopy(vars(module), slots), b"".join(parts) if parts else None
 
 
 def unpack_into(module: nn.Module, data: bytes) -> None:
-    """Puts tensors where `packed` left slots."""
+    """Replaces the slots of `packed` by tensors."""
     made: dict[_Slot, Tensor] = {}
     for table in _tables(module, set()):
         for name, value in table.items():
@@ -65,7 +65,7 @@ def unpack_into(module: nn.Module, data: bytes) -> None:
 
 
 def _tables(value: Any, seen: set[int]) -> Iterator[dict[str, Any]]:
-    """The parameters and buffers by name of all modules, also of those in options."""
+    """Parameters and buffers of all modules by name, including modules in options."""
     if id(value) in seen or isinstance(value, (type, str, bytes, Tensor)):
         return
     seen.add(id(value))

@@ -23,27 +23,27 @@ from ifdefense.stages.extraction import Tracking
 from ifdefense.stages.resampling import FillSampling
 
 LOCAL_MESH = RidgeRestorer(MeshRestorer(Tracking(36, 6), None), oversample=1.25, density=DensitySampling())
-"""A grid of 36, as finer ones are no more accurate; without the repair, which has weights of its own.
+"""A grid of 36, as finer ones are no more accurate; without the repair, which has its own weights.
 
-Samples at the density of the input reach the margin more often, so that fewer are needed.
+Samples at the density of the input reach the margin more often, so fewer are needed.
 """
 
 LOCAL_RANDOM = dataclasses.replace(LOCAL_MESH, oversample=1.5, density=None)
-"""Samples uniform in the area: for half of the points with noise, others were not tried."""
+"""Samples uniform by area; for half of the points with noise, other densities were not tested."""
 
 ADAM = Adam(every=4)
 """As published, but with the field evaluated at every fourth step (docs/experiments.md)."""
 
 
 def local_mesh(weights: str | Path = "local", *, repaired: bool = True) -> Compose:
-    """SOR, local occupancy network, repaired mesh, and samples of it moved to where the network is surest."""
+    """SOR, local occupancy network, repaired mesh, and samples moved to the maximum of the field."""
     return _local("local-mesh", weights, repaired=repaired)
 
 
 def local_random(weights: str | Path = "local") -> Compose:
-    """As `local_mesh`, of a random part of the points with noise: what an attacker cannot foresee.
+    """As `local_mesh`, from a random part of the points with noise, unpredictable for attackers.
 
-    The mesh is not repaired, which gains little on half of the points (docs/experiments.md).
+    The mesh is not repaired, as repair gains little on half of the points (docs/experiments.md).
     """
     return _local("local-random", weights, RandomisedInput(), restorer=LOCAL_RANDOM, repaired=False)
 
@@ -63,7 +63,7 @@ def _local(
 
 
 def anomaly_repair(network: ImplicitNetwork) -> AnomalyRepair:
-    """The repair of `local_mesh`, which reads the codes of ``network`` if that has the shipped weights."""
+    """Repair of `local_mesh`; reuses the codes of ``network`` if it has the shipped weights."""
     return AnomalyRepair(AnomalyNetwork.load().share(network))
 
 
@@ -74,9 +74,9 @@ def onet_mesh(weights: str | Path = "onet") -> Compose:
 
 
 def onet_opt(weights: str | Path = "onet", solver: Solver = ADAM) -> Compose:
-    """SOR, then points pulled onto the surface and pushed apart: ONet-Opt of IF-Defense.
+    """SOR, then points attracted to the surface and spread over it: ONet-Opt of IF-Defense.
 
-    `ifdefense.restorers.optimised.Newton` as the solver is another ten times as fast.
+    With the solver `ifdefense.restorers.optimised.Newton` it is another ten times faster.
     """
     surface = SurfacePurifier(load_network(weights), OptimisedRestorer(solver))
     return Compose([StatisticalOutlierRemoval(), surface], "onet-opt")
@@ -106,9 +106,9 @@ def sor_smooth() -> Compose:
 
 
 def dup_net(weights: str | Path = "punet") -> Compose:
-    """SOR, then PU-Net: DUP-Net (https://arxiv.org/abs/1812.11017), with exactly the points asked for.
+    """SOR, then PU-Net: DUP-Net (https://arxiv.org/abs/1812.11017), with the requested number of points.
 
-    The published classifiers saw all 4,096 points: ask for as many.
+    The published classifiers use all 4,096 points: set ``num_points`` accordingly.
     """
     return Compose([StatisticalOutlierRemoval(), MappedPurifier(PUNet.load(weights))], "dup-net")
 

@@ -20,8 +20,8 @@ class Method:
         summary: one-line description.
         factory: ``"module:function"`` that builds the purifier with the shipped weights.
         network: whether it uses an implicit network; the others are baselines.
-        differentiable: whether gradients can pass; they do where the points require them.
-        weights: name of weights that are not always shipped; without them there is no such method.
+        differentiable: whether gradients can propagate; they do if the points require them.
+        weights: name of weights that are not always shipped; the method is unavailable without them.
     """
 
     summary: str
@@ -47,7 +47,7 @@ METHODS = {
         differentiable=True,
     ),
     "local-random": Method(
-        "local-mesh of a random half of the points with noise, drawn anew by every seed, without the repair",
+        "local-mesh of a random half of the points with noise, depending on the seed, without the repair",
         "ifdefense.purifiers.pretrained:local_random",
         differentiable=True,
     ),
@@ -60,7 +60,7 @@ METHODS = {
         "ifdefense.purifiers.pretrained:onet_mesh",
     ),
     "onet-opt": Method(
-        "points pulled onto the surface of an Occupancy Network and pushed apart, without a mesh",
+        "points attracted to the surface of an Occupancy Network and spread over it, without a mesh",
         "ifdefense.purifiers.pretrained:onet_opt",
     ),
     "convonet-mesh": Method(
@@ -69,12 +69,12 @@ METHODS = {
         weights="convonet",
     ),
     "convonet-opt": Method(
-        "points pulled onto the surface of a Convolutional Occupancy Network and pushed apart",
+        "points attracted to the surface of a Convolutional Occupancy Network and spread over it",
         "ifdefense.purifiers.pretrained:convonet_opt",
         weights="convonet",
     ),
     "dup-net": Method(
-        "SOR, then PU-Net, which makes four points of each; samples of its 4,096 points",
+        "SOR, then PU-Net, which upsamples by a factor of four; samples of its 4,096 points",
         "ifdefense.purifiers.pretrained:dup_net",
         network=False,
         differentiable=True,
@@ -110,23 +110,23 @@ LACKING = {
     for name, method in METHODS.items()
     if method.weights is not None and not (_WEIGHTS / f"{method.weights}.safetensors").is_file()
 }
-"""Weights that a method would need, by the name of the method."""
+"""Weights needed by each unavailable method, by the method's name."""
 
 METHODS = {name: method for name, method in METHODS.items() if name not in LACKING}
 """All methods by name; the first is the default."""
 
 _REMOVED = {"local-newton": "local-mesh", "local-random-newton": "local-random"}
-"""Methods of earlier versions, and what does the same now."""
+"""Removed methods of earlier versions, and their replacements."""
 
 DEFAULT = next(iter(METHODS))
 """Method of `ifdefense.purify` unless told otherwise: the first of `METHODS`."""
 
 
 def known(name_or_path: str | Path) -> str:
-    """The name of a method or the path of a file, if there is such a method or file.
+    """Checks that a name is that of a method or an existing file.
 
     Raises:
-        ValueError: if there is neither.
+        ValueError: if it is neither.
     """
     name = str(name_or_path)
     if name in METHODS or Path(name).is_file():
@@ -135,7 +135,7 @@ def known(name_or_path: str | Path) -> str:
 
 
 def unknown(name: str) -> str:
-    """Why there is no method of a name, and what there is."""
+    """Error message for an unknown or unavailable method."""
     if name in LACKING:
         weights = LACKING[name]
         return (

@@ -43,7 +43,7 @@ def describe(value: Any) -> Any:
             "weights": digest_of_weights(value),
             "calibration": describe(calibration),
             "settings": getattr(value, "settings", dict)(),
-            # Left out where it changes nothing, so that specs from before there were axes stay equal.
+            # Omitted if it has no effect, so that specs are equal to those of versions without axes.
             **({} if up in (None, UP) else {"up_axis": up}),
         }
     raise TypeError(f"a {type(value).__name__} cannot be described: give it a method spec()")
@@ -65,7 +65,7 @@ def rebuild(spec: Mapping[str, Any]) -> Any:
             raise ValueError(f"the weights of {cls.__name__} were not loaded from a file")
         network: Any = getattr(cls, "load", load_network)(spec["source"])
         if digest_of_weights(network) != spec["weights"]:
-            raise ValueError(f"the weights in {spec['source']} are not those that are described")
+            raise ValueError(f"the weights in {spec['source']} differ from those in the spec")
         for name, value in spec["settings"].items():
             setattr(network, name, value)
         network.up_axis = spec.get("up_axis", getattr(network, "up_axis", None))

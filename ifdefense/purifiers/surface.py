@@ -20,7 +20,7 @@ class SurfacePurifier(Purifier):
     and `Outcome.fallback` is set.
 
     Args:
-        network: implicit function, see `ifdefense.implicit.base`.
+        network: implicit network, see `ifdefense.implicit.base`.
         restorer: field to points, see `ifdefense.restorers`.
         name: name of the method.
     """

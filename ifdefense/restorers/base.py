@@ -33,7 +33,7 @@ class Restorer(Protocol):
 
     @property
     def differentiable(self) -> bool:
-        """Whether gradients pass from the points to the fields and the clouds."""
+        """Whether gradients propagate from the points to the fields and the clouds."""
         ...
 
     def __call__(

@@ -69,7 +69,7 @@ class MeshRestorer:
     def surfaces(
         self, field: Field, clouds: Sequence[Tensor], calibration: Calibration
     ) -> tuple[list[Mesh], list[Repair | None], list[Mesh]]:
-        """The extracted meshes, their repairs, and the meshes that are sampled, one per cloud."""
+        """Extracted meshes, their repairs, and the meshes to sample, one per cloud."""
         with stage("field to mesh"):
             meshes = self.extract(field, clouds, calibration)
         repairs: list[Repair | None] = [None] * len(clouds)

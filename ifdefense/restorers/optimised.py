@@ -1,4 +1,4 @@
-"""Restoration by optimisation: points pulled onto the surface and pushed apart, without a mesh."""
+"""Restoration by optimisation: attracts points to the surface and spreads them, without a mesh."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ifdefense.restorers.base import Restored
 from ifdefense.timing import stage
 
 NEAR = 0.5
-"""A field has a surface if a result lies on both sides of the level, or within so many logits of it."""
+"""Tolerance, in logits: a field has a surface if results lie on both sides of the level, or within it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Repulsion:
             raise ValueError(f"neighbours, radius and width of {self} must be positive")
 
     def near(self, points: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Indices ``(M, k)`` of the nearest points of the same cloud, itself excepted.
+        """Indices ``(M, k)`` of the nearest points in the same cloud, without the point itself.
 
         Args:
             points: ``(M, 3)`` concatenated clouds.
-            sizes: points of each cloud; where a cloud has too few, the last neighbour repeats.
+            sizes: points of each cloud; if a cloud has too few, the last neighbour is repeated.
         """
         found, start = [], 0
         for part in points.split(list(sizes)):
@@ -78,14 +78,14 @@ class Repulsion:
 
 
 class Problem(NamedTuple):
-    """What a solver solves: points of several clouds on the level sets of their fields.
+    """Problem of a solver: moves points of several clouds onto the level sets of their fields.
 
     Attributes:
         field: fields of all clouds.
         owner: ``(M,)`` cloud of each point, ascending.
         sizes: points of each cloud.
         calibration: level and threshold of the fields.
-        repulsion: what spreads the points.
+        repulsion: repulsion between the points.
     """
 
     field: Field
@@ -124,11 +124,11 @@ class Adam:
 
     Attributes:
         steps: steps.
-        rate: length of a step, unit cube.
-        attraction: weight of the binary cross-entropy, whose mean is over the points of a cloud.
+        rate: learning rate, unit cube.
+        attraction: weight of the binary cross-entropy, averaged over the points of a cloud.
         spreading: weight of the repulsion.
-        every: steps between evaluations of the field and searches of neighbours. In between the neighbours
-            are held fixed and the logit is linear.
+        every: steps between evaluations of the field and searches of neighbours. In between, neighbours are
+            held fixed and the logit is linearised.
 
     Raises:
         ValueError: if an attribute is out of range.
@@ -168,7 +168,7 @@ class Adam:
 
 @dataclasses.dataclass(frozen=True)
 class Newton:
-    """Newton steps ``x - (f - level) ∇f / |∇f|²`` onto the surface, between them repulsion along it.
+    """Newton steps ``x - (f - level) ∇f / |∇f|²`` onto the surface, alternating with repulsion along it.
 
     Attributes:
         steps: Newton steps, one evaluation of the field each.
@@ -211,8 +211,8 @@ class OptimisedRestorer:
     """Moves noisy input points onto the surface and spreads them over it: "-Opt" of IF-Defense.
 
     Wu et al., "IF-Defense: 3D Adversarial Point Cloud Defense via Implicit Function based Restoration", 2020
-    (https://arxiv.org/abs/2010.05272). Points start as a draw from the input, as equally often as possible
-    each, with noise. With an offset in the calibration, results move inwards by it.
+    (https://arxiv.org/abs/2010.05272). The initial points are drawn from the input, each as equally often as
+    possible, with noise. Results are moved inwards by the offset of the calibration, if any.
 
     Attributes:
         solver: how points move: `Adam` as published, or `Newton`.

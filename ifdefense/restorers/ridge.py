@@ -1,4 +1,4 @@
-"""Restoration of thin shells: samples of the mesh, moved to the middle of the shell."""
+"""Restoration of thin shells: moves samples of the mesh to the middle of the shell."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from ifdefense.stages.density import DensitySampling
 from ifdefense.stages.resampling import Samples, resample
 from ifdefense.timing import stage
 
-_SPARE = 1.03  # samples per point of the result that are evaluated at first
-_MORE = 64  # samples that are evaluated at least where these do not suffice
+_SPARE = 1.03  # samples evaluated first, per point of the result
+_MORE = 64  # minimum number of further samples, if these do not suffice
 
 
 @dataclasses.dataclass(frozen=True)
 class RidgeRestorer:
-    """Samples of the mesh, moved along their normals to the maximum of the field.
+    """Moves samples of the mesh to the maximum of the field along their normals.
 
-    For networks that have learnt a thickened surface. Its two sides are only where the network becomes sure;
-    the surface is where it is surest. The field is evaluated at equal steps into the shell, and the maximum
-    is that of the parabola through the largest value and its neighbours; the first and the last step are
-    evaluated only where they are one of these. Samples at which the network is
-    hardly surer than at the level are left out.
+    For networks trained on a thickened surface: the level set has two sides, and the surface lies between
+    them, at the maximum of the field along the normal. The field is evaluated at equal steps into the shell;
+    the maximum is that of the parabola through the largest value and its neighbours. The first and the last
+    step are evaluated only if they are one of these. Samples with a maximum barely above the level are
+    dropped.
 
-    Gradients pass through the three values of the parabola, with the samples and their normals held fixed.
-    This is the exact derivative of the result along the normals with respect to the field, and thus to the
-    clouds.
+    Gradients propagate through the three values of the parabola, with the samples and their normals held
+    fixed. This is the exact derivative of the result along the normals with respect to the field, and thus to
+    the clouds.
 
     Attributes:
         mesh: extraction and repair of the mesh; its sampling is not used.
-        depth: how far into the shell the maximum is sought, unit cube.
-        steps: steps down to that depth, at least 3; each is one evaluation at most.
-        margin: logit above the level that a sample must reach.
-        oversample: samples per point of the result, at least 1; where fewer than the points asked for reach
-            the margin, the surest are taken.
+        depth: maximum depth of the search into the shell, unit cube.
+        steps: number of steps to that depth, at least 3, with at most one evaluation each.
+        margin: minimum logit of a sample above the level.
+        oversample: samples per point of the result, at least 1; if too few reach the margin, those with the
+            largest logits are used.
         density: sampling at the density of the input; ``None`` for samples uniform in the area.
 
     Raises:
@@ -69,7 +69,7 @@ class RidgeRestorer:
             raise ValueError(f"margin must be finite, got {self.margin}")
 
     def with_stages(self, **stages: Any) -> Self:
-        """The same with other stages of the mesh; names are those of `MeshRestorer`'s attributes."""
+        """Returns a copy with other mesh stages, given by the names of `MeshRestorer`'s attributes."""
         return dataclasses.replace(self, mesh=dataclasses.replace(self.mesh, **stages))
 
     def __call__(
@@ -111,7 +111,7 @@ class RidgeRestorer:
         calibration: Calibration,
         seed: int,
     ) -> list[Tensor]:
-        """``(count, 3)`` points for each mesh, whose cloud is that of ``rows``."""
+        """``(count, 3)`` points for each mesh; ``rows`` are the indices of their clouds."""
         sizes = [math.ceil(self.oversample * count) for count in counts]
         drawn = [
             resample([mesh], size, seed=seed, method="uniform", device=rows.device)
@@ -119,7 +119,7 @@ class RidgeRestorer:
             else self.density.draw(mesh, cloud, size, seed, share=len(cloud) / count)
             for mesh, cloud, size, count in zip(meshes, evidence, sizes, counts, strict=True)
         ]
-        # Nearly all samples reach the margin: a few more than needed do, and some more where they do not.
+        # Nearly all samples reach the margin, so a few more than needed suffice; more are evaluated if not.
         ends = [min(size, math.ceil(_SPARE * count)) for size, count in zip(sizes, counts, strict=True)]
         found = self._evaluated(field, drawn, [slice(0, end) for end in ends], rows, calibration)
         while True:
@@ -149,7 +149,7 @@ class RidgeRestorer:
         rows: Tensor,
         calibration: Calibration,
     ) -> list[tuple[Tensor, Tensor]]:
-        """Centred points ``(M, 3)`` of a span of each mesh's samples, and their logits above the level."""
+        """Centred points ``(M, 3)`` of a range of each mesh's samples, and their logits above the level."""
         starts = [samples.points[0, span] for samples, span in zip(drawn, spans, strict=True)]
         sizes = [len(part) for part in starts]
         start = torch.cat(starts)
@@ -181,7 +181,7 @@ class RidgeRestorer:
             inner[:, 1:-1] = True
             evaluate(inner)
             middle = values[:, 1:-1].argmax(1) + 1
-            ends = torch.zeros_like(inner)  # only where the parabola needs them
+            ends = torch.zeros_like(inner)  # only if the parabola needs them
             ends[:, 0], ends[:, -1] = middle == 1, middle == self.steps - 2
             evaluate(ends)
             around = middle.unsqueeze(1) + torch.tensor([-1, 0, 1], device=starts.device)
@@ -196,7 +196,7 @@ class RidgeRestorer:
 
 
 def chosen(peak: Tensor, count: int, margin: float) -> Tensor:
-    """Indices of the first ``count`` of ``(M,)`` samples that reach the margin, else of the surest."""
+    """Indices of the first ``count`` of ``(M,)`` samples that reach the margin, else of the largest."""
     sure = (peak >= margin).nonzero().squeeze(1)
     if len(sure) < count:
         sure = peak.topk(count).indices.sort().values

@@ -97,7 +97,7 @@ def make_shape(class_name: str, rng: np.random.Generator, name: str | None = Non
 def make_shapes(num_per_class: int, seed: int = 0) -> list[Shape]:
     """Draws shapes of every class, in the order of `CLASSES`.
 
-    A shape depends only on the seed, its class and its number, so larger sets contain smaller ones.
+    A shape depends only on the seed, its class and its index, so larger sets contain smaller ones.
 
     Args:
         num_per_class: number of shapes of each class.

@@ -155,7 +155,7 @@ class Polygon:
         start, edges = self.start.astype(x.dtype), self.edges.astype(x.dtype)
         tops = self.tops.astype(
             x.dtype
-        )  # rounded as the start of the next edge, so that no ray passes between them
+        )  # rounded as the start of the next edge, so that there are no gaps between edges
         squares = np.sum(edges * edges, axis=1)
         nearest = np.full_like(x, np.inf)
         inside = np.zeros(x.shape, dtype=bool)
@@ -297,7 +297,7 @@ class Part:
 class Solid:
     """A union of parts.
 
-    Parts must overlap or be disjoint: the common face of two touching parts would count as surface.
+    Parts must overlap or be disjoint, as a common face of touching parts would count as surface.
 
     Args:
         parts: at least one.

@@ -1,8 +1,8 @@
-"""Removal of surface that rests on points which do not belong to the shape.
+"""Removal of surface reconstructed from anomalous points.
 
-An anomaly is what the local network shows and the global one contradicts, with odd support
-(`ifdefense.implicit.anomaly`). It is judged per point and averaged over neighbours; a vertex takes the value
-of its nearest point. Lengths are in the unit cube.
+Points are scored by an anomaly network (`ifdefense.implicit.anomaly`): anomalies are occupied in the local
+network but not in the global one, and have unusual support. Scores are averaged over neighbours; a vertex has
+the score of its nearest point. Lengths are in the unit cube.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ifdefense.stages.repair import Repair, checked_evidence, cut_out, marked_pi
 
 @dataclasses.dataclass(frozen=True)
 class AnomalyRepair:
-    """Repair stage: anomalous points mark the surface near them, which is cut out and closed.
+    """Repair stage: cuts out the surface near anomalous points and closes the holes.
 
     Args:
-        network: judges the points, see `AnomalyNetwork.load`.
-        core: mean probability that a marked part reaches.
-        grown: lower probability to which it extends.
+        network: scores the points, see `AnomalyNetwork.load`.
+        core: minimum peak of the mean probability in a removed part.
+        grown: lower probability to which removed parts extend.
         smoothing: nearest points whose probabilities are averaged at each point.
-        smallest: area above ``core`` that a part has at least, squared units of the cube.
-        largest: share of the surface that it has at most. Larger parts are kept: where half of a shape looks
-            odd, it is the network that does not know the shape.
+        smallest: minimum area above ``core`` of a removed part, in squared units of the cube.
+        largest: maximum share of the surface of a removed part. Larger parts are kept, as high scores of half
+            of a shape indicate that the network does not know the shape.
 
     Raises:
         ValueError: a number out of range.
@@ -61,8 +61,8 @@ class AnomalyRepair:
 
         Args:
             mesh: watertight surface, unit cube, not modified.
-            evidence: ``(K, 3)`` points that it was reconstructed from.
-            field: the field that it was extracted from, see `AnomalyNetwork.features`.
+            evidence: ``(K, 3)`` points of its reconstruction.
+            field: field of its extraction, see `AnomalyNetwork.features`.
             row: index of the cloud in the field.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Cutting of regions out of a mesh: the holes are closed, and the patches faired into their surroundings.
+"""Cuts regions out of a mesh, closes the holes, and fairs the patches.
 
 Patches minimise the bi-Laplacian energy with fixed surroundings (Botsch and Kobbelt, 2004,
 https://doi.org/10.1145/1015706.1015772). A watertight mesh stays watertight.
@@ -13,7 +13,7 @@ from ifdefense.geometry.mesh_graph import Mask, adjacency, dilated
 
 
 def rebuilt(mesh: Mesh, regions: Ints, free: Mask, floating: Mask) -> Mesh:
-    """Removes floating components; cuts off, closes and fairs each region.
+    """Removes floating components; cuts out each region, closes its holes and fairs the patches.
 
     Args:
         mesh: the surface, not modified.
@@ -47,7 +47,7 @@ def _cut_off(vertices: Doubles, faces: Ints, regions: Ints, step: float) -> tupl
 
 
 def _cap(corners: Doubles, loop: Ints, first: int, step: float) -> tuple[Doubles, Ints]:
-    """Closes a loop by rings about ``step`` apart: new vertices, numbered from ``first``, and faces."""
+    """Closes a loop by rings about ``step`` apart; new vertices are numbered from ``first``."""
     size, centre = len(loop), corners.mean(axis=0)
     rings = max(1, round(float(norms(corners - centre).mean()) / step))
     shares = np.arange(1, rings)[:, None, None] / rings

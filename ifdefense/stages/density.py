@@ -19,19 +19,20 @@ from ifdefense.stages.resampling import Samples, resample
 class DensitySampling:
     """Samples of a mesh, thinned where the input is sparser than the surface; also a resampling stage.
 
-    Samples uniform in the area give surface that is seen at a few points, or only guessed, as much weight as
-    surface that is well covered, and a wire as much as its thickened mesh. Of ``oversample`` times as many
-    samples the number asked for is kept at random, without replacement, with weights
-    ``clip(r / m, lowest, 1) ** power``. ``r`` is the density of the input over that of the samples: the
-    squared ratio of the distances to the k-th nearest sample and to the k'-th nearest input point. ``m`` is
-    its median over the input, so that it does not depend on how much surface is guessed. Where the input is
-    denser than that, samples stay uniform: added points attract none. As many samples as there are input
-    points are drawn this way. Any more stand for points that the cloud has lost, and are uniform.
+    Sampling uniformly by area gives sparsely covered or extrapolated surface as much weight as well covered
+    surface, and oversamples wires, whose meshes are thickened. Therefore ``oversample`` times as many samples
+    are drawn, and the requested number is selected at random, without replacement, with weights ``clip(r / m,
+    lowest, 1) ** power``. ``r`` is the density of the input relative to that of the samples: the squared
+    ratio of the distances to the k-th nearest sample and to the k'-th nearest input point. ``m`` is its
+    median over the input, so it does not depend on the amount of extrapolated surface. Where the input is
+    denser than the median, samples stay uniform, so added points attract no samples. At most as many samples
+    as there are input points are drawn this way; further ones replace points that the cloud has lost, and are
+    uniform.
 
     Attributes:
         power: exponent of the weights; 0 for uniform samples.
-        neighbours: k or k', the smaller of the two; the other one is larger as its cloud is.
-        oversample: samples per sample that is kept, at least 1.
+        neighbours: the smaller of k and k'; the other is larger in proportion to the size of its cloud.
+        oversample: candidates per sample, at least 1.
         lowest: smallest relative density, in (0, 1].
 
     Raises:
@@ -81,7 +82,7 @@ class DensitySampling:
             num_points: samples to keep.
             seed: random seed.
             inset: as for `resample`.
-            share: of the samples whose density is that of the input; by default as many as there are points.
+            share: share of the samples with the density of the input; by default input points per sample.
         """
         share = len(evidence) / num_points if share is None else share
         size = math.ceil(self.oversample * num_points)
@@ -90,7 +91,7 @@ class DensitySampling:
         weights = self.weights(drawn.points[0], evidence.detach().cpu(), size // num_points, seed)
         order = drawn_without_replacement(weights, size, seed)
         matched = min(round(num_points * share), num_points)
-        # Samples are in random order, so that the first ones are uniform.
+        # Samples are in random order, so the first ones are uniform.
         kept = torch.cat([order[:matched], order[matched:].sort().values])[:num_points]
         shuffled = torch.randperm(num_points, generator=torch.Generator().manual_seed(seed))
         kept = kept[shuffled]
@@ -103,15 +104,16 @@ class DensitySampling:
 
         Args:
             samples: uniform samples of a surface, in random order.
-            evidence: input points. Of more than the samples whose density counts, a random subset is used.
-            every: the density of the samples is that of one in so many, which is faster.
-            seed: of the subset.
+            evidence: input points. If there are more of them than samples in that subset, a random subset is
+                used.
+            every: stride of the subset from which the density of the samples is estimated, for speed.
+            seed: random seed of the subset.
         """
         some = samples[: max(1, len(samples) // every)]
         evidence = random_subset(evidence.to(samples), len(some), seed)
         own = round(self.neighbours * len(some) / len(evidence))
         ratio = _reach(samples, some, own) / _reach(samples, evidence, self.neighbours)
-        # A sample stands for as many input points as its ratio says.
+        # The ratio is the number of input points per sample.
         ascending = ratio.sort().values
         total = ascending.cumsum(0)
         half = int((total < total[-1] / 2).sum())
@@ -119,7 +121,7 @@ class DensitySampling:
 
 
 def drawn_without_replacement(weights: Tensor, count: int, seed: int) -> Tensor:
-    """``count`` indices drawn one after another with probabilities in proportion to weights ``(M,)``.
+    """Draws ``count`` indices without replacement, with probabilities proportional to ``(M,)`` weights.
 
     By the order of exponential variables with these rates (Efraimidis and Spirakis, 2006,
     https://doi.org/10.1016/j.ipl.2005.11.003).
@@ -130,7 +132,7 @@ def drawn_without_replacement(weights: Tensor, count: int, seed: int) -> Tensor:
 
 
 def _reach(query: Tensor, source: Tensor, k: int) -> Tensor:
-    """Squared distance ``(M,)`` of each query to its ``k``-th nearest source, or to the last; never 0."""
+    """Squared distance ``(M,)`` of each query to its ``k``-th nearest source, or to the farthest; never 0."""
     index = Neighbours(source)(query, min(k, len(source)))[:, -1]
     squared = (query - source[index]).double().square().sum(1)
     return squared.clamp_min(torch.finfo(torch.float32).tiny)

@@ -1,15 +1,15 @@
 """Batched multi-resolution iso-surface extraction (MISE), then marching cubes.
 
 MISE (Mescheder et al., 2019, https://arxiv.org/abs/1812.03828, section 3.3) evaluates a coarse grid and
-subdivides the cells whose corners have different signs, level by level. Where a new point contradicts a
-neighbouring cell that looked uniform, that cell is subdivided too, until nothing changes. A surface that
-crosses an edge of the coarse grid is therefore found completely; one between the coarse points is missed,
-unless seeds mark it. Unlike in the original, all clouds share each call of the field.
+subdivides the cells whose corners have different signs, level by level. If the sign of a new point differs
+from that of an adjacent uniform cell, that cell is subdivided too, until nothing changes. Surfaces that cross
+an edge of the coarse grid are therefore found completely; those between the coarse points are missed, unless
+they contain seeds. Unlike in the original, all clouds share each call of the field.
 
-Tracking (`track`) starts at the finest level, around points that are known to be near the surface, and
-follows it from neighbour to neighbour, as continuation methods do (Bloomenthal, 1988,
-https://doi.org/10.1016/0167-8396(88)90013-1). It evaluates the inside and its neighbours only: half of the
-points, where the inside is a thin shell.
+Tracking (`track`) starts at the finest level, around points known to be near the surface, and follows the
+surface from neighbour to neighbour, as continuation methods (Bloomenthal, 1988,
+https://doi.org/10.1016/0167-8396(88)90013-1). It evaluates only the inside and its neighbours: half of the
+points, if the inside is a thin shell.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class ExtractionOptions:
             raise ValueError(f"box must have a positive side, got {self.box}")
 
     def check_halving(self) -> None:
-        """Checks that halving the coarse cells leads to the finest ones.
+        """Checks that the resolution is ``coarse`` times a power of two.
 
         Raises:
             ValueError: if it does not.
@@ -179,9 +179,9 @@ def track(
 ) -> Grid:
     """Evaluates the fields of a batch at the points inside and at their six neighbours, on the finest grid.
 
-    Starts from the coarse grid and from the corners of the fine cells that contain seeds, and goes on at the
-    neighbours of every point found inside. Thus all points around a surface that is found are known, and a
-    part is missed only if no start lies inside of it. All of the inside is evaluated, so it should be thin.
+    Starts at the coarse grid and at the corners of the fine cells that contain seeds, and continues at the
+    neighbours of each inside point. Thus all points around each surface found are known, and parts are missed
+    only if no start point is inside. The whole inside is evaluated, so it should be thin.
 
     Args:
         field: the logits, see `Field`.
@@ -196,7 +196,7 @@ def track(
     """
     sampler = _Sampler(field, options, device, dtype)
     size, step = options.resolution, options.resolution // options.coarse
-    # A border of known points, so that neighbours need no test of whether they lie on the grid.
+    # Border of known points, so that neighbours need no bounds check.
     grid = torch.ones((num_clouds, *(size + 3,) * 3), dtype=torch.bool, device=device)
     known = grid[:, 1:-1, 1:-1, 1:-1].fill_(False)
     values = torch.full(grid.shape, options.level - 1, dtype=dtype, device=device)
@@ -244,7 +244,7 @@ class Extraction:
     Args:
         resolution: cells per side at the finest level, ``coarse`` times a power of two.
         coarse: cells per side at the first level.
-        seeded: always subdivide cells that contain input points, which finds thin parts.
+        seeded: whether to always subdivide cells that contain input points, which finds thin parts.
 
     Raises:
         ValueError: a value outside these ranges.
@@ -275,7 +275,7 @@ class Extraction:
 
 @dataclass(frozen=True)
 class Tracking:
-    """Extraction stage that follows thin solids from the input points, see `track`; else as `Extraction`.
+    """Extraction stage that tracks thin solids from the input points, see `track`; otherwise as `Extraction`.
 
     Args:
         resolution: cells per side, a multiple of ``coarse``.
@@ -374,7 +374,9 @@ def _occupied(seeds: Sequence[Tensor], cells: int, box: float, like: Tensor) -> 
     place = owner.to(like.device)
     for axis in cell.unbind(1):
         place = place * cells + axis
-    marked = torch.zeros(like.numel() + 1, dtype=torch.bool, device=like.device)  # the last is for the rest
+    marked = torch.zeros(
+        like.numel() + 1, dtype=torch.bool, device=like.device
+    )  # the last one is for other points
     marked[place.where(((cell >= 0) & (cell < cells)).all(1), like.numel())] = True
     return marked[:-1].view(like.shape)
 

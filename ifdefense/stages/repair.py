@@ -37,11 +37,11 @@ class BulgeRepair:
             components, the minimum fraction of the expected points.
         outlier: robust standard deviations (1.4826 median absolute deviations) by which the density must also
             fall below its median, for clouds of uneven density.
-        max_share: largest share of the surface's area of a bulge. Larger ones are kept: the network restored
-            them where points are missing.
+        max_share: largest share of the surface's area of a bulge. Larger ones are kept, as they are restored
+            parts with missing points.
 
     Raises:
-        ValueError: a value that is not positive, or a support of 1 or more.
+        ValueError: a value is not positive, or ``min_support`` is 1 or more.
     """
 
     radius: float = 0.12
@@ -62,7 +62,7 @@ class BulgeRepair:
             raise ValueError(f"min_support is a fraction below 1, got {self.min_support}")
 
     def __call__(self, mesh: Mesh, evidence: ArrayLike, field: Field | None = None, row: int = 0) -> Repair:
-        """See `repair_mesh`; the field is not asked."""
+        """See `repair_mesh`; the field is not used."""
         return repair_mesh(mesh, evidence, self)
 
 
@@ -142,18 +142,17 @@ def checked_evidence(evidence: ArrayLike, dtype: type[np.floating]) -> NDArray[A
 
 
 def cut_out(graph: MeshGraph, marked: Mask, score: Floats, rim: int = 1, whole: float = 0.7) -> Repair:
-    """Removes marked parts of a mesh: components vanish, other regions are cut off, closed and faired.
+    """Removes marked parts of a mesh: whole components, or regions, whose holes are closed and faired.
 
     Args:
-        graph: of a watertight mesh, not modified.
+        graph: graph of a watertight mesh, not modified.
         marked: (V,) vertices to be removed.
-        score: (V,) what they were marked by, kept in the result.
+        score: (V,) score of each vertex, passed on to the result.
         rim: rings of vertices around a region that are faired with it.
-        whole: share of a component's area from which on all of it is removed.
+        whole: minimum marked share of a component's area for which the whole component is removed.
 
     Returns:
-        The repaired mesh, watertight if the input is. A mesh that is marked almost entirely is returned
-        unchanged.
+        The repaired mesh, watertight if the input is. A mesh marked almost entirely is returned unchanged.
     """
     from scipy.sparse.csgraph import connected_components
 
@@ -183,15 +182,15 @@ def cut_out(graph: MeshGraph, marked: Mask, score: Floats, rim: int = 1, whole: 
 def marked_pieces(
     graph: MeshGraph, score: Doubles, core: float, grown: float, smallest: float, largest: float
 ) -> Mask:
-    """Connected parts of a mesh of high score, (V,).
+    """Labels of connected parts with high scores, (V,).
 
     Args:
-        graph: of the mesh.
+        graph: graph of the mesh.
         score: (V,).
-        core: score that a part reaches.
-        grown: lower score to which it extends.
-        smallest: area above ``core`` that it has at least, in squared units.
-        largest: share of the surface that it has at most.
+        core: minimum peak score of a part.
+        grown: lower score to which parts extend.
+        smallest: minimum area of a part above ``core``, in squared units.
+        largest: maximum share of the surface of a part.
     """
     inside = score >= grown
     if graph.mesh.is_empty or not (score >= core).any():
@@ -203,7 +202,7 @@ def marked_pieces(
     return np.asarray(np.append(kept, False)[label])
 
 
-# Support is an average and fades in around an anomaly; below this threshold most of it is missing.
+# Support is an average that increases gradually around an anomaly; below this threshold most is missing.
 _SOFT = 0.5
 # Rings of vertices around the cut that are faired with the patch, for a smooth transition.
 _RIM = 3
@@ -224,7 +223,7 @@ def _support(graph: MeshGraph, counts: Doubles, options: BulgeRepair) -> Doubles
     near, wide = options.radius / 8, options.radius / 2
     density = counts.sum() / graph.areas.sum()
     mass = graph.spread(np.stack([counts, graph.areas], axis=1), near)
-    # A cluster supports its own vertices, not the empty surface around it.
+    # Clusters support only their own vertices, not the empty surface around them.
     mass[:, 0] = np.minimum(mass[:, 0], density * mass[:, 1])
     mass = graph.spread(mass, math.sqrt(wide**2 - near**2))
     ratio = mass[:, 0] / mass[:, 1]
@@ -233,7 +232,7 @@ def _support(graph: MeshGraph, counts: Doubles, options: BulgeRepair) -> Doubles
 
 
 def _lack(support: Doubles, options: BulgeRepair) -> Doubles:
-    """Missing support, (V,); from 1 on it is both below the minimum and an outlier."""
+    """Missing support, (V,); at 1 and above it is both below the minimum and an outlier."""
     deviation = 1.4826 * float(np.median(np.abs(support - 1)))
     return (1 - support) / max(1 - options.min_support, options.outlier * deviation)
 
@@ -265,8 +264,8 @@ def _grown(graph: MeshGraph, core: Mask, bulge: Doubles, soft: Mask, options: Bu
     """Grows the core to the foot of its anomaly, (V,).
 
     The region grows, by the radius at most, over poorly supported vertices and downhill, to neighbours that
-    bulge less. On a spike this stops in the hollow around its foot; the side of a leg is level and supported
-    and stops it at once. Small islands inside are included.
+    bulge less. On a spike, growth stops in the hollow around its foot; on the level, supported side of a leg
+    it stops at once. Small islands inside are included.
     """
     adjacency = graph.adjacency
     start, stop = np.repeat(np.arange(len(core)), np.diff(adjacency.indptr)), adjacency.indices
@@ -284,7 +283,7 @@ def _grown(graph: MeshGraph, core: Mask, bulge: Doubles, soft: Mask, options: Bu
 def _regions(graph: MeshGraph, core: Mask, grown: Mask, options: BulgeRepair) -> Ints:
     """Region label per vertex, (V,), -1 for none.
 
-    Regions with too large a core and whole components are excluded.
+    Whole components and regions with too large a core are excluded.
     """
     label, areas = pieces(graph, grown)
     cores = np.bincount(label[core], graph.areas[core], len(areas))
