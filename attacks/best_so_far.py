@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attacks.base import Rows
+from attacks.oracle import Rows
 
 
 class BestSoFar:

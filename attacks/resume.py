@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from attacks.base import Attack, AttackResult, Model
+from attacks.base import Attack, AttackResult
+from attacks.oracle import Model
 from ifdefense.arguments import MAX_SEED, integer
 from ifdefense.provenance import digest
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.base import Attack, Oracle, ThreatModel
+from attacks.base import Attack, ThreatModel
 from attacks.best_so_far import BestSoFar
+from attacks.oracle import Oracle
 
 _STRONGEST = ("white-box", "score-based", "transfer")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attacks.base import Oracle
 from attacks.functional.losses import cross_entropy
+from attacks.oracle import Oracle
 from ifdefense.geometry.points import gather, squared_distances
 
 

@@ -8,9 +8,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from attacks.base import Norm, Oracle, ThreatModel
+from attacks.base import Norm, ThreatModel
 from attacks.functional.losses import cross_entropy, margin
 from attacks.gradient.pgd import Bounded
+from attacks.oracle import Oracle
 from attacks.settings import PositiveFraction, PositiveInt, Range
 from ifdefense.geometry import points as operations
 

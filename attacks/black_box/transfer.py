@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.base import Attack, Model, Oracle, ThreatModel, frozen
+from attacks.base import Attack, ThreatModel
+from attacks.oracle import Model, Oracle, frozen
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from attacks.base import Attack, Model
+from attacks.base import Attack
 from attacks.black_box.transfer import Transfer
 from attacks.defence_aware.model import EOT, DefenceAware, Gradient, PurifierLike
+from attacks.oracle import Model
 from attacks.worst_of import WorstOf
 
 

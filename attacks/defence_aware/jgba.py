@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.base import Ball, Oracle, ThreatModel
+from attacks.base import Ball, ThreatModel
 from attacks.functional.losses import cross_entropy
 from attacks.functional.selection import selected
+from attacks.oracle import Oracle
 from attacks.settings import NonNegativeFloat, PositiveInt
 from ifdefense.geometry.points import knn
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from attacks.base import Model, Stochastic
+from attacks.oracle import Model, Stochastic
 from attacks.settings import NonNegativeInt, PositiveInt, check_settings
 from ifdefense.arguments import MAX_SEED, integer
 from ifdefense.geometry.points import gather, knn

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.base import Attack, Oracle, ThreatModel
+from attacks.base import Attack, ThreatModel
 from attacks.functional.losses import cross_entropy
 from attacks.functional.selection import saliency
+from attacks.oracle import Oracle
 from attacks.settings import FiniteFloat, PositiveInt
 from ifdefense.geometry import points as operations
 

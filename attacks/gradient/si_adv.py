@@ -10,8 +10,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from attacks.base import Ball, Norm, Oracle, ThreatModel
+from attacks.base import Ball, Norm, ThreatModel
 from attacks.functional.losses import hinge
+from attacks.oracle import Oracle
 from attacks.settings import NonNegativeFloat, PositiveInt, Range
 from ifdefense.geometry.normals import estimated_normals
 

@@ -11,9 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.base import Attack, Oracle, Rows
+from attacks.base import Attack
 from attacks.best_so_far import BestSoFar
 from attacks.functional.losses import hinge
+from attacks.oracle import Oracle, Rows
 from attacks.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, PositiveOrInfinite
 
 

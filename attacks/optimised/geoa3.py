@@ -10,11 +10,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from attacks.base import Oracle, Rows, ThreatModel
+from attacks.base import ThreatModel
 from attacks.functional import distances
 from attacks.functional.losses import cross_entropy
 from attacks.functional.noise import shared_noise
 from attacks.optimised.carlini_wagner import CarliniWagner, SearchSpace
+from attacks.oracle import Oracle, Rows
 from attacks.settings import NonNegativeFloat, PositiveInt, PositiveOrInfinite
 from ifdefense.geometry.normals import estimated_normals, given_normals
 from ifdefense.geometry.points import gather, nearest_neighbour

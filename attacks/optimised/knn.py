@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attacks.base import Ball, Oracle, ThreatModel
+from attacks.base import Ball, ThreatModel
 from attacks.functional import distances, projections
 from attacks.functional.losses import hinge
 from attacks.functional.noise import shared_noise
+from attacks.oracle import Oracle
 from attacks.settings import FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt
 from ifdefense.geometry.normals import given_normals, outward_normals
 from ifdefense.geometry.points import directed_chamfer

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.base import Oracle, ThreatModel
+from attacks.base import ThreatModel
 from attacks.functional import distances
 from attacks.functional.noise import shared_noise
 from attacks.optimised.carlini_wagner import CarliniWagner, SearchSpace
+from attacks.oracle import Oracle
 
 
 @dataclass(frozen=True)
