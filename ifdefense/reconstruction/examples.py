@@ -19,7 +19,7 @@ from ifdefense.provenance import digest
 from ifdefense.reconstruction.conditions import VOXEL_BOX, VOXELS, voxel_centres
 from ifdefense.reconstruction.rendering import random_cameras, render
 from ifdefense.shapes.procedural import CLASSES, make_shape
-from ifdefense.training.data.solid_sources import cached, from_procedural
+from ifdefense.training.data.solid_sources import cached, solids_from_procedural
 from ifdefense.training.data.solids import BOX, OFFSET, STEP, OccupancySet, interpolate
 from ifdefense.training.fit import Batch
 from ifdefense.training.runs import check_ranges
@@ -204,7 +204,7 @@ class Images:
 
 
 def render_procedural(per_class: int, seed: int, views: int = VIEWS, size: int = 64) -> Images:
-    """Images of the solids of `from_procedural`, in the same order."""
+    """Images of the solids of `solids_from_procedural`, in the same order."""
     values = []
     for number in tqdm(range(len(CLASSES) * per_class), desc="images", mininterval=5):
         label, index = divmod(number, per_class)
@@ -221,10 +221,12 @@ def solids(cache: Path, per_class: int, seed: int) -> tuple[OccupancySet, Occupa
     return (
         cached(
             cache / "procedural",
-            lambda: from_procedural(per_class, train),
+            lambda: solids_from_procedural(per_class, train),
             {"per_class": per_class, "seed": train},
         ),
         cached(
-            cache / "procedural-validation", lambda: from_procedural(HELD_PER_CLASS, held), {"seed": held}
+            cache / "procedural-validation",
+            lambda: solids_from_procedural(HELD_PER_CLASS, held),
+            {"seed": held},
         ),
     )

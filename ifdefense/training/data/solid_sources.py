@@ -77,7 +77,7 @@ def _gather(pairs: Iterable[Pair], total: int, name: str) -> OccupancySet:
     )
 
 
-def from_clouds(
+def solids_from_clouds(
     clouds: Sequence[NDArray[np.floating]], name: str, labels: Labels = "local", seed: int = 0
 ) -> OccupancySet:
     """Clouds without meshes, with the solids behind them.
@@ -113,10 +113,10 @@ def _of_size(cloud: NDArray[np.floating], rng: np.random.Generator) -> NDArray[n
 
 
 def from_modelnet40(root: str | Path | None, split: Split, labels: Labels = "local") -> OccupancySet:
-    """ModelNet40 clouds of a split, with the solids behind them, see `from_clouds`."""
+    """ModelNet40 clouds of a split, with the solids behind them, see `solids_from_clouds`."""
     from ifdefense.data.modelnet import load_modelnet40
 
-    return from_clouds(list(load_modelnet40(root, split).points), f"modelnet40-{split}", labels)
+    return solids_from_clouds(list(load_modelnet40(root, split).points), f"modelnet40-{split}", labels)
 
 
 def read_folder(folder: Path) -> list[NDArray[np.floating]]:
@@ -149,7 +149,7 @@ def read_folder(folder: Path) -> list[NDArray[np.floating]]:
     return clouds
 
 
-def from_meshes(root: str | Path | None, seed: int = 0) -> OccupancySet:
+def solids_from_meshes(root: str | Path | None, seed: int = 0) -> OccupancySet:
     """Packed triangle soups, signed by winding numbers, without those whose inside is inconsistent."""
     from ifdefense.data.packed import load_packed_meshes
     from ifdefense.geometry.sampling import sample_surface
@@ -164,7 +164,7 @@ def from_meshes(root: str | Path | None, seed: int = 0) -> OccupancySet:
     return _gather(pairs(), len(meshes), "meshes")
 
 
-def from_procedural(per_class: int, seed: int = 0) -> OccupancySet:
+def solids_from_procedural(per_class: int, seed: int = 0) -> OccupancySet:
     """Procedural solids with their exact grids."""
     from ifdefense.shapes.procedural import CLASSES, make_shape
 
@@ -222,7 +222,9 @@ class SolidSources:
         if "modelnet40" in self.mix:
             return self._modelnet40("validation")
         seed = self.seed + 2
-        return cached(self.cache / "procedural-validation", lambda: from_procedural(4, seed), {"seed": seed})
+        return cached(
+            self.cache / "procedural-validation", lambda: solids_from_procedural(4, seed), {"seed": seed}
+        )
 
     def _collect(self, name: str) -> OccupancySet:
         """The training shapes of a source."""
@@ -233,10 +235,12 @@ class SolidSources:
             return self._modelnet40("train")
         if name == "procedural":
             settings: dict[str, Any] = {"per_class": self.per_class, "seed": seed + 1}
-            return cached(self.cache / name, lambda: from_procedural(self.per_class, seed + 1), settings)
+            return cached(
+                self.cache / name, lambda: solids_from_procedural(self.per_class, seed + 1), settings
+            )
         folder = str(data_folder(self.root, name).resolve())
         return cached(
-            self.cache / name, lambda: from_meshes(self.root, seed), {"folder": folder, "seed": seed}
+            self.cache / name, lambda: solids_from_meshes(self.root, seed), {"folder": folder, "seed": seed}
         )
 
     def _modelnet40(self, split: Split) -> OccupancySet:
@@ -259,6 +263,6 @@ class SolidSources:
         name = "points-validation" if held else FOLDER
         return cached(
             self.cache / name,
-            lambda: from_clouds(part, name, self.labels, self.seed),
+            lambda: solids_from_clouds(part, name, self.labels, self.seed),
             {"clouds": digest(*part), "labels": self.labels, "seed": self.seed},
         )

@@ -114,7 +114,9 @@ def held_out(labels: NDArray[np.integer], every: int = 10) -> NDArray[np.bool_]:
     return mask
 
 
-def from_meshes(root: str | Path | None, name: str = "meshes", samples: int = SAMPLES) -> DenseSurfaces:
+def surfaces_from_meshes(
+    root: str | Path | None, name: str = "meshes", samples: int = SAMPLES
+) -> DenseSurfaces:
     """Surfaces of packed triangle soups, as `load_packed_meshes` reads them; soups without area are left out.
 
     Every tenth mesh of each class is held out; of ``"furniture"``, whose classes are rooms, every tenth mesh.
@@ -135,7 +137,7 @@ def from_meshes(root: str | Path | None, name: str = "meshes", samples: int = SA
     return _pack(rows, name)
 
 
-def from_procedural(per_class: int = 60, samples: int = SAMPLES) -> DenseSurfaces:
+def surfaces_from_procedural(per_class: int = 60, samples: int = SAMPLES) -> DenseSurfaces:
     """Surfaces of procedural solids; every twentieth of each class is held out, from the fifth on."""
     rows = []
     for label, name in enumerate(CLASSES):
@@ -146,7 +148,7 @@ def from_procedural(per_class: int = 60, samples: int = SAMPLES) -> DenseSurface
 
 
 @torch.no_grad()
-def from_clouds(
+def surfaces_from_clouds(
     clouds: CloudSet,
     teacher: ImplicitNetwork,
     limit: int | None = None,
@@ -247,10 +249,14 @@ def collect(
     settings: dict[str, Any] = {"samples": SAMPLES}
     if name == "procedural":
         settings["per_class"] = per_class
-        return cached_set(cache / name, lambda: from_procedural(per_class), DenseSurfaces.load, settings)
+        return cached_set(
+            cache / name, lambda: surfaces_from_procedural(per_class), DenseSurfaces.load, settings
+        )
     settings["folder"] = str(data_folder(root, name).resolve())
     if name != "modelnet40":
-        return cached_set(cache / name, lambda: from_meshes(root, name), DenseSurfaces.load, settings)
+        return cached_set(
+            cache / name, lambda: surfaces_from_meshes(root, name), DenseSurfaces.load, settings
+        )
     if teacher is None:
         raise ValueError("ModelNet40's clouds have no surfaces: they need a teacher")
 
@@ -258,7 +264,7 @@ def collect(
         network = load_network(teacher)
         if isinstance(network, nn.Module):
             network.to(device)
-        return from_clouds(load_modelnet40(root, "train"), network, limit, device=device)
+        return surfaces_from_clouds(load_modelnet40(root, "train"), network, limit, device=device)
 
     settings |= {"teacher": None if teacher is None else digest(teacher.read_bytes()), "limit": limit}
     return cached_set(cache / name, label, DenseSurfaces.load, settings)
