@@ -31,7 +31,7 @@ from ifdefense.training.data.surfaces import (
     surfaces_from_procedural,
 )
 from ifdefense.training.examples.thickened_surfaces import (
-    Surface,
+    SampledSurface,
     ThickenedOptions,
     ThickenedSampler,
     draw_cloud,
@@ -103,11 +103,11 @@ def test_distances_are_those_of_the_tangent_planes() -> None:
     # Nearest to one face, as the second largest coordinate tells.
     face = (np.sort(np.abs(queries), 1)[:, 1] < 0.4) & (exact < 0.08)
     assert face.sum() > 400
-    found = Surface(*box(16384), slack=0.1).distances(queries[face])
+    found = SampledSurface(*box(16384), slack=0.1).distances(queries[face])
     np.testing.assert_allclose(found, exact[face], atol=1e-6)
     radius = np.linalg.norm(queries, axis=1)
     near = np.abs(radius - 0.5) < 0.05
-    found = Surface(*ball(16384), slack=0.1).distances(queries[near])
+    found = SampledSurface(*ball(16384), slack=0.1).distances(queries[near])
     np.testing.assert_allclose(found, np.abs(radius[near] - 0.5), atol=1.5e-3)
     labels = soft_labels(found, 0.015, 0.004)
     expected = 1 / (1 + np.exp((np.abs(radius[near] - 0.5) - 0.015) / 0.004))
@@ -119,7 +119,7 @@ def test_tangent_planes_end_at_the_spacing_of_the_samples(
     shape: Callable[[int], tuple[Floats, Floats]],
 ) -> None:
     rng = np.random.default_rng(1)
-    surface = Surface.of_samples(*shape(16384), rng)
+    surface = SampledSurface.of_samples(*shape(16384), rng)
     assert 0.01 < surface.slack < 0.02
     queries = rng.uniform(-0.6, 0.6, (4000, 3)).astype(np.float32)
     exact = box_distance(queries) if shape is box else np.abs(np.linalg.norm(queries, axis=1) - 0.5)
@@ -127,7 +127,9 @@ def test_tangent_planes_end_at_the_spacing_of_the_samples(
     assert error.max() < surface.slack
     assert error[exact < 0.03].mean() < 3e-4
     beside = np.array([[0.7, 0.7, 0]], np.float32)  # in the plane of no face
-    assert Surface(*box(16384), slack=0.0).distances(beside)[0] == pytest.approx(0.2 * 2**0.5, abs=0.01)
+    assert SampledSurface(*box(16384), slack=0.0).distances(beside)[0] == pytest.approx(
+        0.2 * 2**0.5, abs=0.01
+    )
 
 
 def test_labels_are_a_logistic_around_the_offset() -> None:

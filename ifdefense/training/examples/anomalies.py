@@ -40,7 +40,7 @@ KEPT = 400
 Floats = NDArray[np.float32]
 
 
-class Surfaces(Protocol):
+class SurfaceSource(Protocol):
     """Shapes as dense samples, such as `ifdefense.training.data.surfaces.DenseSurfaces`."""
 
     @property
@@ -135,7 +135,7 @@ def scattered(dense: Floats, rng: np.random.Generator) -> Floats:
 
 @torch.no_grad()
 def examples(
-    network: AnomalyNetwork, sources: Mapping[str, Surfaces], count: int, seed: int, held: bool
+    network: AnomalyNetwork, sources: Mapping[str, SurfaceSource], count: int, seed: int, held: bool
 ) -> tuple[Tensor, Tensor]:
     """Inputs of the head ``(M, C)`` float16 and labels ``(M,)`` of points of ``count`` clouds, on the CPU.
 

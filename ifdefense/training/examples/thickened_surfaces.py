@@ -83,7 +83,7 @@ class ThickenedOptions:
             raise ValueError("uniform, near_surface and near_points must sum to at most 1")
 
 
-class Surface:
+class SampledSurface:
     """A surface known by dense samples.
 
     Args:
@@ -99,7 +99,7 @@ class Surface:
         self._tree = cKDTree(points, balanced_tree=False, compact_nodes=False)
 
     @classmethod
-    def of_samples(cls, points: Floats, normals: Floats, rng: np.random.Generator) -> Surface:
+    def of_samples(cls, points: Floats, normals: Floats, rng: np.random.Generator) -> SampledSurface:
         """Slack is the median distance to the third neighbour."""
         surface = cls(points, normals, 0.0)
         some = points[rng.integers(0, len(points), 64)]
@@ -340,7 +340,7 @@ class ThickenedSampler:
     ) -> tuple[Floats, Floats, Floats]:
         """A cloud with queries and their labels."""
         queries = draw_queries(cloud, dense, self.options, rng)
-        distances = Surface.of_samples(dense, normals, rng).distances(queries)
+        distances = SampledSurface.of_samples(dense, normals, rng).distances(queries)
         return cloud, queries, soft_labels(distances, self.options.offset, self.options.softness)
 
     def _validation_surfaces(self, count: int) -> list[tuple[Floats, Floats]]:

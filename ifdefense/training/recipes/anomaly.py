@@ -18,7 +18,7 @@ from ifdefense.devices import device_of_weights
 from ifdefense.implicit.anomaly import AnomalyNetwork
 from ifdefense.training.commands import prepare, reported
 from ifdefense.training.data.surfaces import collect, held_out
-from ifdefense.training.examples.anomalies import MIX, Surfaces, WholeClouds, examples
+from ifdefense.training.examples.anomalies import MIX, SurfaceSource, WholeClouds, examples
 
 VALIDATED = 0.05
 """Share of the clouds, of shapes held out from the head, that validates."""
@@ -92,7 +92,7 @@ def train_command(
     network = AnomalyNetwork.untrained(local_weights, prior_weights).to(device)
     started = time.process_time()
     whole = load_modelnet40(root, "train")
-    sources: dict[str, Surfaces] = {"modelnet40": WholeClouds(whole.points, held_out(whole.labels))}
+    sources: dict[str, SurfaceSource] = {"modelnet40": WholeClouds(whole.points, held_out(whole.labels))}
     for name in MIX:
         if name not in sources:
             sources[name] = collect(name, root, cache, per_class, None, 0, device)
