@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import record
-from benchmarks.layout import markdown, text_table
 from benchmarks.protocol import NO_DEFENCE, Bench, Protocol, Victim, protocol_options, rate, several
 from benchmarks.suite import SUITE
+from benchmarks.text_tables import markdown, text_table
 from ifdefense.corruptions.simulated import SimulationOptions, simulate_attack
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.geometry.points import chamfer_distance

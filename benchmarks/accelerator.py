@@ -12,8 +12,8 @@ import torch
 import ifdefense
 from benchmarks import record
 from benchmarks.clock import make_clouds, timing_options
-from benchmarks.layout import text_table
 from benchmarks.purify_speed import growth
+from benchmarks.text_tables import text_table
 from ifdefense.purifiers.registry import METHODS
 
 COUNTS = (1, 16, 256)

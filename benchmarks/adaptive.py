@@ -21,7 +21,6 @@ import attacks
 from attacks import EOT, Attack, DefenceAware, attack_in_batches
 from attacks.defence_aware.model import Gradient
 from benchmarks import record
-from benchmarks.layout import markdown, text_table
 from benchmarks.protocol import (
     DEFENCES,
     NO_DEFENCE,
@@ -34,6 +33,7 @@ from benchmarks.protocol import (
     rate,
     several,
 )
+from benchmarks.text_tables import markdown, text_table
 from ifdefense import Defended
 from ifdefense.provenance import digest, versions
 

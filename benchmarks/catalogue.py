@@ -10,8 +10,8 @@ from pathlib import Path
 
 import attacks
 import classifiers
-from benchmarks.layout import markdown
 from benchmarks.published import accuracy
+from benchmarks.text_tables import markdown
 from classifiers import NETWORKS, build
 
 SOURCE = re.compile(r"<(https://(?:arxiv\.org|doi\.org|github\.com)/[^>]+)>")

@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import record
-from benchmarks.layout import markdown, text_table
 from benchmarks.refinement import Oriented, compare
+from benchmarks.text_tables import markdown, text_table
 from ifdefense.console import device_option
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.base import Calibration, Field, load_network

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import record
-from benchmarks.layout import markdown
 from benchmarks.protocol import Protocol, Victim, protocol_options, rate, several, specs
+from benchmarks.text_tables import markdown
 from ifdefense.corruptions.natural import CORRUPTIONS, corrupt
 
 

@@ -18,7 +18,7 @@ import attacks
 import classifiers
 import ifdefense
 from benchmarks import record
-from benchmarks.layout import text_table
+from benchmarks.text_tables import text_table
 from ifdefense import Defended
 from ifdefense.console import device_option
 from ifdefense.data.cloudset import CloudSet

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks import record
-from benchmarks.layout import markdown, text_table
 from benchmarks.reconstruction import unit
+from benchmarks.text_tables import markdown, text_table
 from ifdefense.data.packed import load_packed_meshes
 from ifdefense.geometry.sampling import sample_surface
 from ifdefense.implicit.base import load_network

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from benchmarks import record
 from benchmarks.clock import make_clouds, median_seconds
-from benchmarks.layout import markdown, text_table
 from benchmarks.protocol import Bench, Protocol, Victim, protocol_options, rate, several
 from benchmarks.suite import SUITE
+from benchmarks.text_tables import markdown, text_table
 from ifdefense.implicit.base import ImplicitNetwork, load_network
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
 from ifdefense.purifiers.compose import Compose

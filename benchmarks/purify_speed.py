@@ -25,7 +25,7 @@ from benchmarks.clock import (
     seconds,
     timing_options,
 )
-from benchmarks.layout import text_table
+from benchmarks.text_tables import text_table
 from ifdefense.devices import device_of_weights
 from ifdefense.implicit.occupancy import OccupancyNetwork
 from ifdefense.purifiers.base import Purifier

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import ifdefense
 from benchmarks import record
-from benchmarks.layout import markdown, text_table
+from benchmarks.text_tables import markdown, text_table
 from ifdefense import Purifier
 from ifdefense.console import device_option
 from ifdefense.corruptions.combined import CombinedOptions, draw_corrupted

@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import record
-from benchmarks.layout import markdown, text_table
 from benchmarks.reconstruction import POINTS, unit
+from benchmarks.text_tables import markdown, text_table
 from ifdefense.console import device_option
 from ifdefense.data.packed import load_packed_meshes
 from ifdefense.geometry.frame import Frame

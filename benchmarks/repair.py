@@ -15,10 +15,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import record
-from benchmarks.layout import markdown, text_table
 from benchmarks.protocol import Bench, Protocol, Victim, protocol_options, several
 from benchmarks.reconstruction import chamfer_l1, unit
 from benchmarks.suite import SUITE
+from benchmarks.text_tables import markdown, text_table
 from ifdefense import Purifier
 from ifdefense.corruptions.planted import KINDS, plant
 from ifdefense.data.packed import load_packed_meshes

@@ -14,7 +14,6 @@ import click
 from torch import Tensor
 
 from benchmarks import record
-from benchmarks.layout import markdown
 from benchmarks.protocol import (
     DEFENCES,
     NO_DEFENCE,
@@ -28,6 +27,7 @@ from benchmarks.protocol import (
 )
 from benchmarks.published import accuracy as published_accuracy
 from benchmarks.suite import SUITE, affordable_clouds, changed, names
+from benchmarks.text_tables import markdown
 from ifdefense.provenance import digest, versions
 
 KIND = ("victim", "attack", "kind")

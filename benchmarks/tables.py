@@ -27,7 +27,7 @@ from benchmarks import (
     repair,
     robustness,
 )
-from benchmarks.layout import markdown
+from benchmarks.text_tables import markdown
 
 BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Result = dict[str, Any]
