@@ -21,8 +21,8 @@ from ifdefense.data.formats.table import (
     FILE,
     MAX_POINTS,
     CloudFile,
+    FileLayout,
     Geometry,
-    Layout,
     Options,
     PointTable,
     checked_points,
@@ -37,7 +37,7 @@ __all__ = [
     "WRITABLE_SUFFIXES",
     "CloudFile",
     "DataError",
-    "Layout",
+    "FileLayout",
     "PointTable",
     "encode_cloud_file",
     "read_cloud",
@@ -352,7 +352,7 @@ def _plain_file(clouds: Sequence[NDArray[Any]], fields: dict[str, NDArray[Any]])
     single = all(cloud.dtype.kind == "f" and cloud.dtype.itemsize <= 4 for cloud in clouds)
     named = bool(fields)
     tables = [PointTable(cloud.astype(np.float64), fields) for cloud in clouds]
-    return CloudFile(tables, Layout(single=single, named=named))
+    return CloudFile(tables, FileLayout(single=single, named=named))
 
 
 def _as_clouds(found: CloudFile | Geometry, mesh_points: int, seed: int) -> CloudFile:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ifdefense.data.errors import DataError
 from ifdefense.data.formats.table import (
     CloudFile,
-    Layout,
+    FileLayout,
     Options,
     PointTable,
     checked_points,
@@ -166,7 +166,7 @@ def clouds_of(arrays: Arrays, options: Options, kind: str) -> CloudFile:
         fields |= {name: arrays[name][number] if batched else arrays[name] for name in sorted(beside)}
         clouds.append(PointTable(points, fields))
     kinds = [_column(batch[0], index).dtype for index in chosen]
-    layout = Layout(
+    layout = FileLayout(
         kind=kind,
         columns=tuple(columns),
         coordinates=coordinates,
@@ -276,7 +276,7 @@ def arrays_of(file: CloudFile, kind: str) -> Arrays:
 
 
 def _joined(
-    cloud: PointTable, coordinates: tuple[str, str, str], columns: list[str], layout: Layout
+    cloud: PointTable, coordinates: tuple[str, str, str], columns: list[str], layout: FileLayout
 ) -> NDArray[Any]:
     """Coordinates and fields as one array: a matrix, or records where the file had records."""
     single = layout.single and not needs_double(cloud.points)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from ifdefense.data.errors import DataError
 from ifdefense.data.formats.table import (
     CloudFile,
+    FileLayout,
     Geometry,
-    Layout,
     Options,
     PointTable,
     checked_points,
@@ -87,7 +87,7 @@ def decode(data: bytes, options: Options) -> Geometry:
         warn("the scene has a mesh and points; its points are left out")
     if not (parts or clouds):
         raise DataError("there are neither points nor triangles in it")
-    layout = Layout(kind=KIND, named=True, single=True)
+    layout = FileLayout(kind=KIND, named=True, single=True)
     return Geometry(_joined(parts or clouds), np.concatenate(faces), layout)
 
 

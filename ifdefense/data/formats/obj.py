@@ -19,8 +19,8 @@ from ifdefense.data.formats.off import COLOURS, NORMALS, rows_of
 from ifdefense.data.formats.table import (
     CloudFile,
     Columns,
+    FileLayout,
     Geometry,
-    Layout,
     Options,
     fan,
     flat_columns,
@@ -80,7 +80,7 @@ def decode(data: bytes, options: Options) -> Geometry:
     elif normals:
         warn(f"{len(normals)} normals do not fit {len(vertices)} vertices; they are left out")
     table, coordinates, _ = table_of(columns, options)
-    layout = Layout(KIND, (*columns, *corners), coordinates, named=True)
+    layout = FileLayout(KIND, (*columns, *corners), coordinates, named=True)
     return Geometry(table, triangles, layout, corners)
 
 

@@ -12,8 +12,8 @@ from ifdefense.data.formats.files import decoded_text
 from ifdefense.data.formats.table import (
     CloudFile,
     Columns,
+    FileLayout,
     Geometry,
-    Layout,
     Options,
     declared,
     fan,
@@ -59,7 +59,7 @@ def decode(data: bytes, options: Options) -> Geometry:
         raise short(faces, len(body) - vertices, "faces")
     columns = _vertices(body[:vertices], start[1])
     table, coordinates, _ = table_of(columns, options)
-    layout = Layout(kind=KIND, columns=tuple(columns), coordinates=coordinates, named=True)
+    layout = FileLayout(kind=KIND, columns=tuple(columns), coordinates=coordinates, named=True)
     return Geometry(table, _faces(body[vertices:]), layout)
 
 

@@ -13,7 +13,7 @@ from ifdefense.data.formats.files import without_mark
 from ifdefense.data.formats.table import (
     CloudFile,
     Columns,
-    Layout,
+    FileLayout,
     Options,
     declared,
     short,
@@ -52,7 +52,7 @@ def decode(data: bytes, options: Options) -> CloudFile:
     columns = {name: values for name, values in columns.items() if not name.startswith("\0")}
     table, coordinates, _ = table_of(columns, options, drop_missing=True)
     single = all(dtype[name].base == np.float32 for name in coordinates)
-    layout = Layout(
+    layout = FileLayout(
         kind=KIND,
         columns=tuple(columns),
         coordinates=coordinates,
@@ -255,7 +255,7 @@ def encode(file: CloudFile, suffix: str) -> bytes:
     return _encode(columns, len(table.points), layout)
 
 
-def _encode(columns: Columns, count: int, layout: Layout) -> bytes:
+def _encode(columns: Columns, count: int, layout: FileLayout) -> bytes:
     sizes = [str(values.dtype.itemsize) for values in columns.values()]
     kinds = [values.dtype.kind.upper() for values in columns.values()]
     counts = [str(values.shape[1] if values.ndim == 2 else 1) for values in columns.values()]

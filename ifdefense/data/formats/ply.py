@@ -16,8 +16,8 @@ from ifdefense.data.formats.table import (
     FILE,
     CloudFile,
     Columns,
+    FileLayout,
     Geometry,
-    Layout,
     Options,
     declared,
     fan,
@@ -95,7 +95,7 @@ def decode(data: bytes, options: Options) -> Geometry:
     table, coordinates, _ = table_of(columns, options, drop_missing=not len(faces))
     (vertex,) = (element for element in elements if element.name == "vertex")
     single = all(prop.kind == "f4" for prop in vertex.properties if prop.name in coordinates)
-    layout = Layout(
+    layout = FileLayout(
         kind=KIND,
         columns=tuple(columns),
         coordinates=coordinates,

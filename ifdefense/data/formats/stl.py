@@ -12,8 +12,8 @@ from ifdefense.data.errors import DataError
 from ifdefense.data.formats.files import decoded_text, without_mark
 from ifdefense.data.formats.table import (
     FILE,
+    FileLayout,
     Geometry,
-    Layout,
     Options,
     PointTable,
     checked_points,
@@ -54,7 +54,7 @@ def decode(data: bytes, options: Options) -> Geometry:
     points = checked_points(corners.reshape(-1, 3))
     vertices, index = np.unique(points, axis=0, return_inverse=True)
     faces = index.reshape(-1, 3).astype(np.int64)
-    return Geometry(PointTable(vertices), faces, Layout(kind=KIND, single=True))
+    return Geometry(PointTable(vertices), faces, FileLayout(kind=KIND, single=True))
 
 
 def _ascii(text: str) -> NDArray[np.float64]:

@@ -112,7 +112,7 @@ class PointTable:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """How a file lays out its points, so that a result can be laid out alike.
 
     Attributes:
@@ -155,7 +155,7 @@ class CloudFile:
     """
 
     clouds: list[PointTable]
-    layout: Layout = Layout()
+    layout: FileLayout = FileLayout()
     extras: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
 
     def moved(self, results: Sequence[NDArray[np.floating]]) -> CloudFile:
@@ -167,11 +167,11 @@ class CloudFile:
         pairs = zip(self.clouds, results, strict=True)
         return dataclasses.replace(self, clouds=[cloud.moved(points) for cloud, points in pairs])
 
-    def laid_out(self, kind: str) -> Layout:
+    def laid_out(self, kind: str) -> FileLayout:
         """This file's layout if it is of that kind, else a plain one with the coordinates first."""
         if self.layout.kind == kind:
             return self.layout
-        layout = Layout(kind=kind, single=self.layout.single, named=self.layout.named)
+        layout = FileLayout(kind=kind, single=self.layout.single, named=self.layout.named)
         return dataclasses.replace(layout, batched=len(self.clouds) > 1)
 
 
@@ -189,7 +189,7 @@ class Geometry:
 
     vertices: PointTable
     faces: NDArray[np.int64]
-    layout: Layout
+    layout: FileLayout
     corners: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
 
 
@@ -291,7 +291,7 @@ def needs_double(points: NDArray[np.floating]) -> bool:
     return rounding > 1e-4 * float(np.ptp(points, axis=0).max()) or rounding > 1e30
 
 
-def stored_coordinates(table: PointTable, layout: Layout) -> NDArray[np.floating]:
+def stored_coordinates(table: PointTable, layout: FileLayout) -> NDArray[np.floating]:
     """The coordinates in the precision in which they are written."""
     if layout.single and not needs_double(table.points):
         return table.points.astype(np.float32)
@@ -307,7 +307,7 @@ SPLIT = {
 """Names of the columns of fields that hold vectors."""
 
 
-def flat_columns(table: PointTable, layout: Layout, *, text: bool = False) -> Columns:
+def flat_columns(table: PointTable, layout: FileLayout, *, text: bool = False) -> Columns:
     """Coordinates and attributes as ``(N,)`` columns in the order of the layout.
 
     Args:

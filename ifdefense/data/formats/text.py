@@ -21,7 +21,7 @@ from ifdefense.data.formats.files import decoded_text
 from ifdefense.data.formats.table import (
     CloudFile,
     Columns,
-    Layout,
+    FileLayout,
     Options,
     find_coordinates,
     flat_columns,
@@ -75,7 +75,7 @@ def decode(data: bytes, options: Options) -> CloudFile:
         _refuse_index(columns)
         options = dataclasses.replace(options, columns=tuple(list(columns)[:3]))
     table, coordinates, _ = table_of(columns, options, drop_missing=True)
-    layout = Layout(
+    layout = FileLayout(
         kind=KIND,
         columns=tuple(columns),
         coordinates=coordinates,
