@@ -1,4 +1,4 @@
-"""``ifdefense train anomaly``: the head that tells points which do not belong to their shape."""
+"""``ifdefense train anomaly``: the head that detects anomalous points."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ifdefense.training.data.surfaces import collect, held_out
 from ifdefense.training.examples.anomalies import MIX, SurfaceSource, WholeClouds, examples
 
 VALIDATED = 0.05
-"""Share of the clouds, of shapes held out from the head, that validates."""
+"""Share of the clouds used for validation, from held-out shapes."""
 
 BATCH = 2048
 RATE = 2e-3
@@ -49,7 +49,7 @@ def fit_head(network: AnomalyNetwork, inputs: Tensor, labels: Tensor, steps: int
 
 @torch.no_grad()
 def recall(network: AnomalyNetwork, inputs: Tensor, labels: Tensor, false: float = 0.01) -> float:
-    """Share of the anomalous points found where a share ``false`` of the others is marked."""
+    """Recall of anomalous points at a false positive rate of ``false``."""
     device = device_of_weights(network)
     logits = torch.cat([network.head(part.float().to(device)).cpu() for part in inputs.split(8192)])
     ordered = logits[labels == 0].sort().values
@@ -83,9 +83,9 @@ def train_command(
     seed: int,
     device: torch.device,
 ) -> None:
-    """Trains the head of the anomaly network on planted anomalies; both its networks stay as they are.
+    """Trains the head of the anomaly network on planted anomalies; both of its networks are frozen.
 
-    The weights are those of the head; they name those of the networks.
+    The weights are those of the head and refer to those of the networks.
     """
     prepare(out, force, cache)
     torch.manual_seed(seed)
