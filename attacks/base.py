@@ -33,12 +33,12 @@ PROJECTIONS: dict[Norm, Callable[[Tensor, float], Tensor]] = {
     "linf": projections.linf,
 }
 TOLERANCE = 1e-4
-"""Relative excess over a budget that is put down to rounding."""
+"""Relative excess over a budget attributed to rounding."""
 
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """What an attacker knows, wants and may do.
+    """Knowledge, goal and allowed changes of an attacker.
 
     Attributes:
         knowledge: gradients of the model, gradients of another model, or logits only.
@@ -113,10 +113,10 @@ class Attack(ByCode, ABC):
         return self.threat.epsilon
 
     def with_epsilon(self, epsilon: float) -> Attack:
-        """The attack with another budget, whatever the number of points; in the norm of its threat model.
+        """The attack with another budget in the norm of its threat model, for any number of points.
 
         Raises:
-            ValueError: if the attack has no budget that can be set.
+            ValueError: if the attack has no budget to set.
         """
         if "epsilon" not in getattr(self, "__dataclass_fields__", ()):
             raise ValueError(f"{type(self).__name__} has no field 'epsilon' to set")
@@ -166,14 +166,14 @@ class Attack(ByCode, ABC):
         in float32 at least.
 
         With ``epsilons``, an attack with a budget runs once per budget, always with the same random numbers.
-        An attack that minimises the shift runs once; what is farther away than a budget is projected onto it
-        and evaluated again. A cloud that is broken within a budget counts as broken within larger ones: where
-        the attack fails there, the smaller budget's cloud is the result. Queries and iterations are those of
+        An attack that minimises the shift runs once; clouds outside of a budget are projected onto it and
+        evaluated again. A success within a budget also counts for larger budgets, where its cloud is returned
+        if the attack fails. Queries and iterations are those of
         the run and of the final check.
 
         Args:
             model: ``(B, N, 3)`` points to ``(B, C)`` logits, differentiable unless the attack is score-based;
-                what else it may return, and in which precision, see `ifdefense.logits.classify`.
+                for other outputs and precisions see `ifdefense.logits.classify`.
             points: ``(B, N, 3)`` clean clouds in the model's frame, floating point; not modified.
             labels: ``(B,)`` true classes.
             targets: ``(B,)`` classes to aim at; untargeted without them.
@@ -185,7 +185,7 @@ class Attack(ByCode, ABC):
 
         Raises:
             TypeError: if an argument is not a tensor, or the generator not a `torch.Generator`.
-            ValueError: if the input or the model's output is not as described; names the example. With
+            ValueError: if the input or the model's output is invalid; names the example. With
                 ``epsilons`` also if the attack adds or drops points, or minimises no norm.
             BudgetError: if the attack violates its own threat model.
         """
@@ -237,7 +237,7 @@ class Attack(ByCode, ABC):
     def validated(
         self, points: Tensor, labels: Tensor, targets: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Labels and targets as int64 on the device of the points, after all checks without a model."""
+        """Checks the input; returns labels and targets as int64 on the device of the points."""
         check_tensor("points", points)
         if points.ndim != 3 or points.shape[2] != 3 or 0 in points.shape or not points.is_floating_point():
             raise ValueError(
@@ -273,7 +273,7 @@ class Attack(ByCode, ABC):
         return values.to(points.device, torch.int64)
 
     def _measured(self, attacked: Tensor, clean: Tensor) -> dict[str, Tensor]:
-        """Sizes of the change, which must be one that the threat model allows."""
+        """Sizes of the change, after checking that the threat model allows it."""
         eps = torch.finfo(attacked.dtype).eps
         attacked = attacked.to(clean.dtype)
         threat = self.threat
@@ -291,7 +291,7 @@ class Attack(ByCode, ABC):
         count = torch.full((len(clean),), threat.count, device=clean.device)
         if threat.changes == "drop":
             return {"dropped": count}
-        # The points that were there are at distance 0 and leave the sum and the maximum as they are.
+        # Original points are at distance 0 and do not affect the sum or the maximum.
         share = attacked.shape[1] / max(1, threat.count)
         return {
             "added": count,
@@ -326,30 +326,30 @@ class Ball(Attack):
 
 @dataclass(frozen=True)
 class _Projected(Attack):
-    """The result of an attack without a budget, moved into one."""
+    """The result of an attack without a budget, projected onto a budget."""
 
     stated: ThreatModel
     found: AttackResult
 
     @property
     def threat(self) -> ThreatModel:
-        """That of the attack, with a budget."""
+        """Threat model of the attack, with a budget."""
         return self.stated
 
     def constrain(self, points: Tensor, clean: Tensor) -> Tensor:
-        """Projects clouds outside of the budget; the others stay exactly as they are."""
+        """Projects clouds outside of the budget; others are unchanged."""
         norm, epsilon = self.stated.norm, self.stated.epsilon
         assert norm is not None and epsilon is not None, "a budget has a norm"
         inside = DISTANCES[norm](points, clean) <= epsilon
         return torch.where(inside[:, None, None], points, clean + PROJECTIONS[norm](points - clean, epsilon))
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """What was found."""
+        """Returns the earlier result."""
         return self.found.points, self.found.iterations
 
 
 def _joined(smaller: AttackResult, larger: AttackResult) -> AttackResult:
-    """The result of a larger budget, with that of a smaller one where the larger has failed."""
+    """Result for a larger budget, replaced by that for a smaller one where the larger failed."""
     lost = smaller.success & ~larger.success
     return dataclasses.replace(
         larger,
@@ -371,7 +371,7 @@ def _contains(whole: Tensor, part: Tensor) -> Tensor:
 
 
 def check_tensor(name: str, value: Any) -> None:
-    """Raises a TypeError for anything else than a tensor."""
+    """Raises a TypeError unless the value is a tensor."""
     if not isinstance(value, Tensor):
         kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
         raise TypeError(f"{name} must be a torch.Tensor, got {kind}; convert with torch.as_tensor")

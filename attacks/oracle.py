@@ -58,12 +58,12 @@ class Oracle:
     def logits(self, points: Tensor, rows: Rows = slice(None)) -> Tensor:
         """``(b, C)`` logits of clouds ``(b, N, 3)`` that belong to the examples ``rows``.
 
-        In the dtype and on the device of the points, whatever those of the model are.
+        The result has the dtype and the device of the points.
 
         Raises:
             ValueError: if the logits have a wrong shape, are not finite, or lack a class of the batch.
         """
-        # A copy, for models that work on their input in place.
+        # A copy, because models may modify their input in place.
         logits = classify(self._model, points.clone()).to(points)
         if self._largest >= logits.shape[1]:
             raise ValueError(
@@ -120,7 +120,7 @@ def frozen(model: Model) -> Iterator[None]:
         yield
         return
     training = [module for module in model.modules() if module.training]
-    # Outside of inference mode, what was made in it cannot be told to require a gradient again.
+    # requires_grad of inference tensors cannot be restored outside of inference mode.
     trainable = [
         weight for weight in model.parameters() if weight.requires_grad and not weight.is_inference()
     ]

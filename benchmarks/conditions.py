@@ -132,7 +132,7 @@ def prior(
     seed: int,
     device: torch.device = CPU,
 ) -> dict[str, Any]:
-    """What the prior yields.
+    """Statistics of shapes from the prior.
 
     Args:
         network: without condition.
@@ -203,8 +203,7 @@ def conditions(
 ) -> None:
     """IoU, Chamfer-L1 and normals by kind of input, and shapes from the prior, on procedural solids.
 
-    No network was trained on these solids; the network of points was trained on ModelNet40's clouds above
-    all.
+    No network was trained on these solids; the network of points was mainly trained on ModelNet40's clouds.
     """
     shapes = [
         make_shape(name, np.random.default_rng([seed, label, index]))

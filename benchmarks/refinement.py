@@ -1,4 +1,4 @@
-"""Meshes before and after simplification and refinement, on shapes that no network was trained on."""
+"""Meshes before and after simplification and refinement, on held-out shapes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def compare(found: Oriented, truth: Oriented) -> tuple[float, float]:
 def versions(
     field: Field, cloud: Tensor, calibration: Calibration, extract: Extraction, faces: int, refine: Refinement
 ) -> dict[str, tuple[Mesh, float]]:
-    """Meshes of one cloud in the unit cube, and the seconds that each took in all."""
+    """Meshes of one cloud in the unit cube, and the total seconds of each."""
     index = torch.zeros((), dtype=torch.int64, device=cloud.device)
 
     def timed(call: Callable[[], Mesh], before: float = 0.0) -> tuple[Mesh, float]:

@@ -1,4 +1,4 @@
-"""What adding clusters and adding objects share."""
+"""Base of adding clusters and adding objects."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class RandomDrop(Attack):
 
     @property
     def threat(self) -> ThreatModel:
-        """No knowledge, untargeted; "score-based" is the least that a threat model can state."""
+        """No knowledge, untargeted; "score-based" is the weakest option of a threat model."""
         return ThreatModel("score-based", "untargeted", "drop", count=self.num)
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ class LocalDrop(Attack):
 
     @property
     def threat(self) -> ThreatModel:
-        """No knowledge, untargeted; "score-based" is the least that a threat model can state."""
+        """No knowledge, untargeted; "score-based" is the weakest option of a threat model."""
         return ThreatModel("score-based", "untargeted", "drop", count=self.num)
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ class Perturb(CarliniWagner):
         return ThreatModel("white-box", "both", "shift", "l2")
 
     def space(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> SearchSpace:
-        """Varies the clouds themselves."""
+        """Varies the clouds."""
         return SearchSpace(
             start=lambda generator: [points + self.noise * shared_noise(points, generator)],
             clouds=lambda variables, _: variables[0],
