@@ -20,6 +20,7 @@ from attacks.optimised.geoa3 import GeoA3
 from attacks.optimised.hit_adv import HiTADV
 from attacks.optimised.knn import KNN
 from attacks.optimised.perturb import Perturb
+from attacks.oracle import Oracle
 from attacks.resume import attack_in_batches
 from attacks.targets import random_targets
 from attacks.worst_of import WorstOf
@@ -47,6 +48,7 @@ __all__ = [
     "GeoA3",
     "HiTADV",
     "LocalDrop",
+    "Oracle",
     "Perturb",
     "RandomDrop",
     "SIAdv",

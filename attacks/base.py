@@ -1,31 +1,25 @@
-"""What all attacks share: threat model, input checks, query counting, budget check and report."""
+"""Base class of the attacks: threat model, input checks, budget check and result."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attacks.functional import distances, projections
+from attacks.oracle import Model, Oracle, frozen
 from attacks.settings import check_epsilons, check_settings
 from ifdefense.geometry.points import directed_chamfer
 from ifdefense.guard import normal
-from ifdefense.logits import apart, classify
+from ifdefense.logits import apart
 from ifdefense.provenance import ByCode
 from ifdefense.threads import considerate
-
-Model = Callable[[Tensor], Any]
-"""``(B, N, 3)`` points to ``(B, C)`` logits, as `ifdefense.logits.classify` takes them."""
-
-Rows = Tensor | slice
-"""Indices of examples in a batch."""
 
 Norm = Literal["l2", "point-l2", "linf"]
 DISTANCES: dict[Norm, Callable[[Tensor, Tensor], Tensor]] = {
@@ -39,12 +33,12 @@ PROJECTIONS: dict[Norm, Callable[[Tensor, float], Tensor]] = {
     "linf": projections.linf,
 }
 TOLERANCE = 1e-4
-"""Relative excess over a budget that is put down to rounding."""
+"""Relative excess over a budget attributed to rounding."""
 
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """What an attacker knows, wants and may do.
+    """Knowledge, goal and allowed changes of an attacker.
 
     Attributes:
         knowledge: gradients of the model, gradients of another model, or logits only.
@@ -88,122 +82,6 @@ class BudgetError(RuntimeError):
     """An attack violated its own threat model."""
 
 
-class Stochastic(ByCode, nn.Module, ABC):
-    """A model with random draws; every attack on it starts from the same draws."""
-
-    @abstractmethod
-    def restart(self) -> None:
-        """Starts the sequence of draws again."""
-
-
-class Oracle:
-    """Access to the model under attack: checks its output, counts queries, evaluates the goal.
-
-    Args:
-        model: model under attack.
-        labels: ``(B,)`` true classes.
-        targets: ``(B,)`` classes to aim at, or ``None``.
-    """
-
-    def __init__(self, model: Model, labels: Tensor, targets: Tensor | None) -> None:
-        self._model = model
-        self.labels = labels
-        self.targeted = targets is not None
-        self.classes = labels if targets is None else targets
-        """``(B,)`` targets in a targeted attack, true classes otherwise."""
-        self._largest = int(max(labels.max(), self.classes.max()))
-        self.queries = torch.zeros_like(labels)
-        self._blind = False
-        for module in model.modules() if isinstance(model, nn.Module) else ():
-            if isinstance(module, Stochastic):
-                module.restart()
-            self._blind |= any(weight.is_inference() for weight in module.parameters(recurse=False))
-
-    def part(self, rows: Tensor) -> Oracle:
-        """An oracle of the examples ``rows`` alone, with its own count of queries."""
-        return Oracle(self._model, self.labels[rows], self.classes[rows] if self.targeted else None)
-
-    def logits(self, points: Tensor, rows: Rows = slice(None)) -> Tensor:
-        """``(b, C)`` logits of clouds ``(b, N, 3)`` that belong to the examples ``rows``.
-
-        In the dtype and on the device of the points, whatever those of the model are.
-
-        Raises:
-            ValueError: if the logits have a wrong shape, are not finite, or lack a class of the batch.
-        """
-        # A copy, for models that work on their input in place.
-        logits = classify(self._model, points.clone()).to(points)
-        if self._largest >= logits.shape[1]:
-            raise ValueError(
-                f"class {self._largest} is out of range: the model has {logits.shape[1]} classes"
-            )
-        finite = logits.detach().isfinite().all(1)
-        if not finite.all():
-            example = int(torch.arange(len(self.queries), device=finite.device)[rows][~finite][0])
-            raise ValueError(f"the model returned NaN or infinite logits for example {example}")
-        self.queries[rows] += 1
-        return logits
-
-    def reached(self, logits: Tensor, rows: Rows = slice(None)) -> Tensor:
-        """``(b,)`` whether the goal is reached."""
-        predicted = logits.argmax(1)
-        return predicted == self.classes[rows] if self.targeted else predicted != self.classes[rows]
-
-    def gradient(
-        self,
-        points: Tensor,
-        loss: Callable[[Tensor, Tensor, bool], Tensor],
-        rows: Rows = slice(None),
-    ) -> tuple[Tensor, Tensor]:
-        """``(b, C)`` logits and the ``(b, N, 3)`` gradient of the loss of each example.
-
-        Raises:
-            ValueError: as `logits`, or if the logits do not depend differentiably on the points.
-        """
-        if self._blind:
-            raise ValueError(
-                "the model gives no gradient: its weights were made in inference mode; load or copy them "
-                "outside of torch.inference_mode()"
-            )
-        with torch.enable_grad():
-            points = points.detach().requires_grad_()
-            logits = self.logits(points, rows)
-            if not logits.requires_grad:
-                raise ValueError(
-                    "the model gives no gradient: its logits do not depend differentiably on the points"
-                )
-            total = loss(logits, self.classes[rows], self.targeted).sum()
-            (gradient,) = torch.autograd.grad(total, points, allow_unused=True)
-        if gradient is None:
-            raise ValueError(
-                "the model gives no gradient: its logits do not depend differentiably on the points"
-            )
-        return logits.detach(), gradient
-
-
-@contextlib.contextmanager
-def frozen(model: Model) -> Iterator[None]:
-    """Context in which a module is in evaluation mode with frozen parameters."""
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    training = [module for module in model.modules() if module.training]
-    # Outside of inference mode, what was made in it cannot be told to require a gradient again.
-    trainable = [
-        weight for weight in model.parameters() if weight.requires_grad and not weight.is_inference()
-    ]
-    try:
-        model.eval()
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-
 class Attack(ByCode, ABC):
     """Base class. A subclass declares its `threat` and implements `run`; `constrain` enforces a budget.
 
@@ -235,10 +113,10 @@ class Attack(ByCode, ABC):
         return self.threat.epsilon
 
     def with_epsilon(self, epsilon: float) -> Attack:
-        """The attack with another budget, whatever the number of points; in the norm of its threat model.
+        """The attack with another budget in the norm of its threat model, for any number of points.
 
         Raises:
-            ValueError: if the attack has no budget that can be set.
+            ValueError: if the attack has no budget to set.
         """
         if "epsilon" not in getattr(self, "__dataclass_fields__", ()):
             raise ValueError(f"{type(self).__name__} has no field 'epsilon' to set")
@@ -288,14 +166,14 @@ class Attack(ByCode, ABC):
         in float32 at least.
 
         With ``epsilons``, an attack with a budget runs once per budget, always with the same random numbers.
-        An attack that minimises the shift runs once; what is farther away than a budget is projected onto it
-        and evaluated again. A cloud that is broken within a budget counts as broken within larger ones: where
-        the attack fails there, the smaller budget's cloud is the result. Queries and iterations are those of
+        An attack that minimises the shift runs once; clouds outside of a budget are projected onto it and
+        evaluated again. A success within a budget also counts for larger budgets, where its cloud is returned
+        if the attack fails. Queries and iterations are those of
         the run and of the final check.
 
         Args:
             model: ``(B, N, 3)`` points to ``(B, C)`` logits, differentiable unless the attack is score-based;
-                what else it may return, and in which precision, see `ifdefense.logits.classify`.
+                for other outputs and precisions see `ifdefense.logits.classify`.
             points: ``(B, N, 3)`` clean clouds in the model's frame, floating point; not modified.
             labels: ``(B,)`` true classes.
             targets: ``(B,)`` classes to aim at; untargeted without them.
@@ -307,7 +185,7 @@ class Attack(ByCode, ABC):
 
         Raises:
             TypeError: if an argument is not a tensor, or the generator not a `torch.Generator`.
-            ValueError: if the input or the model's output is not as described; names the example. With
+            ValueError: if the input or the model's output is invalid; names the example. With
                 ``epsilons`` also if the attack adds or drops points, or minimises no norm.
             BudgetError: if the attack violates its own threat model.
         """
@@ -359,7 +237,7 @@ class Attack(ByCode, ABC):
     def validated(
         self, points: Tensor, labels: Tensor, targets: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Labels and targets as int64 on the device of the points, after all checks without a model."""
+        """Checks the input; returns labels and targets as int64 on the device of the points."""
         check_tensor("points", points)
         if points.ndim != 3 or points.shape[2] != 3 or 0 in points.shape or not points.is_floating_point():
             raise ValueError(
@@ -395,7 +273,7 @@ class Attack(ByCode, ABC):
         return values.to(points.device, torch.int64)
 
     def _measured(self, attacked: Tensor, clean: Tensor) -> dict[str, Tensor]:
-        """Sizes of the change, which must be one that the threat model allows."""
+        """Sizes of the change, after checking that the threat model allows it."""
         eps = torch.finfo(attacked.dtype).eps
         attacked = attacked.to(clean.dtype)
         threat = self.threat
@@ -413,7 +291,7 @@ class Attack(ByCode, ABC):
         count = torch.full((len(clean),), threat.count, device=clean.device)
         if threat.changes == "drop":
             return {"dropped": count}
-        # The points that were there are at distance 0 and leave the sum and the maximum as they are.
+        # Original points are at distance 0 and do not affect the sum or the maximum.
         share = attacked.shape[1] / max(1, threat.count)
         return {
             "added": count,
@@ -448,30 +326,30 @@ class Ball(Attack):
 
 @dataclass(frozen=True)
 class _Projected(Attack):
-    """The result of an attack without a budget, moved into one."""
+    """The result of an attack without a budget, projected onto a budget."""
 
     stated: ThreatModel
     found: AttackResult
 
     @property
     def threat(self) -> ThreatModel:
-        """That of the attack, with a budget."""
+        """Threat model of the attack, with a budget."""
         return self.stated
 
     def constrain(self, points: Tensor, clean: Tensor) -> Tensor:
-        """Projects clouds outside of the budget; the others stay exactly as they are."""
+        """Projects clouds outside of the budget; others are unchanged."""
         norm, epsilon = self.stated.norm, self.stated.epsilon
         assert norm is not None and epsilon is not None, "a budget has a norm"
         inside = DISTANCES[norm](points, clean) <= epsilon
         return torch.where(inside[:, None, None], points, clean + PROJECTIONS[norm](points - clean, epsilon))
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """What was found."""
+        """Returns the earlier result."""
         return self.found.points, self.found.iterations
 
 
 def _joined(smaller: AttackResult, larger: AttackResult) -> AttackResult:
-    """The result of a larger budget, with that of a smaller one where the larger has failed."""
+    """Result for a larger budget, replaced by that for a smaller one where the larger failed."""
     lost = smaller.success & ~larger.success
     return dataclasses.replace(
         larger,
@@ -493,7 +371,7 @@ def _contains(whole: Tensor, part: Tensor) -> Tensor:
 
 
 def check_tensor(name: str, value: Any) -> None:
-    """Raises a TypeError for anything else than a tensor."""
+    """Raises a TypeError unless the value is a tensor."""
     if not isinstance(value, Tensor):
         kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
         raise TypeError(f"{name} must be a torch.Tensor, got {kind}; convert with torch.as_tensor")

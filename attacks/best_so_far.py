@@ -1,4 +1,4 @@
-"""What an attack keeps of all that it has tried."""
+"""Best result of an attack so far."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attacks.base import Rows
+from attacks.oracle import Rows
 
 
 class BestSoFar:
-    """Keeps, per example, the tensors of highest rank; of equal rank, those of lowest value; then the first.
+    """Keeps, per example, the tensors of highest rank, then of lowest value, then the first.
 
     Args:
         like: ``(B, ...)`` tensor of the batch, for its length, dtype and device.
@@ -19,11 +19,11 @@ class BestSoFar:
 
     def __init__(self, like: Tensor) -> None:
         self.kept: list[Tensor] = []
-        """What is kept, each ``(B, ...)``; the clouds come first."""
+        """Best tensors, each ``(B, ...)``, clouds first."""
         self.rank = torch.zeros(len(like), dtype=torch.int64, device=like.device)
-        """``(B,)`` rank of what is kept, 0 if there is nothing."""
+        """``(B,)`` their rank, 0 if there is none."""
         self.value = like.new_full((len(like),), torch.inf)
-        """``(B,)`` value of what is kept, infinite if there is nothing."""
+        """``(B,)`` their value, infinite if there is none."""
 
     def see(
         self,
@@ -32,7 +32,7 @@ class BestSoFar:
         value: Tensor | None = None,
         rows: Rows = slice(None),
     ) -> None:
-        """Copies what is better than before.
+        """Copies improved results.
 
         Args:
             tensors: ``(b, ...)`` each, of the examples ``rows``; as many in every call.
@@ -45,11 +45,11 @@ class BestSoFar:
         had = self.rank[rows]
         value = torch.zeros_like(self.value[rows]) if value is None else value
         better = (rank > had) | ((rank == had) & (rank > 0) & (value < self.value[rows]))
-        chosen = better.nonzero().squeeze(1)  # once, as a GPU waits for it
+        chosen = better.nonzero().squeeze(1)  # computed once, as it synchronises a GPU
         which = torch.arange(len(self.rank), device=chosen.device)[rows][chosen]
         for kept, new in zip([self.rank, self.value, *self.kept], [rank, value, *tensors], strict=True):
             kept[which] = new[chosen]
 
     def clouds(self, otherwise: Tensor) -> Tensor:
-        """``(B, N, 3)`` clouds that are kept, those of ``otherwise`` where there are none."""
+        """``(B, N, 3)`` best clouds, or ``otherwise`` where there are none."""
         return torch.where((self.rank > 0)[:, None, None], self.kept[0], otherwise)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from attacks.base import Attack, AttackResult, Model
+from attacks.base import Attack, AttackResult
+from attacks.oracle import Model
 from ifdefense.arguments import MAX_SEED, integer
 from ifdefense.provenance import digest
 
@@ -34,9 +35,9 @@ def attack_in_batches(
 ) -> AttackResult:
     """Attacks clouds batch by batch and caches finished batches in a folder.
 
-    Every batch starts from the same seed, so the result does not depend on the batch size. A batch is found
-    again by a `digest` of the attack, its code, the model, the seed and the batch; other files are ignored,
-    damaged ones computed again with a warning. The code of a bare classifier does not count.
+    Every batch starts from the same seed, so the result does not depend on the batch size. The cache key of a
+    batch is a `digest` of the attack, its code, the model, the seed and the batch; other files are ignored,
+    damaged batches are computed again with a warning. The code of a bare classifier is not part of the key.
 
     Args:
         attack: the attack.
@@ -82,7 +83,7 @@ def attack_in_batches(
 
 
 def _run_digest(attack: Attack, model: Model, seed: int) -> str:
-    """Digest of what all batches of a run have in common."""
+    """Digest of the common inputs of all batches of a run."""
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"batches are only cached for a torch.nn.Module: a {type(model).__name__} cannot be told from "

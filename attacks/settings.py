@@ -99,7 +99,7 @@ def _rules(cls: Any) -> dict[str, tuple[Any, Any, bool]]:
         return {}
     try:
         hints = get_type_hints(cls, include_extras=True)
-    except NameError:  # annotations of a class that cannot be resolved here
+    except NameError:  # unresolvable annotations
         return {}
     rules: dict[str, tuple[Any, Any, bool]] = {}
     for field in dataclasses.fields(cls):

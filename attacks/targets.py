@@ -25,7 +25,7 @@ def random_targets(labels: Tensor, num_classes: int, seed: int = 0) -> Tensor:
         ``(B,)`` int64, on the labels' device.
 
     Raises:
-        TypeError: if the labels are no tensor or the seed is no integer.
+        TypeError: if the labels are not a tensor or the seed is not an integer.
         ValueError: if there are fewer than 2 classes or the seed is negative.
     """
     check_tensor("labels", labels)

@@ -1,4 +1,4 @@
-"""The worst of several attacks, per cloud."""
+"""Worst case of several attacks, per cloud."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.base import Attack, Oracle, ThreatModel
+from attacks.base import Attack, ThreatModel
 from attacks.best_so_far import BestSoFar
+from attacks.oracle import Oracle
 
 _STRONGEST = ("white-box", "score-based", "transfer")
 
@@ -19,14 +20,14 @@ class WorstOf(Attack):
     """Several attacks on the same model; each cloud keeps the first result that reaches the goal.
 
     An ensemble as in AutoAttack, Croce & Hein, 2020, `arXiv:2003.01690 <https://arxiv.org/abs/2003.01690>`_.
-    Attacks run in their order on the clouds that have resisted so far, all with the same random numbers. If
-    none reaches a target, a misclassified result is preferred, then that of the first attack.
+    Attacks run in order on the clouds without success so far, all with the same random numbers. If no attack
+    reaches the target, a misclassified result is preferred, then that of the first attack.
 
     Attributes:
         attacks: attacks of the same kind of change, norm and budget.
 
     Raises:
-        ValueError: if there is no attack, or the threat models do not fit together.
+        ValueError: if there is no attack, or the threat models are incompatible.
     """
 
     attacks: tuple[Attack, ...]
@@ -44,7 +45,7 @@ class WorstOf(Attack):
 
     @property
     def threat(self) -> ThreatModel:
-        """The most knowledge and the common goal of the attacks."""
+        """Largest knowledge and common goal of the attacks."""
         threats = [attack.threat for attack in self.attacks]
         knowledge = min((threat.knowledge for threat in threats), key=_STRONGEST.index)
         narrowest = next((threat for threat in threats if threat.goal != "both"), threats[0])
@@ -60,7 +61,7 @@ class WorstOf(Attack):
         return WorstOf(tuple(attack.with_epsilon(epsilon) for attack in self.attacks))
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Runs the attacks on the clouds that have resisted so far."""
+        """Runs the attacks on the clouds without success so far."""
         state = generator.get_state()
         best, iterations = BestSoFar(points), torch.zeros_like(oracle.queries)
         for attack in self.attacks:

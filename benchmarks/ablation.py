@@ -1,4 +1,4 @@
-"""What each part of the purifier contributes, on validation clouds.
+"""Ablation of the purifier, on validation clouds.
 
 Every variant differs from ``local-mesh`` or ``onet-fill`` in a stage or two. Inputs are clean clouds, clouds
 attacked on the classifier, and clouds with random clusters of outliers. Figures are the Chamfer distance of
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import record
-from benchmarks.layout import markdown, text_table
 from benchmarks.protocol import NO_DEFENCE, Bench, Protocol, Victim, protocol_options, rate, several
 from benchmarks.suite import SUITE
+from benchmarks.text_tables import markdown, text_table
 from ifdefense.corruptions.simulated import SimulationOptions, simulate_attack
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.geometry.points import chamfer_distance
@@ -100,7 +100,7 @@ VARIANTS = {
 
 
 def inputs(bench: Bench, victim: Victim) -> dict[str, Tensor]:
-    """Clouds ``(S, M, 3)`` in the classifier's frame by what was done to them."""
+    """Clouds ``(S, M, 3)`` in the classifier's frame, by kind of input."""
     given = {"clean": bench.points}
     for name in ATTACKS:
         entry = SUITE[name]
@@ -147,7 +147,7 @@ def _cells(rows: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Variants by what was done to the clouds."""
+    """Variants by kind of input."""
     errors = [one["standard_error"] for row in result["rows"].values() for one in row.values()]
     return (
         f"{markdown(*_cells(result['rows']))}\n\nAccuracy of `{VICTIM}` in %, and Chamfer distance to "

@@ -1,4 +1,4 @@
-"""What to run where there is an accelerator, in five minutes: tests of devices, and the time of purify."""
+"""Checks for an accelerator, in five minutes: device tests, and the time of purify."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 import ifdefense
 from benchmarks import record
 from benchmarks.clock import make_clouds, timing_options
-from benchmarks.layout import text_table
 from benchmarks.purify_speed import growth
+from benchmarks.text_tables import text_table
 from ifdefense.purifiers.registry import METHODS
 
 COUNTS = (1, 16, 256)
@@ -23,7 +23,7 @@ LIMIT = 180
 
 
 def passed(device: torch.device) -> bool | None:
-    """Whether the tests of devices pass on this one; ``None`` where there are no tests, as in a wheel."""
+    """Whether the device tests pass; ``None`` without tests, as in a wheel."""
     if not TESTS.is_file():
         return None
     command = [sys.executable, "-m", "pytest", "-q", str(TESTS), "--device", str(device)]
@@ -48,7 +48,7 @@ def passed(device: torch.device) -> bool | None:
 def accelerator(methods: tuple[str, ...], tests: bool, repeats: int, device: torch.device, out: Path) -> None:
     """Runs the tests of devices on an accelerator, and times purify for 1, 16 and 256 clouds.
 
-    Give it the device: --device cuda.
+    Select the device with --device cuda.
     """
     fine = passed(device) if tests else None
     clouds = make_clouds(max(COUNTS))

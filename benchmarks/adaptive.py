@@ -1,9 +1,9 @@
 """Attackers of increasing knowledge against defences, and the worst of them per cloud.
 
-A plain attack knows the classifier alone. The others know the defence, too, and are made through it: with
+A plain attack only knows the classifier. The others also know the defence and are computed through it: with
 the straight-through gradient or the exact one of a differentiable method, with the seed of the
-defence or averaged over random draws (EOT). What they find is given to defences whose draws they do not know:
-one fresh draw, and the mean of several.
+defence or averaged over random draws (EOT). Results are evaluated on defences with unknown draws: one new
+draw, and the mean of several.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import attacks
 from attacks import EOT, Attack, DefenceAware, attack_in_batches
 from attacks.defence_aware.model import Gradient
 from benchmarks import record
-from benchmarks.layout import markdown, text_table
 from benchmarks.protocol import (
     DEFENCES,
     NO_DEFENCE,
@@ -34,25 +33,26 @@ from benchmarks.protocol import (
     rate,
     several,
 )
+from benchmarks.text_tables import markdown, text_table
 from ifdefense import Defended
 from ifdefense.provenance import digest, versions
 
 DELTA = 0.05
 FRESH = 1_000_000
-"""First seed of the defences' draws, which no attacker uses."""
+"""First seed of the defences' draws; not used by attackers."""
 
 DRAWS = 8
-"""Draws whose logits the averaging defence averages."""
+"""Draws of the averaging defence."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Attacker:
-    """What an attacker knows.
+    """Knowledge of an attacker.
 
     Attributes:
         title: name in tables.
         samples: draws per gradient; 0 for an attacker who does not know the defence.
-        fresh: whether draws are random; otherwise it knows the seed of a defence.
+        fresh: whether draws are random; otherwise the attacker knows the seed of the defence.
         gradient: how gradients pass the defence, see `attacks.BPDA`.
     """
 
@@ -79,14 +79,14 @@ DEFAULT = ("plain", "known", "exact", "eot-8")
 def attacked(
     bench: Bench, victim: Victim, attack: Attack, attacker: Attacker, defence: str, folder: Path
 ) -> Tensor:
-    """``(S, N, 3)`` clouds as the attacker leaves them.
+    """``(S, N, 3)`` attacked clouds.
 
     Args:
         bench: clouds and cache.
         victim: the classifier.
-        attack: the attack, on whatever model the attacker's knowledge yields.
-        attacker: what is known.
-        defence: the defence that is known.
+        attack: the attack, on the model given by the attacker's knowledge.
+        attacker: knowledge of the attacker.
+        defence: the known defence.
         folder: cache.
     """
     model = victim.model
@@ -116,7 +116,7 @@ def attacked(
 
 @torch.no_grad()
 def correct(bench: Bench, victim: Victim, points: Tensor, defence: str) -> dict[str, Tensor]:
-    """Which of the clouds ``(S, N, 3)`` are classified correctly, ``(S,)`` for each kind of defender."""
+    """``(S,)`` whether clouds ``(S, N, 3)`` are classified correctly, for each kind of defender."""
     if defence == NO_DEFENCE:
         right = bench.predictions(victim, points) == bench.labels
         return dict.fromkeys(("known", "fresh", "mean"), right)
@@ -182,9 +182,9 @@ def adaptive(
     steps: int,
     out: Path,
 ) -> None:
-    """Attackers who know the defence, APGD in L∞ 0.05 without a target (needs IFDEFENSE_DATA).
+    """Attackers who know the defence, untargeted APGD in L∞ 0.05 (needs IFDEFENSE_DATA).
 
-    Resumes after an interruption. A row replaces the older one of the same victim, defence and split.
+    Resumes after an interruption. A row replaces an older one of the same victim, defence and split.
     """
     bench = protocol.bench(100)
     for victim in (Victim.load(name, protocol.device) for name in victims):

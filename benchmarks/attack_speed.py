@@ -1,8 +1,8 @@
 """Time of attacks in bare forward and backward passes of the model.
 
-The yardstick is as many passes of the same model on clouds of the same size, down to the gradient of the
-points. Attack and yardstick are timed alternately, so that load on the machine slows both; the ratio is the
-median over the pairs.
+The baseline is the same number of passes of the model on clouds of the same size, including the gradient of
+the points. Attack and baseline are timed alternately, so that load on the machine affects both; the ratio is
+the median over the pairs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TIMED: dict[str, tuple[Attack, int]] = {
     "kNN": (attacks.KNN(iterations=50), 50),
     "GeoA3": (attacks.GeoA3(searches=2, iterations=25), 50),
 }
-"""Attacks and their passes. The optimised ones make fewer than usual: their cost is linear."""
+"""Attacks and their passes. The optimised ones use fewer steps than usual, because their cost is linear."""
 
 
 def bare_passes(model: nn.Module, points: Tensor, labels: Tensor, count: int) -> None:

@@ -1,4 +1,4 @@
-"""Attacked clouds with the exact surfaces behind them, for the training of the local network."""
+"""Attacked clouds with known surfaces, for training the local network."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ ATTACKS: dict[str, tuple[int, type[Attack], dict[str, Any]]] = {
     "add-object": (1, attacks.AddObject, {"iterations": 30, **_SHORT, "first_weight": 1}),
     "aof": (1, attacks.AOF, {"restarts": 1, "iterations": 15}),
 }
-"""How often each attack is made, its class and its settings, short as they have to be for many clouds.
+"""Frequency, class and settings of each attack; few steps, because there are many clouds.
 
-SI-Adv, kNN and the other attacks of the suite are left out: what was learnt can be judged by them.
+SI-Adv, kNN and the other attacks of the suite are left out, for evaluation.
 """
 
 SLOW = ("pgd-linf", "pgd", "pgd-point", "apgd-linf", "perturb", "drop")
-"""The attacks made on networks whose gradients are slow, with at most `FEW` steps."""
+"""Attacks on networks with slow gradients, with at most `FEW` steps."""
 
 FEW = 6
 
@@ -108,7 +108,7 @@ def attacked_set(
 ) -> None:
     """Attacks clouds of known surfaces, away from the class that the classifier predicts.
 
-    An interrupted run resumes, and one with more --clouds goes on from one with fewer.
+    An interrupted run resumes; a run with more --clouds continues one with fewer.
     """
     teacher = shipped("ifdefense", "local") if "modelnet40" in mix else None
     sources = {
@@ -124,7 +124,7 @@ def attacked_set(
             seed,
             versions(),
             code_digest([__name__, *{attack.__module__ for _, attack, _ in ATTACKS.values()}]),
-            *([] if device.type == "cpu" else [device.type]),  # which rounds as it does
+            *([] if device.type == "cpu" else [device.type]),  # same rounding
         ]
     )
     folder = out.with_suffix(f".{key}.parts")

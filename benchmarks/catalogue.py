@@ -1,4 +1,4 @@
-"""Tables of `docs/attacks.md` and `docs/classifiers.md`, from the classes themselves."""
+"""Tables of `docs/attacks.md` and `docs/classifiers.md`, generated from the classes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 import attacks
 import classifiers
-from benchmarks.layout import markdown
 from benchmarks.published import accuracy
+from benchmarks.text_tables import markdown
 from classifiers import NETWORKS, build
 
 SOURCE = re.compile(r"<(https://(?:arxiv\.org|doi\.org|github\.com)/[^>]+)>")
 
 
 def methods() -> dict[str, type[attacks.Attack]]:
-    """The attacks that need no other attack, by name."""
+    """Attacks that do not wrap other attacks, by name."""
     found = {name: getattr(attacks, name) for name in sorted(attacks.__all__, key=str.lower)}
     return {
         name: value
@@ -36,7 +36,7 @@ def _has_defaults(value: type) -> bool:
 
 
 def sources(value: type) -> list[str]:
-    """Links of a docstring in its order; those of the base class if it has none."""
+    """Links of a docstring in order; those of the base class if there are none."""
     for cls in value.__mro__:
         links = SOURCE.findall(cls.__doc__ or "")
         if links:

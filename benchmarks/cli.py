@@ -1,4 +1,4 @@
-"""``ifdefense-bench``: the demo and the measurements behind every figure."""
+"""``ifdefense-bench``: the demo and the measurements of all published figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the measurements of time share: clouds, medians and options."""
+"""Shared by the time measurements: clouds, medians and options."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ifdefense.devices import synchronise
 from ifdefense.shapes.procedural import CLASSES, make_dataset
 
 SEED = 2_000_000
-"""Seed of shapes that no network here was trained on."""
+"""Seed of shapes not used in training."""
 
 CloudBatch = NDArray[np.float32]
 Command = Callable[..., None]
@@ -38,7 +38,7 @@ def make_clouds(count: int) -> CloudBatch:
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Time of a call, with all that it asks of an accelerator."""
+    """Time of a call, including work on an accelerator."""
     synchronise()
     start = time.perf_counter()
     call()
@@ -54,7 +54,7 @@ def median_seconds(call: Callable[[], object], repeats: int) -> float:
 
 @contextlib.contextmanager
 def neighbours(count: int) -> Iterator[None]:
-    """Other processes that keep a core busy each, inside the block."""
+    """Context with other processes that keep one core busy each."""
     with contextlib.ExitStack() as stack:
         for _ in range(count):
             process = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
@@ -63,7 +63,7 @@ def neighbours(count: int) -> Iterator[None]:
 
 
 def beside_neighbours(call: Callable[[], object], repeats: int, count: int) -> dict[str, float]:
-    """How many times the CPU time and the wall-clock time a call takes beside busy processes; medians."""
+    """Ratios of CPU time and wall-clock time of a call with and without busy processes; medians."""
     call()
     alone, beside = [], []
     for _ in range(repeats):

@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import record
-from benchmarks.layout import markdown, text_table
 from benchmarks.refinement import Oriented, compare
+from benchmarks.text_tables import markdown, text_table
 from ifdefense.console import device_option
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.base import Calibration, Field, load_network
@@ -132,7 +132,7 @@ def prior(
     seed: int,
     device: torch.device = CPU,
 ) -> dict[str, Any]:
-    """What the prior yields.
+    """Statistics of shapes from the prior.
 
     Args:
         network: without condition.
@@ -203,8 +203,7 @@ def conditions(
 ) -> None:
     """IoU, Chamfer-L1 and normals by kind of input, and shapes from the prior, on procedural solids.
 
-    No network was trained on these solids; the network of points was trained on ModelNet40's clouds above
-    all.
+    No network was trained on these solids; the network of points was mainly trained on ModelNet40's clouds.
     """
     shapes = [
         make_shape(name, np.random.default_rng([seed, label, index]))

@@ -1,7 +1,7 @@
 """The 15 corruptions of ModelNet40-C against every defence; see `benchmarks.protocol`.
 
-Corrupted clouds stay in the frame of the clean ones, as attacked clouds do. The published files move some of
-them into the unit cube, which a classifier trained on unit spheres sees as a change of scale.
+Corrupted clouds stay in the frame of the clean ones, like attacked clouds. The published files rescale some
+of them to the unit cube, a change of scale for classifiers trained on unit spheres.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import record
-from benchmarks.layout import markdown
 from benchmarks.protocol import Protocol, Victim, protocol_options, rate, several, specs
+from benchmarks.text_tables import markdown
 from ifdefense.corruptions.natural import CORRUPTIONS, corrupt
 
 

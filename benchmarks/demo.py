@@ -1,4 +1,4 @@
-"""The whole job on procedural clouds: attack, purify, classify again, and a report."""
+"""Demo on procedural clouds: attack, purify, classify again, and a report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import attacks
 import classifiers
 import ifdefense
 from benchmarks import record
-from benchmarks.layout import text_table
+from benchmarks.text_tables import text_table
 from ifdefense import Defended
 from ifdefense.console import device_option
 from ifdefense.data.cloudset import CloudSet
@@ -33,24 +33,24 @@ from ifdefense.shapes.procedural import make_dataset
 
 CLASSIFIER = "pointnet-procedural"
 SEED = 3_000_000
-"""Seed of shapes that no network here was trained on."""
+"""Seed of shapes not used in training."""
 
 BATCH = 16
 NO_DEFENCE = "none"
 DEFENCES = ("srs", "sor", "sor-smooth", "onet-mesh", "onet-fill", DEFAULT)
-"""Columns of the tables, the baselines first; all methods would take several times as long."""
+"""Columns of the tables, baselines first; all methods would take several times longer."""
 
 FILES = ("report.html", "demo.png", "demo.json")
 
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How much the demo does.
+    """Size of the demo.
 
     Attributes:
         per_class: clouds of each class.
         iterations: iterations of PGD.
-        per_round: points that are dropped per saliency map.
+        per_round: points dropped per saliency map.
         shown: clouds shown for each attack.
     """
 
@@ -79,7 +79,7 @@ class Round:
         name: name of the attack.
         predicted: ``(S,)`` predicted classes by defence.
         seconds: time of the attack (``"none"``) and of each defence, for all clouds.
-        traces: what the default method made of each cloud.
+        traces: traces of the default method.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Round:
 def demo(quick: bool, output: Path, force: bool, device: torch.device) -> None:
     """Attacks a classifier, purifies, classifies again; prints tables, writes a report and a picture.
 
-    Works offline: the clouds are procedural shapes that no network here was trained on.
+    Works offline: the clouds are procedural shapes not used in training.
     """
     for name in FILES:
         if (output / name).exists() and not force:
@@ -155,7 +155,7 @@ def predict(model: Callable[[Tensor], Any], points: Tensor) -> Tensor:
 
 
 def choose(played: Round, clean: Tensor, clouds: CloudSet, count: int) -> list[Case]:
-    """Clouds to show: first those that the attack broke and the defence repaired."""
+    """Clouds to show: first those misclassified after the attack and correct after the defence."""
     labels = torch.from_numpy(clouds.labels)
     before, after = played.predicted[NO_DEFENCE], played.predicted[DEFAULT]
     worth = (before != labels).int() + ((before != labels) & (after == labels)).int()

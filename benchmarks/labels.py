@@ -1,4 +1,4 @@
-"""Guessed solids behind bare clouds against the true ones, on shapes that no network was trained on."""
+"""Estimated solids of clouds compared with the true ones, on shapes not used in training."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks import record
-from benchmarks.layout import markdown, text_table
 from benchmarks.reconstruction import unit
+from benchmarks.text_tables import markdown, text_table
 from ifdefense.data.packed import load_packed_meshes
 from ifdefense.geometry.sampling import sample_surface
 from ifdefense.implicit.base import load_network
@@ -26,7 +26,7 @@ from ifdefense.training.data.surfaces import held_out
 SOURCES = ("procedural", "meshes")
 
 Known = tuple[NDArray[np.floating], OccupancyGrid]
-"""A cloud in the unit cube and the solid that it was sampled from."""
+"""A cloud in the unit cube and its solid."""
 
 
 def procedural(count: int, seed: int) -> Iterator[Known]:
@@ -38,7 +38,7 @@ def procedural(count: int, seed: int) -> Iterator[Known]:
 
 
 def meshes(count: int, seed: int) -> Iterator[Known]:
-    """Held-out meshes whose inside is consistent."""
+    """Held-out meshes with a consistent inside."""
     data = load_packed_meshes()
     chosen = np.random.default_rng(seed).permutation(np.flatnonzero(held_out(data.labels)))
     found = 0
@@ -72,7 +72,7 @@ def overlap(one: OccupancyGrid, other: OccupancyGrid) -> float:
     show_default=True,
 )
 def labels(count: int, seed: int, out: Path) -> None:
-    """IoU of the solids guessed behind clouds with the true ones (needs IFDEFENSE_DATA)."""
+    """IoU of estimated and true solids of clouds (needs IFDEFENSE_DATA)."""
     network = load_network("local")
     rows: dict[str, dict[str, float]] = {}
     for name, source in zip(SOURCES, (procedural, meshes), strict=True):

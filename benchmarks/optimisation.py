@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from benchmarks import record
 from benchmarks.clock import make_clouds, median_seconds
-from benchmarks.layout import markdown, text_table
 from benchmarks.protocol import Bench, Protocol, Victim, protocol_options, rate, several
 from benchmarks.suite import SUITE
+from benchmarks.text_tables import markdown, text_table
 from ifdefense.implicit.base import ImplicitNetwork, load_network
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
 from ifdefense.purifiers.compose import Compose
@@ -32,7 +32,7 @@ SOLVERS: dict[str, Adam | Newton] = {
     "Newton": Newton(),
 }
 TOGETHER = 6
-"""Clouds that are timed together."""
+"""Clouds per timed batch."""
 PEER = 13.6
 """Seconds per cloud of IF-Defense's own ONet-Opt: 201 steps, `TOGETHER` clouds, 2 cores of this kind."""
 
@@ -43,12 +43,12 @@ def purifier(network: ImplicitNetwork, solver: Solver) -> Compose:
 
 
 def evaluations(solver: Adam | Newton) -> int:
-    """Evaluations of the field per point, with the last one that sets the points off."""
+    """Evaluations of the field per point, including the last one for the offset."""
     return 1 + -(-solver.steps // (solver.every if isinstance(solver, Adam) else 1))
 
 
 class Accuracies:
-    """Accuracy behind a purifier by what was done to the clouds.
+    """Accuracy behind a purifier by kind of input.
 
     Args:
         bench: clean clouds, attacked here.
@@ -87,7 +87,7 @@ def optimisation(
 ) -> None:
     """Time and accuracy of onet-opt by its solver (needs IFDEFENSE_DATA).
 
-    Times are those of the shipped network and of one with the published widths, whose weights are random.
+    Times are for the shipped network and for random weights of the published widths.
     """
     if times_only and not out.is_file():
         raise click.UsageError(f"--times-only keeps the accuracies in --out, but there is no {out}")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import record
 from benchmarks.clock import median_seconds, timing_options
-from benchmarks.layout import text_table
+from benchmarks.text_tables import text_table
 from ifdefense.geometry.points import (
     ball_query,
     chamfer_distance,

@@ -2,10 +2,10 @@
 
 The protocol is that of IF-Defense, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_: clouds are
 mean-centred with largest norm 1, targets are fixed random labels, attacked clouds are not normalised again.
-Purified clouds are, if the purifier says so.
+Purified clouds are normalised if the purifier declares it.
 
-Attacked and purified clouds are cached batch by batch. A key is a digest of what they were made of:
-descriptions, settings, weights, versions, and code without its comments and docstrings.
+Attacked and purified clouds are cached batch by batch. A key is a digest of descriptions, settings, weights,
+versions, and code without comments and docstrings.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _whole(split: Split) -> CloudSet:
 
 @dataclasses.dataclass(eq=False)
 class Bench:
-    """Clouds of a split, and the cache of what attacks and defences make of them.
+    """Clouds of a split, and a cache of attacked and purified clouds.
 
     Attributes:
         split: part of ModelNet40; settings are chosen on validation.
@@ -105,10 +105,10 @@ class Bench:
         seed: seed of the draw, the targets, the attacks and the defences.
         cache: folder of the cache.
         batch: clouds per batch; results do not depend on it.
-        device: of the clouds, on which victims have to be, too. Rounding depends on it, so the cache does.
+        device: device of the clouds and the victims. Rounding depends on it, so the cache does too.
         points: ``(S, N, 3)`` clean clouds in the unit sphere.
         labels: ``(S,)`` classes.
-        targets: ``(S,)`` classes that targeted attacks aim at. They do not depend on ``clouds``.
+        targets: ``(S,)`` classes for targeted attacks; independent of ``clouds``.
     """
 
     split: Split
@@ -131,7 +131,7 @@ class Bench:
 
     @property
     def kind(self) -> list[str]:
-        """What keys of the cache say of the device: nothing of a CPU."""
+        """Device in the keys of the cache; empty for a CPU."""
         return [] if self.device.type == "cpu" else [self.device.type]
 
     def attacked(
@@ -144,8 +144,8 @@ class Bench:
             name: name of the attack in the cache.
             attack: the attack.
             targeted: whether it aims at the targets.
-            defence: what the attacker knows to be in front of the classifier. It knows the seed too, which is
-                a stronger attack than an average over seeds.
+            defence: defence known to the attacker, including its seed, which is stronger than an average over
+                seeds.
         """
         model = victim.model
         if defence != NO_DEFENCE:
@@ -175,7 +175,7 @@ class Bench:
         return result.points
 
     def purified(self, points: Tensor, defence: str) -> Tensor:
-        """``(S, N, 3)`` clouds as a defence leaves them, see `ifdefense.Defended.purified`."""
+        """``(S, N, 3)`` purified clouds, see `ifdefense.Defended.purified`."""
         if defence == NO_DEFENCE:
             return points
         purifier, size = purifier_of(defence, self.device), self.points.shape[1]
@@ -194,7 +194,7 @@ class Bench:
 
     @torch.no_grad()
     def predictions(self, victim: Victim, points: Tensor, defence: str | Purifier = NO_DEFENCE) -> Tensor:
-        """``(S,)`` predicted classes of clouds as a defence leaves them."""
+        """``(S,)`` predicted classes of purified clouds."""
         model: Callable[[Tensor], Any] = victim.model
         if defence != NO_DEFENCE:
             purifier = purifier_of(defence, self.device) if isinstance(defence, str) else defence
@@ -202,13 +202,13 @@ class Bench:
         return torch.cat([classify(model, part).argmax(1) for part in points.split(self.batch)])
 
     def about(self) -> dict[str, Any]:
-        """What results say of their clouds."""
+        """Description of the clouds, for the results."""
         about = {"split": self.split, "clouds": self.clouds, "seed": self.seed}
         return about if self.device.type == "cpu" else about | {"device": self.device.type}
 
 
 def code_of(model: nn.Module) -> str:
-    """Digest of the code of a model and of its parts, but for that of torch."""
+    """Digest of the code of a model and its parts, except for torch."""
     modules = {type(part).__module__ for part in model.modules()}
     return code_digest(name for name in modules if name.partition(".")[0] != "torch")
 
@@ -227,11 +227,11 @@ def specs(defences: tuple[str, ...]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """Options that measurements share.
+    """Options shared by the measurements.
 
     Attributes:
         split: as `Bench`, like the following.
-        clouds: ``None`` for what the measurement says.
+        clouds: ``None`` for the default of the measurement.
         seed: ...
         batch: ...
         cache: ...
@@ -246,7 +246,7 @@ class Protocol:
     device: torch.device = CPU
 
     def bench(self, clouds: int = 400) -> Bench:
-        """The clouds, ``clouds`` of them where the user does not say how many."""
+        """The clouds; ``clouds`` is the default number."""
         return Bench(self.split, self.clouds or clouds, self.seed, self.cache, self.batch, self.device)
 
 
@@ -257,9 +257,9 @@ def protocol_options(
 
     Args:
         out: file name of the results.
-        victims: default victims; ``None`` for a measurement of one victim and no choice of defences.
+        victims: default victims; ``None`` for a measurement with one victim and without a choice of defences.
         split: default split.
-        clouds: how many clouds are the default, for the help.
+        clouds: default number of clouds, for the help.
     """
     number = click.IntRange(min=1)
     path = click.Path(path_type=Path)

@@ -52,11 +52,11 @@ def accuracy(victim: str, defence: str, attack: str) -> float | None:
 
     Args:
         victim: a name that starts with that of a network, such as ``"dgcnn-modelnet40"``.
-        defence: name of the defence; the ``local-*`` methods and ``convonet-mesh`` are not theirs.
+        defence: name of the defence; the ``local-*`` methods and ``convonet-mesh`` are not from that paper.
         attack: name of the attack in the suite, or ``"none"``.
 
     Returns:
-        Accuracy in %, ``None`` where nothing is published.
+        Accuracy in %, ``None`` if not published.
     """
     network = max((name for name in _ROWS if victim.startswith(name)), key=len, default=None)
     if network is None or defence not in _ROWS[network] or attack not in _ATTACKS:

@@ -53,13 +53,13 @@ def purified_set(
 ) -> None:
     """Purifies clouds of a split; resumes after an interruption.
 
-    The corruptions are random: none of them knows a classifier.
+    The corruptions are random and do not depend on a classifier.
     """
     clouds = load_modelnet40(root, split)  # type: ignore[arg-type]
     order = np.random.default_rng(seed).permutation(len(clouds.points))[:limit][part[0] :: part[1]]
     purifier = ifdefense.load(method, device=device)
     code = code_digest([simulate_attack.__module__])
-    kind = [] if device.type == "cpu" else [device.type]  # which rounds as it does
+    kind = [] if device.type == "cpu" else [device.type]  # same rounding
     key = digest(purifier, code, versions(), split, limit, part, corrupted, seed, kind)
     partial = out.with_suffix(f".{key}.partial.npy")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -85,5 +85,5 @@ def _spoilt(cloud: Tensor, share: float, index: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
     if float(torch.rand((), generator=generator)) >= share:
         return cloud
-    left = len(cloud) * 3 // 4  # as many as nearly all holes leave
+    left = len(cloud) * 3 // 4  # about the number left by the largest holes
     return simulate_attack(cloud[None] / 2, left, generator, CORRUPTION)[0] * 2

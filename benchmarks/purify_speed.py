@@ -25,7 +25,7 @@ from benchmarks.clock import (
     seconds,
     timing_options,
 )
-from benchmarks.layout import text_table
+from benchmarks.text_tables import text_table
 from ifdefense.devices import device_of_weights
 from ifdefense.implicit.occupancy import OccupancyNetwork
 from ifdefense.purifiers.base import Purifier
@@ -82,7 +82,7 @@ def decoder_seconds(network: OccupancyNetwork, clouds: CloudBatch, repeats: int)
 
 
 def peak_memory() -> float | None:
-    """Largest memory of this process so far in GB, ``None`` where the system does not tell."""
+    """Peak memory of this process in GB, ``None`` if the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""Distance of purified clouds from the true surface, on meshes that no network was trained on."""
+"""Distance of purified clouds from the true surface, on held-out meshes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import ifdefense
 from benchmarks import record
-from benchmarks.layout import markdown, text_table
+from benchmarks.text_tables import markdown, text_table
 from ifdefense import Purifier
 from ifdefense.console import device_option
 from ifdefense.corruptions.combined import CombinedOptions, draw_corrupted
@@ -44,7 +44,7 @@ def unit(mesh: Mesh) -> Mesh:
 
 
 def inputs(mesh: Mesh, rng: np.random.Generator) -> dict[str, Cloud]:
-    """Clouds of a mesh by what was done to them."""
+    """Clouds of a mesh by kind of input."""
     dense = sample_surface(mesh, 16 * POINTS, generator=rng)[0]
     return {
         "clean": dense[:POINTS],
@@ -101,8 +101,8 @@ def reconstruction(
 ) -> None:
     """Chamfer-L1 of purified clouds on held-out meshes, clean and corrupted input (needs IFDEFENSE_DATA).
 
-    The meshes are every tenth of each class of the labelled meshes. Corruptions are those of the training,
-    never none.
+    The meshes are every tenth of each class of the labelled meshes. Corruptions are those of the training;
+    every cloud is corrupted.
     """
     data = load_packed_meshes()
     held = np.flatnonzero(held_out(data.labels))

@@ -15,7 +15,7 @@ from ifdefense.data.formats import replacing
 from ifdefense.provenance import versions
 
 FOLDER = Path("benchmarks/results")
-"""Where results go, relative to the root of a checkout."""
+"""Folder of the results, relative to the root of a checkout."""
 
 
 def today() -> str:
@@ -24,7 +24,7 @@ def today() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What a time depends on besides the code."""
+    """Properties of the machine that affect times."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

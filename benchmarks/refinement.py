@@ -1,4 +1,4 @@
-"""Meshes before and after simplification and refinement, on shapes that no network was trained on."""
+"""Meshes before and after simplification and refinement, on held-out shapes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import record
-from benchmarks.layout import markdown, text_table
 from benchmarks.reconstruction import POINTS, unit
+from benchmarks.text_tables import markdown, text_table
 from ifdefense.console import device_option
 from ifdefense.data.packed import load_packed_meshes
 from ifdefense.geometry.frame import Frame
@@ -56,7 +56,7 @@ def compare(found: Oriented, truth: Oriented) -> tuple[float, float]:
 def versions(
     field: Field, cloud: Tensor, calibration: Calibration, extract: Extraction, faces: int, refine: Refinement
 ) -> dict[str, tuple[Mesh, float]]:
-    """Meshes of one cloud in the unit cube, and the seconds that each took in all."""
+    """Meshes of one cloud in the unit cube, and the total seconds of each."""
     index = torch.zeros((), dtype=torch.int64, device=cloud.device)
 
     def timed(call: Callable[[], Mesh], before: float = 0.0) -> tuple[Mesh, float]:

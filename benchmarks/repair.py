@@ -1,4 +1,4 @@
-"""How well the mesh repair finds anomalies, and how much it marks where there are none."""
+"""Anomalies found by the mesh repair, and area marked on clean shapes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import record
-from benchmarks.layout import markdown, text_table
 from benchmarks.protocol import Bench, Protocol, Victim, protocol_options, several
 from benchmarks.reconstruction import chamfer_l1, unit
 from benchmarks.suite import SUITE
+from benchmarks.text_tables import markdown, text_table
 from ifdefense import Purifier
 from ifdefense.corruptions.planted import KINDS, plant
 from ifdefense.data.packed import load_packed_meshes
@@ -40,7 +40,7 @@ VICTIM = "pointnet-modelnet40"
 ATTACKS = ("add-cluster", "add-object", "hit-adv", "pgd")
 POINTS = 1024
 SHAPES_SEED = 4_000_000
-"""Seed of procedural shapes that no network here was trained on."""
+"""Seed of procedural shapes not used in training."""
 
 SIZES = (0.05, 0.2)
 SHARES = (0.05, 0.15)
@@ -48,7 +48,7 @@ OFF = 0.03
 """A vertex farther than this from the true surface does not belong to it: twice the thickening."""
 
 FEWEST = 10
-"""Vertices that an anomaly has at least; with fewer, the network did not rebuild it."""
+"""Smallest number of vertices of an anomaly; with fewer, the network did not reconstruct it."""
 
 COMPARED = 4096
 """Samples on each side of a Chamfer distance."""
@@ -117,7 +117,7 @@ def clean_figures(purifier: Purifier, source: str, count: int, seed: int) -> dic
 
 
 def draw_planted(dense: Cloud, kind: str, rng: np.random.Generator) -> tuple[Cloud, Cloud, float] | None:
-    """A cloud with an anomaly, the points that make it up, and its size; ``None`` if none was placed.
+    """A cloud with an anomaly, the points of the anomaly, and its size; ``None`` if none was placed.
 
     5% to 15% of ``POINTS`` are added to as many samples of the surface.
     """
@@ -130,9 +130,9 @@ def draw_planted(dense: Cloud, kind: str, rng: np.random.Generator) -> tuple[Clo
 
 
 def planted_figures(purifier: Purifier, sources: tuple[str, ...], count: int, seed: int) -> dict[str, Any]:
-    """Share of planted anomalies of each kind of which half of the area is marked.
+    """Share of planted anomalies of each kind with at least half of their area marked.
 
-    Only those are counted that the network rebuilt.
+    Only anomalies reconstructed by the network are counted.
     """
     found: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     areas_marked: list[float] = []
@@ -172,7 +172,7 @@ def _planted_part(mesh: Mesh, dense: Cloud, planted: Cloud) -> NDArray[np.bool_]
 
 
 def attacked_figures(purifier: Purifier, clean: Tensor, attacked: Tensor, seed: int) -> dict[str, Any]:
-    """How the repair changes the distance to the surface of the clean cloud.
+    """Change of the distance to the surface of the clean cloud by the repair.
 
     ``nearer`` and ``gain`` are over the clouds where anything was marked, ``gain`` is that of their mean.
     """
@@ -218,8 +218,8 @@ def attacked_clouds(bench: Bench) -> dict[str, Tensor]:
 def repair(protocol: Protocol, count: int, rules: tuple[str, ...], out: Path) -> None:
     """Marked area of clean shapes, planted anomalies found, gain under attack (needs IFDEFENSE_DATA).
 
-    Clean shapes and planted anomalies: ``--shapes`` of each source, held-out ones as far as there are.
-    Attacks are made on the clean-trained PointNet; the surface of the clean cloud is the truth.
+    Clean shapes and planted anomalies: ``--shapes`` of each source, held-out ones if available.
+    Attacks are on the clean-trained PointNet; the reference is the surface of the clean cloud.
     """
     bench = protocol.bench(50)
     sources = ("procedural", "furniture", "meshes")

@@ -1,7 +1,7 @@
 """Every attack of the suite against every defence, plain and adaptive; see `benchmarks.protocol`.
 
-Plain attacks know the classifier, not the defence. Adaptive ones know both and are made anew for every
-defence; each cloud then counts as the worse of its adaptive and its plain version.
+Plain attacks know the classifier, not the defence. Adaptive ones know both and are computed for every
+defence; each cloud counts as the worse of its adaptive and its plain version.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import click
 from torch import Tensor
 
 from benchmarks import record
-from benchmarks.layout import markdown
 from benchmarks.protocol import (
     DEFENCES,
     NO_DEFENCE,
@@ -28,13 +27,14 @@ from benchmarks.protocol import (
 )
 from benchmarks.published import accuracy as published_accuracy
 from benchmarks.suite import SUITE, affordable_clouds, changed, names
+from benchmarks.text_tables import markdown
 from ifdefense.provenance import digest, versions
 
 KIND = ("victim", "attack", "kind")
-"""What identifies a row."""
+"""Keys of a row."""
 
 KEY = ("settings", "split", "clouds", "seed", "weights", "versions", "attacked")
-"""What rows whose figures may stand side by side have in common."""
+"""Common keys of comparable rows."""
 
 Row = dict[str, Any]
 
@@ -56,7 +56,7 @@ def measure(
         victim: the classifier.
         name: attack of the suite, or ``"none"``.
         defences: names of defences.
-        knows: whether the attack knows the defence. The row then has the figures of the plain attack, too.
+        knows: whether the attack knows the defence. The row then also has the figures of the plain attack.
         published: whether the attack has its published settings.
     """
     entry = SUITE.get(name)
@@ -106,8 +106,8 @@ def robustness(
 ) -> None:
     """Every attack against every defence on ModelNet40 (needs IFDEFENSE_DATA).
 
-    Resumes after an interruption. Every row is added to the JSON at once. It replaces an older row of the
-    same victim, attack and kind, but keeps its figures of other defences if they were measured on the same
+    Resumes after an interruption. Rows are written to the JSON immediately. A row replaces an older one of
+    the same victim, attack and kind, but keeps its figures for other defences if measured on the same
     attacked clouds.
     """
     for knowing in (False, True) if knows is None else (knows,):
@@ -122,11 +122,11 @@ def robustness(
 
 
 def add(out: Path, row: Row, described: dict[str, Any]) -> None:
-    """Writes a row into the results, in place of an older one.
+    """Writes a row into the results, replacing an older one.
 
     Args:
         out: the JSON.
-        row: as `measure` returns it.
+        row: result of `measure`.
         described: descriptions of its defences by their digests.
     """
     old = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {"rows": []}
@@ -143,7 +143,7 @@ def add(out: Path, row: Row, described: dict[str, Any]) -> None:
 
 
 def markdown_rows(result: Row, victim: str, kind: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of a victim: a line per attack, a column per defence with a figure.
+    """Header and rows of the table of a victim: one line per attack, one column per measured defence.
 
     Args:
         result: the JSON.
@@ -165,12 +165,12 @@ def markdown_rows(result: Row, victim: str, kind: str) -> tuple[list[str], list[
 
 
 def latest(result: Row) -> dict[str, str]:
-    """Digest of the latest spec of each defence; rows are in the order in which they were measured."""
+    """Digest of the latest spec of each defence; rows are in order of measurement."""
     return {name: spec for row in result["rows"] for name, spec in row.get("specs", {}).items()}
 
 
 def _cell(row: Row, defence: str, specs: dict[str, str]) -> str:
-    """The accuracy behind a defence, with another figure beside it; † if the defence has changed since."""
+    """The accuracy behind a defence, with a figure in brackets; † if the defence has changed since."""
     if defence not in row["figures"]:
         return "–"
     changed = "†" if row.get("specs", {}).get(defence) != specs.get(defence) else ""
@@ -213,9 +213,9 @@ SUMMARY = ("none", "perturb", "add-cd", "add-hd", "knn", "pgd-linf", "drop-200")
 
 
 def summary(result: Row) -> str:
-    """A short table of PointNet: one line per victim and defence that has most of its figures.
+    """A short table of PointNet: one line per victim and defence with most of the figures.
 
-    Rows without digests of the weights are left out, as their defences have changed since.
+    Rows without digests of the weights are skipped, because their defences have changed.
     """
     rows = {
         (row["victim"], row["attack"]): row

@@ -1,4 +1,4 @@
-"""The attacks of the benchmarks by name, at the published settings or at those that a CPU affords."""
+"""The attacks of the benchmarks by name, with published settings or with settings affordable on a CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import attacks
 from classifiers.pointnet import PointNet
 
 WHOLE = 400
-"""Clouds where nothing has to be saved."""
+"""Clouds of cheap attacks."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Entry:
         attack_class: its class, whose defaults are the published settings.
         passes: gradients or queries per cloud, with affordable settings.
         clouds: affordable number of test clouds, with a classifier as fast as PointNet.
-        adaptive: whether it is also made through the defence.
+        adaptive: whether it is also computed through the defence.
         always: settings of the variant, such as a norm.
         affordable: settings that need fewer passes.
     """
@@ -58,7 +58,7 @@ def _named(settings: str) -> str:
 
 
 def changed(settings: str) -> str:
-    """What `Entry.settings` says, less the defaults of the attack's class."""
+    """`Entry.settings` without the defaults of the attack's class."""
     title, _, values = settings.removesuffix(")").partition("(")
     fields = dataclasses.fields(getattr(attacks, title))
     defaults = {field.name: _named(repr(field.default)) for field in fields}
@@ -67,12 +67,12 @@ def changed(settings: str) -> str:
 
 
 def slow(victim: nn.Module) -> bool:
-    """Whether a gradient costs ten times as much as one of PointNet, as with networks of neighbourhoods."""
+    """Whether a gradient costs about ten times that of PointNet, as with networks of neighbourhoods."""
     return not isinstance(victim, PointNet)
 
 
 def affordable_clouds(name: str, victim: nn.Module, adaptive: bool = False, published: bool = False) -> int:
-    """How many clouds take minutes rather than hours of a CPU; all of `WHOLE` with published settings.
+    """Number of clouds that takes minutes of a CPU, not hours; `WHOLE` with published settings.
 
     A tenth, at least 20, for a `slow` victim and for attacks through a defence.
     """
@@ -84,7 +84,7 @@ def affordable_clouds(name: str, victim: nn.Module, adaptive: bool = False, publ
 
 
 def names(group: str | None = None) -> tuple[str, ...]:
-    """Names of the suite, or of one of its groups, in its order."""
+    """Names of the attacks in the suite or in a group, in order."""
     return tuple(name for name, entry in SUITE.items() if group in (None, entry.group))
 
 
@@ -106,7 +106,7 @@ def _search(title: str, group: str, attack: Make, passes: int, clouds: int, **af
 
 
 def _long(first_weight: float, polish: int, searches: int = 1, **weights: Any) -> dict[str, Any]:
-    """A long search from next to no weight, and further ones from there."""
+    """A long search from a distance weight near 0, and further ones from its result."""
     long = {"iterations": 600, "rate": 3e-2, "searches": searches, "polish": polish, "refine": searches > 1}
     return {"first_weight": first_weight, **weights, **long}
 
@@ -115,12 +115,12 @@ def _drop(title: str, attack: Make, passes: int = 1, **always: Any) -> Entry:
     return Entry(title, "dropping", False, attack, passes, WHOLE, always=always)
 
 
-# A fifth of the published weights, with which few targets are reached.
+# A fifth of the published weights, which reach few targets.
 _KNN = {"chamfer_weight": 1, "knn_weight": 0.6, "iterations": 300, "rate": 1e-2, "project": False}
 
-# Tuned on validation clouds of the shipped PointNet, for success and distance. One long search with next to
-# no weight on the distance reaches targets that several short ones from the published weight miss; further
-# ones come from there as near as those. With `polish`, easy examples leave early, and `passes` is about the
+# Tuned on validation clouds of the shipped PointNet, for success and distance. One long search with a
+# distance weight near 0 reaches targets that several short ones from the published weight miss; further
+# searches then reduce the distance to theirs. With `polish`, easy examples stop early; `passes` is about the
 # mean.
 SUITE: dict[str, Entry] = {
     "fgm": _gradient("FGM", True, attacks.FGM, 1, WHOLE),

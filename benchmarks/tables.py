@@ -1,7 +1,7 @@
 """Fills the tables of the README and of docs/ from results and classes: ``python -m benchmarks.tables``.
 
-A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; NAME is a key of `TABLES` or `CATALOGUE`.
-Tables without results are left as they are.
+A table is between ``<!-- table NAME -->`` and ``<!-- end -->``; NAME is a key of `TABLES` or `CATALOGUE`.
+Tables without results are not changed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks import (
     repair,
     robustness,
 )
-from benchmarks.layout import markdown
+from benchmarks.text_tables import markdown
 
 BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Result = dict[str, Any]

@@ -47,7 +47,7 @@ def build(network: str, num_classes: int = 40, **options: Any) -> nn.Module:
         options: further arguments of the class.
 
     Raises:
-        ValueError: if there is no such network.
+        ValueError: if the network is unknown.
     """
     if network not in NETWORKS:
         raise ValueError(f"unknown classifier {network!r}; there are: {', '.join(NETWORKS)}")
@@ -59,20 +59,20 @@ def build(network: str, num_classes: int = 40, **options: Any) -> nn.Module:
 def load(name: str, weights: str | Path | None = None, *, up: str | None = None) -> nn.Module:
     """Loads a classifier, in evaluation mode.
 
-    Its attribute ``up_axis`` is the up axis of the clouds it expects; ``None`` if its weights state none.
+    Its attribute ``up_axis`` is the up axis of its input; ``None`` if not stored in the weights.
 
     Args:
         name: shipped weights, such as ``"pointnet-modelnet40-hybrid"``; or a network of `NETWORKS` together
             with ``weights``.
         weights: ``.safetensors`` file, or a public checkpoint with the tensor names of yanx27, antao97,
             Strawberry-Eat-Mango, ma-xu or IF-Defense; see `ifdefense.checkpoints.load_state`.
-        up: the up axis of its training clouds, by default as the weights state it. Those of IF-Defense and of
-            all that were trained on ModelNet40 as HDF5 are y up, and do not state it.
+        up: up axis of its training clouds, by default that stored in the weights. Weights of IF-Defense, and
+            others trained on ModelNet40 as HDF5, are y up without storing it.
 
     Raises:
         FileNotFoundError: if ``weights`` names no file.
-        ValueError: if the name is unknown, or the weights cannot be read or do not fit; the message names the
-            tensors.
+        ValueError: if the name is unknown, or the weights cannot be read or do not match; the message names
+            the tensors.
     """
     from ifdefense.checkpoints import (
         CheckpointError,
@@ -105,9 +105,9 @@ def load(name: str, weights: str | Path | None = None, *, up: str | None = None)
 
 @functools.cache
 def _names(network: str) -> tuple[str, ...]:
-    """Tensors that every network of this name has."""
+    """Names of tensors common to all variants of a network."""
     options = {"feature_transform": False} if network == "pointnet" else {}
-    with torch.device("meta"):  # takes no time to initialise
+    with torch.device("meta"):  # no initialisation
         return tuple(build(network, 1, **options).state_dict())
 
 

@@ -1,4 +1,4 @@
-"""Adversarial training: the clouds of a step, attacked on the network as it is."""
+"""Attack for adversarial training, on the current network."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def attacked(
 ) -> Tensor:
     """Projected gradient ascent of the cross-entropy in an L∞ ball, from a random start.
 
-    Madry et al., 2018, `arXiv:1706.06083 <https://arxiv.org/abs/1706.06083>`_. Made with the network in
-    evaluation mode, so that batch statistics are not changed; the mode is restored.
+    Madry et al., 2018, `arXiv:1706.06083 <https://arxiv.org/abs/1706.06083>`_. Runs in evaluation mode, so
+    that batch statistics do not change; the mode is restored.
 
     Args:
         model: ``(B, N, 3)`` clouds to logits.
@@ -31,9 +31,9 @@ def attacked(
         delta: radius of the ball, in the unit of the points.
         steps: gradients, each followed by a step of ``2 delta / steps`` along its sign; at least 1.
         generator: source of the random start.
-        neighbours: each point moves by the mean of the shifts of so many nearest points, itself the first. A
-            surface follows its points only where they move together, so this is what a purifier leaves of an
-            attack that is made through it, at a fraction of the cost; 1 moves every point by itself.
+        neighbours: each point moves by the mean shift of this number of nearest points, including itself. A
+            reconstructed surface only follows coherent shifts, so this approximates attacks through a
+            purifier at a fraction of the cost; 1 for independent points.
 
     Returns:
         ``(B, N, 3)`` clouds within ``delta`` of the points along every coordinate.

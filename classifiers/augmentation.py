@@ -1,4 +1,4 @@
-"""Augmentation of the clouds that classifiers are trained on."""
+"""Augmentation of training clouds."""
 
 from __future__ import annotations
 
@@ -46,16 +46,15 @@ def cut_mix(points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor,
     """Replaces a random share of the points of every cloud by points of another cloud of the batch.
 
     PointCutMix-R (Zhang et al., 2021, https://arxiv.org/abs/2101.01461), with beta = 1. The paper matches the
-    points that are exchanged; here both are drawn independently, which has the same marginals and needs no
-    assignment.
+    exchanged points; here both are drawn independently, with the same marginals and without an assignment.
 
     Args:
         points: ``(B, N, 3)``.
         generator: source of randomness.
 
     Returns:
-        ``(B, N, 3)`` mixed clouds, the ``(B,)`` indices of the clouds that the new points come from, and the
-        share of the points that stayed, the same for every cloud.
+        ``(B, N, 3)`` mixed clouds, the ``(B,)`` indices of the source clouds of the new points, and the share
+        of kept points, the same for every cloud.
     """
     batch, size, _ = points.shape
     other = torch.randperm(batch, generator=generator).to(points.device)

@@ -1,7 +1,7 @@
 """DGCNN: edge convolutions on nearest neighbours in feature space, recomputed in every layer.
 
 Tensor names and shapes are those of `antao97/dgcnn.pytorch
-<https://github.com/antao97/dgcnn.pytorch>`_, where every batch norm of a convolution has two names.
+<https://github.com/antao97/dgcnn.pytorch>`_, where batch norms of convolutions have two names.
 
 Edge features are never materialised, which is exact: ``W [x_j - x_i, x_i] = W1 x_j + (W2 - W1) x_i`` needs
 one product per point, and the maximum over the neighbours commutes with batch norm and leaky ReLU, which are
@@ -28,7 +28,7 @@ def nearest_features(x: Tensor, k: int) -> Tensor:
     """Indices of the ``k`` nearest rows of each row, itself included, unordered.
 
     Distances come from a matrix product of the centred rows; `ifdefense.geometry.points.knn` sums squared
-    differences, which suits few dimensions.
+    differences, which is better for few dimensions.
 
     Args:
         x: ``(B, N, C)`` features.
@@ -52,8 +52,8 @@ def nearest_features(x: Tensor, k: int) -> Tensor:
 def smallest(values: Tensor, k: int, group: int = 8) -> Tensor:
     """Columns of the ``k`` smallest values of each row, unordered; twice as fast as ``topk`` on a CPU.
 
-    The k smallest values lie in the k groups of columns with the smallest minima (up to ties), and minima
-    vectorise where a selection does not.
+    The k smallest values lie in the k groups of columns with the smallest minima (up to ties), and minima can
+    be vectorised, unlike a selection.
 
     Args:
         values: ``(M, N)``.
@@ -115,7 +115,7 @@ class DGCNN(nn.Module):
         return [*convolutions, ("linear1", "bn6"), ("linear2", "bn7")]
 
     def sized_for(self, points: int) -> None:
-        """Scales the neighbours to clouds of so many points: all at 1,024, at least 8."""
+        """Scales the number of neighbours to the number of points: all at 1,024, at least 8."""
         self.sparsity = points / 1024
 
     def _edges(self, x: Tensor, block: nn.Sequential) -> Tensor:

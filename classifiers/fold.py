@@ -1,4 +1,4 @@
-"""Folds batch norms into the layers before them: less memory traffic for inference and attacks."""
+"""Folds batch norms into the layers before them: for faster inference and attacks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def fold(model: nn.Module) -> nn.Module:
         The copy, in evaluation mode.
 
     Raises:
-        ValueError: if a batch norm follows no known layer.
+        ValueError: if the layer before a batch norm is unknown.
     """
     result = copy.deepcopy(model).eval()
     for part in list(result.modules()):

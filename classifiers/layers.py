@@ -1,9 +1,9 @@
-"""Linear layers shared by the points, their batch norms, and what is pooled over the points, all exact.
+"""Exact shared linear layers with batch norm and pooling over the points.
 
 * Every batch norm is folded into the layer before it, in PointNet in training too: the statistics of a linear
-  layer's output follow from the mean and the covariance of its *input*, so that no second pass over the
+  layer's output follow from the mean and the covariance of its *input*, so no second pass over the
   activations is needed.
-* A layer that is used only through its maximum over the points is never materialised: `max_pooled_linear`
+* A layer followed by a maximum over the points is never materialised: `max_pooled_linear`
   keeps the maximum and its position instead of the ``(B, N, K)`` activations.
 """
 
@@ -32,7 +32,7 @@ def check_points(points: Tensor) -> None:
 
 
 def separate_aliases(_: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    """Gives each name of a tensor its own copy: safetensors refuses names that share memory."""
+    """Copies tensors with several names, because safetensors refuses shared memory."""
     del metadata
     seen: set[int] = set()
     for name, value in state.items():
@@ -77,7 +77,7 @@ def max_with_index(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _MaxPooledLinear(torch.autograd.Function):
-    """``y[b, k] = max_n <x[b, n], w[k]>``, with the gradient at the points that reach the maximum."""
+    """``y[b, k] = max_n <x[b, n], w[k]>``, with the gradient at the maximal points."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, search: torch.dtype | None) -> Tensor:
@@ -85,7 +85,7 @@ class _MaxPooledLinear(torch.autograd.Function):
         index = torch.empty(pooled.shape, dtype=torch.long, device=x.device)
         searched, by = (x, weight) if search is None else (x.to(search), weight.to(search))
         for part in together(len(x), x.shape[1] * len(weight), x.device):
-            # Maxima of bfloat16 are several times slower than those of float32, also counting the conversion.
+            # Maxima in bfloat16 are several times slower than in float32 including the conversion.
             best, index[part] = max_with_index((by @ searched[part].mT).to(x.dtype))
             if search is not None:
                 best = (x[part].take_along_dim(index[part].unsqueeze(-1), -2) * weight).sum(-1)
@@ -103,7 +103,7 @@ class _MaxPooledLinear(torch.autograd.Function):
             for cloud in range(len(x)):
                 grad_x[cloud].index_add_(0, index[cloud], grad[cloud, :, None] * weight)
         elif ctx.needs_input_grad[0]:
-            # Sums in a fixed order: those of `index_add_` on CUDA vary from run to run.
+            # Sums in a fixed order, because `index_add_` on CUDA is not deterministic.
             start = torch.arange(len(x), device=x.device).unsqueeze(1) * x.shape[1]
             order, bounds = segments((index + start).flatten(), len(x) * x.shape[1])
             grad_x = F.embedding_bag(
@@ -131,13 +131,11 @@ def max_pooled_linear(x: Tensor, weight: Tensor, search: torch.dtype | None = No
     Args:
         x: ``(B, N, C)`` features.
         weight: ``(K, C)`` weights.
-        search: dtype in which the largest point is searched, ``None`` for that of ``x``. With
-            ``torch.bfloat16``, at half the time, that point is the largest only up to rounding; the value at
-            it is exact.
+        search: dtype for finding the largest point, ``None`` for that of ``x``. ``torch.bfloat16`` takes half
+            the time; the point is then the largest only up to rounding, its value is exact.
 
     Returns:
-        ``(B, K)``, equal to ``(x @ weight.T).amax(1)``. Where several points tie, the first takes the
-        gradient.
+        ``(B, K)``, equal to ``(x @ weight.T).amax(1)``. In a tie, the first point gets the gradient.
     """
     return cast(Tensor, _MaxPooledLinear.apply(x.contiguous(), weight, search))  # type: ignore[no-untyped-call]
 
@@ -154,7 +152,7 @@ def _batch_statistics(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, int]:
 def affine(
     norm: nn.Module, bias: Tensor, statistics: Callable[[], tuple[Tensor, Tensor, int]]
 ) -> tuple[Tensor | None, Tensor]:
-    """Scale and shift per channel by which a layer's bias and its batch norm change the layer's product.
+    """Scale and shift per channel equivalent to a layer's bias and batch norm.
 
     In training the batch statistics are used, differentiably, and the running ones are updated as in
     `torch.nn.BatchNorm1d`; in evaluation the running ones are used.
@@ -186,7 +184,7 @@ def affine(
 
 
 def folded(layer: nn.Module, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the linear map that ``layer`` followed by ``norm`` is on the batch ``x``.
+    """Weight and bias of the linear map equal to ``layer`` and ``norm`` on the batch ``x``.
 
     Args:
         layer: linear layer, or convolution of width 1, from C to K channels.
@@ -224,7 +222,7 @@ def normalised(x: Tensor, norm: nn.Module, slope: float = 1.0) -> Tensor:
         norm.eps,
     )
     if slope != 1:
-        rows = activated(rows, slope)  # before the views, which would make it copy
+        rows = activated(rows, slope)  # before the views, which would cause a copy
     return rows.permute(0, 2, 3, 1).reshape(x.shape)
 
 

@@ -1,8 +1,8 @@
-"""Layers on neighbourhoods of points, exact and with little memory.
+"""Exact, memory-efficient layers on neighbourhoods of points.
 
 The first layer on an edge from a centre ``i`` to a neighbour ``j`` is a linear function of ``i`` plus one of
-``j``. It is computed once per point and its *result* gathered for every edge: with k neighbours, 1/k of the
-products, and the ``(B, S, k, C)`` tensor of edge features is never built.
+``j``. It is computed once per point and its *result* gathered per edge: with k neighbours this takes 1/k of
+the products, and the ``(B, S, k, C)`` edge features are never materialised.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ifdefense.geometry.points import farthest_point_sampling, gather
 
 @runtime_checkable
 class Sized(Protocol):
-    """A network whose neighbourhoods depend on the number of points per cloud."""
+    """A network with neighbourhoods that depend on the number of points per cloud."""
 
     def sized_for(self, points: int) -> None:
-        """Scales the neighbourhoods to clouds of so many points: all at 1,024."""
+        """Scales the neighbourhoods to the number of points: all at 1,024."""
 
 
 def in_part(count: int, part: float) -> int:
-    """A part of ``count``, at least 8 (or all of fewer)."""
+    """A share of ``count``, at least 8 (or all if fewer)."""
     return max(min(count, 8), round(count * part))
 
 
@@ -51,7 +51,7 @@ def _flat(index: Tensor, size: int) -> Tensor:
 
 
 class _GroupMaxLinear(torch.autograd.Function):
-    """``y[m, c] = max_j <x[m, j], w[c]>``, with the gradient at the row that reaches the maximum."""
+    """``y[m, c] = max_j <x[m, j], w[c]>``, with the gradient at the maximal row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class _GroupMaxLinear(torch.autograd.Function):
         row = index + start  # (M, K)
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            # The gradient of a row is a sum over the few channels whose maximum it is.
+            # The gradient of a row is a sum over the few channels with their maximum there.
             order = _argsort(index)
             count = torch.bincount(row.flatten(), minlength=groups * size)
             grad_x = F.embedding_bag(
@@ -95,7 +95,7 @@ class _GroupMaxLinear(torch.autograd.Function):
 
 def _argsort(values: Tensor) -> Tensor:
     """Order of each row of uint8 values."""
-    if values.device.type == "cpu":  # NumPy's is a radix sort
+    if values.device.type == "cpu":  # NumPy uses a radix sort
         return torch.from_numpy(values.numpy().argsort(axis=1, kind="stable"))
     return values.argsort(1)
 
@@ -108,7 +108,7 @@ def group_max_linear(x: Tensor, weight: Tensor) -> Tensor:
         weight: ``(K, C)`` weights.
 
     Returns:
-        ``(B, S, K)``, equal to ``(x @ weight.T).amax(2)``. Where members tie, the first takes the gradient.
+        ``(B, S, K)``, equal to ``(x @ weight.T).amax(2)``. In a tie, the first member gets the gradient.
     """
     groups = x.flatten(0, 1).contiguous()
     result = _GroupMaxLinear.apply(groups, weight)  # type: ignore[no-untyped-call]
@@ -133,7 +133,7 @@ def _edge_statistics(of: Tensor, at: Tensor, index: Tensor) -> tuple[Tensor, Ten
     of, at = of.flatten(0, 1), at.flatten(0, 1)
     size = flat.shape[1]
     count = torch.bincount(flat.flatten(), minlength=len(of)).to(of).unsqueeze(1)
-    centre_of, centre_at = of.detach().mean(0), at.detach().mean(0)  # against cancellation
+    centre_of, centre_at = of.detach().mean(0), at.detach().mean(0)  # centred, against cancellation
     of, at = of - centre_of, at - centre_at
     sums = F.embedding_bag(flat, of, mode="sum")
     edges = flat.numel()

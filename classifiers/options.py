@@ -17,8 +17,8 @@ class ClassifierOptions:
     """Settings of a run. Lengths are in the unit-sphere frame.
 
     Attributes:
-        schedule: ``((points, epochs), ...)``, random points per cloud and for how many epochs; a fraction is
-            an epoch of a part of the clouds.
+        schedule: ``((points, epochs), ...)``, random points per cloud and number of epochs; a fraction is an
+            epoch on part of the clouds.
         batch_size: clouds per step.
         lr: largest learning rate of AdamW, reached after the warm-up, then a cosine to nearly zero.
         weight_decay: weight decay of AdamW.
@@ -29,19 +29,19 @@ class ClassifierOptions:
         jitter: standard deviation of the noise on each coordinate, clipped at five times it.
         max_rotation: largest rotation about the up axis z, in degrees.
         mix: probability that a batch is mixed by `classifiers.augmentation.cut_mix`.
-        warmup: share of the steps in which the rate rises.
+        warmup: share of the steps with a rising rate.
         adversarial: share of each batch that is attacked, see `classifiers.adversarial`.
         delta: radius of that attack's L∞ ball.
         attack_steps: gradients of that attack.
-        coherent: in a share of the batches the attacked clouds' points move as the means of up to so many
-            nearest points among 256, proportionally more among more; see `classifiers.adversarial.attacked`.
-            1 for none.
+        coherent: in a share of the batches, shifts are averaged over up to this number of nearest points of
+            256, proportionally more for larger clouds; see `classifiers.adversarial.attacked`. 1 for none.
         coherent_share: probability that a batch is one of these.
-        average: decay of the moving average of the weights, per step, which is validated and kept; 0 for the
-            weights themselves.
-        half_search: search the largest points in bfloat16, see `classifiers.layers.max_pooled_linear`.
-        matmul_precision: of the products of training, see `torch.set_float32_matmul_precision`. ``"medium"``
-            is two to four times as fast on some processors.
+        average: decay per step of a moving average of the weights, used for validation and export; 0 for
+            none.
+        half_search: find the largest points in bfloat16, see `classifiers.layers.max_pooled_linear`.
+        matmul_precision: precision of products in training, see `torch.set_float32_matmul_precision`.
+            ``"medium"``
+            is two to four times faster on some processors.
         seed: seed of the initial weights, the order and the augmentation.
 
     Raises:
@@ -103,7 +103,7 @@ class ClassifierOptions:
         return len(self._epochs())
 
     def _epochs(self) -> list[tuple[int, float]]:
-        """Points per cloud, and the share of the clouds, in every epoch."""
+        """Points per cloud and share of the clouds in every epoch."""
         every = []
         for points, epochs in self.schedule:
             whole = math.floor(epochs)

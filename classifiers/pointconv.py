@@ -1,11 +1,11 @@
 """PointConv: convolutions whose weights are a function of the offset, re-weighted by the density.
 
 Tensor names and shapes are those of `Wuziyi616/IF-Defense <https://github.com/Wuziyi616/IF-Defense>`_, whose
-checkpoints load; those of the original, DylanWusee/pointconv_pytorch, do not.
+checkpoints can be loaded; those of the original, DylanWusee/pointconv_pytorch, cannot.
 
-As in that code, with which the weights were trained, and unlike the paper, the density network takes the
-density itself, not its inverse, and ends in a ReLU, not a sigmoid. Unlike that code, farthest-point sampling
-starts at the first point, not at a random one, and a cloud with no more points than centres keeps all.
+As in that code and unlike the paper, the input of the density network is the density, not its inverse, and
+its last layer is a ReLU, not a sigmoid. Unlike that code, farthest-point sampling starts at the first point,
+and a cloud with no more points than centres keeps all.
 """
 
 from __future__ import annotations

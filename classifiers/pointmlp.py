@@ -2,7 +2,7 @@
 
 Tensor names and shapes are those of `ma-xu/pointMLP-pytorch
 <https://github.com/ma-xu/pointMLP-pytorch>`_. Offsets are divided by their standard deviation in the cloud;
-that code takes it over the batch, so that the logits of a cloud depend on the others.
+that code computes it over the batch, so that the logits of a cloud depend on the others.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """PointNet: an MLP shared by the points, max-pooling, and a small head.
 
 Tensor names and shapes are those of `yanx27/Pointnet_Pointnet2_pytorch
-<https://github.com/yanx27/Pointnet_Pointnet2_pytorch>`_, whose checkpoints load; the output is logits, not
-their log-softmax. Batch norms are folded into the layers before them, in training too, and the layers from
+<https://github.com/yanx27/Pointnet_Pointnet2_pytorch>`_, whose checkpoints can be loaded; the output is
+logits, not their log-softmax. Batch norms are folded into the layers before them, in training too, and the
+layers from
 128 to 1,024 channels are used only through their maximum over the points, see `classifiers.layers`: the
 gradient reaches at most 1,024 points per cloud, so the backward pass is cheap.
 """
@@ -133,7 +134,7 @@ class PointNet(nn.Module):
         return [("fc1", "bn1"), ("fc2", "bn2")]
 
     def search_in(self, dtype: torch.dtype | None) -> None:
-        """Sets the dtype in which the largest points are searched, see `max_pooled_linear`."""
+        """Sets the dtype for finding the largest points, see `max_pooled_linear`."""
         for module in self.modules():
             if isinstance(module, (Alignment, Encoder)):
                 module.search = dtype

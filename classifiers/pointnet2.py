@@ -183,7 +183,7 @@ class PointNet2(nn.Module):
         return [("fc1", "bn1"), ("fc2", "bn2")]
 
     def sized_for(self, points: int) -> None:
-        """Scales centres and neighbours to clouds of so many points: all at 1,024, at least 8."""
+        """Scales centres and neighbours to the number of points: all at 1,024, at least 8."""
         for level in (self.sa1, self.sa2):
             cast(SetAbstraction, level).sparsity = points / 1024
 

@@ -25,7 +25,7 @@ from ifdefense.training.data.clouds import TrainingClouds
 from ifdefense.training.runs import ResumableRun
 
 ATTACKED = 256
-"""Validation clouds that are attacked after an epoch of adversarial training."""
+"""Attacked validation clouds after an epoch of adversarial training."""
 
 ATTACK_STEPS = 6
 """Gradients of that attack."""
@@ -44,7 +44,7 @@ def float32_products(precision: MatmulPrecision) -> Iterator[None]:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, clouds: TrainingClouds, batch_size: int = 64) -> float:
-    """Share of clouds that are classified correctly, with the model in evaluation mode."""
+    """Accuracy of the model, in evaluation mode."""
     model.eval()
     device = device_of_weights(model)
     parts = zip(clouds.points.split(batch_size), clouds.labels.split(batch_size), strict=True)
@@ -58,11 +58,11 @@ class ClassifierRun(ResumableRun):
     Args:
         model: network to train, changed in place, on its device; any from ``(B, N, 3)`` points to logits.
         train: clouds to train on.
-        validation: clouds that choose the epoch whose weights are kept, by name; the mean of their accuracies
-            counts, in adversarial training also of those under attack.
+        validation: validation clouds by name; the epoch with the best mean accuracy is kept, in adversarial
+            training including accuracy under attack.
         options: settings.
         folder: folder of the run, see `ResumableRun`.
-        settings: what else determines the result, such as the name of the network.
+        settings: further settings that determine the result, such as the name of the network.
     """
 
     def __init__(
@@ -94,14 +94,14 @@ class ClassifierRun(ResumableRun):
         )
 
     def _neighbours(self, count: int) -> int:
-        """Over how many of ``count`` points the attack of a batch is averaged."""
+        """Number of ``count`` points over which the attack of a batch is averaged."""
         most = self._most_neighbours(count)
         if most == 1 or float(torch.rand((), generator=self.generator)) >= self.options.coherent_share:
             return 1
         return round(math.pow(most, float(torch.rand((), generator=self.generator))))
 
     def _most_neighbours(self, count: int) -> int:
-        """The most of ``count`` points that an attack moves together."""
+        """Largest number of ``count`` points that an attack moves together."""
         return 1 if self.options.coherent == 1 else max(1, round(self.options.coherent * count / 256))
 
     def _loss(self, points: Tensor, labels: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class ClassifierRun(ResumableRun):
     def _withstood(self, clouds: TrainingClouds) -> float:
         """Accuracy on the first clouds under the attack of the training with more steps.
 
-        As many neighbours move together as ever in the training.
+        Shifts are averaged over the largest number of neighbours used in training.
         """
         some = clouds.first(ATTACKED)
         delta, generator = self.options.delta, torch.Generator().manual_seed(self.options.seed)
@@ -179,7 +179,7 @@ class ClassifierRun(ResumableRun):
         return total / len(batches)
 
     def _validate(self) -> dict[str, float]:
-        """None in epochs of few points, whose batch statistics are not those of whole clouds."""
+        """None in epochs of few points, where batch statistics differ from whole clouds."""
         points = self.options.points_at(self.position - 1)
         if 2 * points < max(points for points, _ in self.options.schedule):
             return {}

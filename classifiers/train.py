@@ -1,10 +1,11 @@
 """Trains the classifiers: ``python -m classifiers.train --help``.
 
 The published recipe (yanx27, IF-Defense: Adam 1e-3, 200 epochs of 1,024 points) takes a day without a GPU.
-With max-pooling over points, a random subset of a cloud is nearly as good a training example as all of it, so
-most epochs see few points per cloud and only the last ones all: the schedule ``256x18,512x4,1024x1`` is 18
+With max-pooling over points, random subsets of a cloud are nearly as good for training as all points, so most
+epochs use few points per cloud and only the last ones use all: the schedule ``256x18,512x4,1024x1`` is 18
 epochs of 256 random points, and so on; ``1024x0.3`` is an epoch of three tenths of the clouds. Networks with
-neighbourhoods use proportionally fewer neighbours and centres, so that a neighbourhood keeps its extent.
+neighbourhoods use proportionally fewer neighbours and centres, so that the extent of neighbourhoods is
+constant.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def load_data(
         hybrid_validation: the same for the validation clouds.
 
     Raises:
-        DataError: if the data is missing or cannot be used.
+        DataError: if the data is missing or unusable.
     """
     train, validation, num_classes = load_training_clouds(data)
     named = {"validation": validation}
@@ -128,7 +129,7 @@ def main(
     progress: bool,
     **settings: Any,
 ) -> None:
-    """Trains a classifier and keeps the weights that validate best."""
+    """Trains a classifier and keeps the weights with the best validation accuracy."""
     use_huge_pages()
     if test and data != "modelnet40":
         raise click.UsageError(f"--test measures on ModelNet40, not on {data}")

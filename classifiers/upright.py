@@ -1,4 +1,4 @@
-"""Classifiers with another up axis than the library's, for clouds with z up."""
+"""Classifiers with another up axis, for clouds with z up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ifdefense.geometry.axes import UP, trained_axis, turned
 
 
 class Upright(nn.Module):
-    """Turns clouds ``(B, N, 3)`` with z up to the axis of a classifier, and classifies them.
+    """Rotates clouds ``(B, N, 3)`` with z up to the axis of a classifier, and classifies them.
 
     Args:
         model: the classifier.
@@ -26,6 +26,6 @@ class Upright(nn.Module):
 
 
 def upright(model: nn.Module) -> nn.Module:
-    """A classifier for clouds with z up: ``model`` itself unless it states another axis in ``up_axis``."""
+    """A classifier for clouds with z up: ``model`` itself unless its ``up_axis`` differs."""
     up = trained_axis(model)
     return model if up in (None, UP) else Upright(model, up)

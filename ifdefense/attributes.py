@@ -41,7 +41,7 @@ def transfer_attributes(
             )
     if not attributes:
         return {}
-    index = nearest(before, after)
+    index = nearest_index(before, after)
     return {
         name: values[torch.from_numpy(index).to(values.device)]
         if isinstance(values, Tensor)
@@ -50,7 +50,7 @@ def transfer_attributes(
     }
 
 
-def nearest(points: NDArray[np.float64], queries: NDArray[np.float64]) -> NDArray[np.int64]:
+def nearest_index(points: NDArray[np.float64], queries: NDArray[np.float64]) -> NDArray[np.int64]:
     """Index ``(M,)`` of the nearest of ``(N, 3)`` points to each of ``(M, 3)`` queries."""
     from scipy.spatial import cKDTree
 

@@ -47,7 +47,7 @@ class Refused(click.ClickException):
     exit_code = 2
 
 
-class Method(click.ParamType):  # type: ignore[type-arg]
+class MethodName(click.ParamType):  # type: ignore[type-arg]
     """Parameter type: name of a method, or a file of weights."""
 
     name = "method"
@@ -145,7 +145,7 @@ def info() -> None:
 @click.argument("sources", metavar="IN...", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="OUT", required=True, help="File, folder for several, or - (stdout).")
 @click.option(
-    "--method", type=Method(), default=DEFAULT, show_default=True, help="Name, or a file of weights."
+    "--method", type=MethodName(), default=DEFAULT, show_default=True, help="Name, or a file of weights."
 )
 @click.option(
     "--num-points", type=click.IntRange(min=1), help="Points per result; by default as in the input."

@@ -8,7 +8,7 @@ from attack_checks import CLASSES, check, clouds, victim
 from torch import Tensor, nn
 
 import ifdefense
-from attacks.base import Attack, BudgetError, Oracle, ThreatModel
+from attacks.base import Attack, BudgetError, ThreatModel
 from attacks.black_box.square import Square
 from attacks.black_box.transfer import Transfer
 from attacks.defence_aware.adaptive import adaptive
@@ -18,6 +18,7 @@ from attacks.functional.selection import selected
 from attacks.gradient.apgd import APGD
 from attacks.gradient.pgd import PGD
 from attacks.optimised.perturb import Perturb
+from attacks.oracle import Oracle
 from attacks.worst_of import WorstOf
 from ifdefense import Defended
 from ifdefense.stages.outliers import statistical_outlier_removal

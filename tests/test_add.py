@@ -12,8 +12,9 @@ from attacks.adding.cluster import AddCluster
 from attacks.adding.critical import critical_points, dbscan, draw_members, seed_clusters
 from attacks.adding.object import AddObject
 from attacks.adding.points import AddCD, AddHD
-from attacks.base import Attack, AttackResult, Oracle, ThreatModel
+from attacks.base import Attack, AttackResult, ThreatModel
 from attacks.functional import distances
+from attacks.oracle import Oracle
 from ifdefense.geometry.points import directed_chamfer
 
 QUICK: dict[str, object] = {"searches": 2, "iterations": 20, "first_weight": 0.01, "rate": 0.05}

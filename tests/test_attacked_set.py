@@ -17,7 +17,7 @@ from benchmarks import attacked_set
 from ifdefense.data.errors import DataError
 from ifdefense.training.data.attacked_clouds import AttackedClouds
 from ifdefense.training.data.surfaces import DenseSurfaces
-from ifdefense.training.examples.thickened_surfaces import Surface, ThickenedSampler
+from ifdefense.training.examples.thickened_surfaces import SampledSurface, ThickenedSampler
 
 DELTA = 0.1
 SHORT = {"pgd": (1, attacks.PGD, {"norm": "linf", "delta": DELTA, "iterations": 2})}
@@ -56,7 +56,7 @@ def test_clouds_lie_about_their_surfaces_within_the_budget(clouds: AttackedCloud
     for row in range(len(clouds)):
         cloud, points, normals = clouds.pair(row, surfaces)
         assert cloud.shape == (96, 3)
-        distance = Surface(points, normals, 0.05).distances(cloud)
+        distance = SampledSurface(points, normals, 0.05).distances(cloud)
         assert distance.max() < np.sqrt(3) * DELTA
         assert np.median(distance) > 0.005
 

@@ -21,8 +21,9 @@ from attacks import (
     ThreatModel,
     random_targets,
 )
-from attacks.base import DISTANCES, PROJECTIONS, BudgetError, Norm, Oracle
+from attacks.base import DISTANCES, PROJECTIONS, BudgetError, Norm
 from attacks.functional import distances, losses, projections
+from attacks.oracle import Oracle
 
 NORMS: tuple[Norm, ...] = ("l2", "point-l2", "linf")
 ATTACKS: dict[str, tuple[Attack, bool]] = {  # by name: the attack, and whether it is aimed

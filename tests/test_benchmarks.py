@@ -16,8 +16,8 @@ from torch import Tensor
 import ifdefense
 from benchmarks import attack_speed, labels, optimisation, tables
 from benchmarks.clock import make_clouds, median_seconds
-from benchmarks.layout import text_table
 from benchmarks.purify_speed import peak_memory, stage_seconds
+from benchmarks.text_tables import text_table
 from ifdefense.implicit.base import Calibration
 from ifdefense.restorers.optimised import OptimisedRestorer
 from ifdefense.training.data.solids import interpolate

@@ -35,7 +35,7 @@ from ifdefense.reconstruction.rendering import AMBIENT, Camera, render
 from ifdefense.shapes import procedural
 from ifdefense.shapes.procedural import Shape, make_shape
 from ifdefense.shapes.sdf import Part, Placed, RoundedBox, Solid
-from ifdefense.training.data.solid_sources import from_procedural
+from ifdefense.training.data.solid_sources import solids_from_procedural
 
 VOXEL = ConditionConfig(width=2, code=5, decoder=8, frequencies=1)
 LOCAL = ConditionConfig(width=2, code=5, decoder=8, frequencies=1, local=3)
@@ -229,7 +229,7 @@ def test_cameras_look_where_they_say() -> None:
 
 @pytest.fixture(scope="module")
 def solids() -> Any:
-    return from_procedural(1, 5)
+    return solids_from_procedural(1, 5)
 
 
 def test_examples_agree_with_the_solids(solids: Any) -> None:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.base import Oracle
 from attacks.best_so_far import BestSoFar
 from attacks.optimised.carlini_wagner import Search, SearchSpace
 from attacks.optimised.perturb import Perturb
+from attacks.oracle import Oracle
 
 
 class Net(nn.Module):

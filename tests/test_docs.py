@@ -21,7 +21,8 @@ import attacks
 import benchmarks.cli
 import classifiers.train
 import ifdefense.cli
-from attacks.base import Attack, Oracle, ThreatModel
+from attacks.base import Attack, ThreatModel
+from attacks.oracle import Oracle
 from benchmarks import catalogue, record, tables
 from classifiers import fold
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 import attacks
 from attacks import APGD, PGD, AddCD, Attack, GeoA3, Perturb, SaliencyDrop, Square, Transfer, WorstOf
-from attacks.base import AttackResult, Norm, Oracle, ThreatModel
+from attacks.base import AttackResult, Norm, ThreatModel
+from attacks.oracle import Oracle
 
 
 def case() -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor]:

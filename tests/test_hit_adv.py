@@ -7,9 +7,10 @@ import torch
 from attack_checks import check, clouds, victim
 from torch import Tensor
 
-from attacks.base import Oracle, ThreatModel
+from attacks.base import ThreatModel
 from attacks.functional import distances
 from attacks.optimised.hit_adv import HiTADV, deformed
+from attacks.oracle import Oracle
 from ifdefense.geometry.normals import estimated_normals
 
 SMALL = HiTADV(epsilon=0.4, centres=10, candidates=15, neighbours=6, searches=2, iterations=12)

@@ -15,7 +15,7 @@ from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.base import load_network
 from ifdefense.shapes.procedural import make_shape
 from ifdefense.training.data.network_labels import grids_from_network
-from ifdefense.training.data.solid_sources import POINTS, from_clouds, read_folder
+from ifdefense.training.data.solid_sources import POINTS, read_folder, solids_from_clouds
 from ifdefense.training.data.solids import (
     BOX,
     OFFSET,
@@ -119,7 +119,7 @@ def test_a_network_labels_a_batch_as_each_cloud_and_does_not_join_legs() -> None
 
 def test_clouds_of_any_size_and_frame_become_a_set() -> None:
     clouds = [sphere(700) * 3 + 5, sphere(1024), sphere(5000)]
-    data = from_clouds(clouds, "balls", "estimated", seed=1)
+    data = solids_from_clouds(clouds, "balls", "estimated", seed=1)
     assert data.points.shape == (3, POINTS, 3) and data.sources == ("balls",)
     np.testing.assert_allclose(np.linalg.norm(data.points.astype(np.float64), axis=2), 0.5, atol=0.02)
     assert len(np.unique(data.points[0], axis=0)) == 700

@@ -32,7 +32,7 @@ from ifdefense.purifiers.mapped import MappedPurifier
 from ifdefense.purifiers.pretrained import dup_net
 from ifdefense.purifiers.specs import rebuild
 from ifdefense.restorers.optimised import Repulsion
-from ifdefense.training.data.surfaces import DenseSurfaces, from_procedural
+from ifdefense.training.data.surfaces import DenseSurfaces, surfaces_from_procedural
 from ifdefense.training.examples.upsampling import UpsamplingSampler
 from ifdefense.training.recipes import punet as train
 from ifdefense.training.recipes.punet import (
@@ -313,7 +313,7 @@ TINY = PUNetOptions(steps=6, batch_size=2, points=32)
 
 @pytest.fixture(scope="module")
 def surfaces() -> DenseSurfaces:
-    return from_procedural(per_class=5, samples=400)
+    return surfaces_from_procedural(per_class=5, samples=400)
 
 
 def run(folder: Path, surfaces: DenseSurfaces, options: PUNetOptions = TINY) -> PUNetRun:

@@ -15,13 +15,13 @@ from test_mesh import CORNERS, CUBE_FACES
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.geometry.sampling import sample_surface
 from ifdefense.stages.resampling import (
-    Method,
+    SamplingMethod,
     _throw_darts,
     fill,
     resample,
 )
 
-METHODS: list[Method] = ["farthest", "uniform", "poisson"]
+METHODS: list[SamplingMethod] = ["farthest", "uniform", "poisson"]
 
 
 def box(*sides: float) -> Mesh:
@@ -44,7 +44,9 @@ def spacing(points: NDArray[np.float32]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("count", [1, 17, 256])
-def test_exactly_as_many_distinct_points_as_asked_for_on_the_surface(method: Method, count: int) -> None:
+def test_exactly_as_many_distinct_points_as_asked_for_on_the_surface(
+    method: SamplingMethod, count: int
+) -> None:
     points = sampled([box(1, 2, 3), box(1, 1, 1)], count, method=method)
     assert points.shape == (2, count, 3)
     assert points.dtype == np.float32
@@ -79,7 +81,7 @@ def test_faces_without_area_get_no_point() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_equal_seeds_give_equal_points_whatever_the_batch(method: Method) -> None:
+def test_equal_seeds_give_equal_points_whatever_the_batch(method: SamplingMethod) -> None:
     meshes = [box(1, 2, 3), box(1, 1, 1), box(0.1, 2, 0.5)]
     together = sampled(meshes, 100, method=method, seed=3)
     for mesh, cloud in zip(meshes, together, strict=True):

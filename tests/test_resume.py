@@ -266,7 +266,7 @@ def test_docstrings_comments_and_code_of_other_attacks_make_no_difference(rewrit
         "        labels = self._classes",
         "        # A comment.\n        labels = self._classes",
     )
-    rewrite("attacks.base", '"""Indices of examples in a batch."""', "")
+    rewrite("attacks.oracle", '"""Indices of examples in a batch."""', "")
     rewrite("attacks.optimised.carlini_wagner", "/ 2)", "/ 3)")
     rewrite("attacks", "__all__ = [", "__all__: list[str] = [")
     assert digest(ATTACK) == before

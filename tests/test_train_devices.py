@@ -24,7 +24,7 @@ from ifdefense.data.cloudset import CloudSet
 from ifdefense.reconstruction import examples, recipes
 from ifdefense.shapes import procedural
 from ifdefense.training.data.clouds import TrainingClouds
-from ifdefense.training.data.surfaces import DenseSurfaces, from_procedural
+from ifdefense.training.data.surfaces import DenseSurfaces, surfaces_from_procedural
 from ifdefense.training.fit import TrainOptions, fit
 from ifdefense.training.recipes import anomaly, autoencoder, implicit, local, punet
 from ifdefense.training.runs import ResumableRun
@@ -49,7 +49,7 @@ def cloud_set(count: int, points: int, classes: int = 2) -> CloudSet:
 
 @pytest.fixture(scope="module")
 def surfaces() -> DenseSurfaces:
-    return from_procedural(5, samples=1000)
+    return surfaces_from_procedural(5, samples=1000)
 
 
 @pytest.fixture

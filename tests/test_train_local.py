@@ -25,13 +25,13 @@ from ifdefense.training.data import surfaces as data
 from ifdefense.training.data.cache import cached_set
 from ifdefense.training.data.surfaces import (
     DenseSurfaces,
-    from_clouds,
-    from_meshes,
-    from_procedural,
     held_out,
+    surfaces_from_clouds,
+    surfaces_from_meshes,
+    surfaces_from_procedural,
 )
 from ifdefense.training.examples.thickened_surfaces import (
-    Surface,
+    SampledSurface,
     ThickenedOptions,
     ThickenedSampler,
     draw_cloud,
@@ -103,11 +103,11 @@ def test_distances_are_those_of_the_tangent_planes() -> None:
     # Nearest to one face, as the second largest coordinate tells.
     face = (np.sort(np.abs(queries), 1)[:, 1] < 0.4) & (exact < 0.08)
     assert face.sum() > 400
-    found = Surface(*box(16384), slack=0.1).distances(queries[face])
+    found = SampledSurface(*box(16384), slack=0.1).distances(queries[face])
     np.testing.assert_allclose(found, exact[face], atol=1e-6)
     radius = np.linalg.norm(queries, axis=1)
     near = np.abs(radius - 0.5) < 0.05
-    found = Surface(*ball(16384), slack=0.1).distances(queries[near])
+    found = SampledSurface(*ball(16384), slack=0.1).distances(queries[near])
     np.testing.assert_allclose(found, np.abs(radius[near] - 0.5), atol=1.5e-3)
     labels = soft_labels(found, 0.015, 0.004)
     expected = 1 / (1 + np.exp((np.abs(radius[near] - 0.5) - 0.015) / 0.004))
@@ -119,7 +119,7 @@ def test_tangent_planes_end_at_the_spacing_of_the_samples(
     shape: Callable[[int], tuple[Floats, Floats]],
 ) -> None:
     rng = np.random.default_rng(1)
-    surface = Surface.of_samples(*shape(16384), rng)
+    surface = SampledSurface.of_samples(*shape(16384), rng)
     assert 0.01 < surface.slack < 0.02
     queries = rng.uniform(-0.6, 0.6, (4000, 3)).astype(np.float32)
     exact = box_distance(queries) if shape is box else np.abs(np.linalg.norm(queries, axis=1) - 0.5)
@@ -127,7 +127,9 @@ def test_tangent_planes_end_at_the_spacing_of_the_samples(
     assert error.max() < surface.slack
     assert error[exact < 0.03].mean() < 3e-4
     beside = np.array([[0.7, 0.7, 0]], np.float32)  # in the plane of no face
-    assert Surface(*box(16384), slack=0.0).distances(beside)[0] == pytest.approx(0.2 * 2**0.5, abs=0.01)
+    assert SampledSurface(*box(16384), slack=0.0).distances(beside)[0] == pytest.approx(
+        0.2 * 2**0.5, abs=0.01
+    )
 
 
 def test_labels_are_a_logistic_around_the_offset() -> None:
@@ -330,7 +332,7 @@ def test_every_tenth_of_a_class_is_held_out() -> None:
 
 
 def test_procedural_surfaces_lie_in_the_unit_cube() -> None:
-    data = from_procedural(5, samples=200)
+    data = surfaces_from_procedural(5, samples=200)
     assert len(data) == 80 and data.held.sum() == 16
     points, normals = data.surface(3)
     assert np.ptp(points, 0).max() == pytest.approx(1)
@@ -351,7 +353,7 @@ def test_packed_meshes_are_sampled_with_the_normals_of_their_faces(tmp_path: Pat
         label=np.zeros(6, np.uint8),
         name=np.array(list("abcdef")),
     )
-    data = from_meshes(tmp_path, "furniture", samples=100)
+    data = surfaces_from_meshes(tmp_path, "furniture", samples=100)
     assert len(data) == 5, "the second mesh has no area"
     assert np.flatnonzero(data.held).tolist() == [3], "the fifth mesh"
     points, normals = data.surface(0)
@@ -376,13 +378,13 @@ def test_a_teacher_labels_the_clouds_that_fit_its_surface() -> None:
     clouds = np.stack([ball(2000)[0] * 3, rng.uniform(-1, 1, (2000, 3)), ball(2000, 1)[0]], dtype=np.float32)
     names = np.array(["a", "b", "c"])
     data = CloudSet(clouds, np.array([0, 1, 1]), names, ("x", "y"))
-    found = from_clouds(data, BallTeacher(), samples=8000)
+    found = surfaces_from_clouds(data, BallTeacher(), samples=8000)
     assert sorted(found.labels) == [0, 1] and not found.held.any()
     for index in range(2):
         points, normals = found.surface(index)
         assert distance_from_ball(points).max() < 0.02
         assert ((points * normals).sum(1) / np.linalg.norm(points, axis=1)).min() > 0.9
-    assert len(from_clouds(data, BallTeacher(), limit=1, samples=8000)) == 1
+    assert len(surfaces_from_clouds(data, BallTeacher(), limit=1, samples=8000)) == 1
 
 
 def test_adam_trains_the_layers_of_positions_and_the_outermost_ones() -> None:
@@ -425,7 +427,9 @@ SMALL = "--width 16 --coarse 16 --values 12 --hidden 16 --queries 32 --batch-siz
 def test_the_command_writes_weights_and_their_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(implicit, "MEASURED", 1)
     monkeypatch.setattr(local, "VALIDATED", 2)
-    monkeypatch.setattr(data, "from_procedural", lambda per_class: from_procedural(per_class, samples=1000))
+    monkeypatch.setattr(
+        data, "surfaces_from_procedural", lambda per_class: surfaces_from_procedural(per_class, samples=1000)
+    )
     paths = [f"--{name}={tmp_path / name}" for name in ("cache", "run")]
     out = tmp_path / "local.safetensors"
     arguments = ["train", "local", *SMALL.split(), "--per-class", "5", *paths, "--out", str(out)]

@@ -21,7 +21,7 @@ from ifdefense.implicit.convolutional import ConvolutionalConfig, ConvolutionalN
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
 from ifdefense.shapes.procedural import make_shape
 from ifdefense.training.chamfer import chamfer_l1
-from ifdefense.training.data.solid_sources import cached, from_procedural, to_unit_cube
+from ifdefense.training.data.solid_sources import cached, solids_from_procedural, to_unit_cube
 from ifdefense.training.data.solids import OFFSET, OccupancySet, cell_centres, grid_from_shape
 from ifdefense.training.examples.occupancy import OccupancySampler, SamplingOptions
 from ifdefense.training.fit import Batch, ImplicitRun, TrainOptions, fit, schedule
@@ -56,7 +56,7 @@ def curve(folder: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def shapes() -> OccupancySet:
-    return from_procedural(1, seed=0)
+    return solids_from_procedural(1, seed=0)
 
 
 def test_labels_follow_the_shape_through_every_augmentation(shapes: OccupancySet) -> None:
@@ -173,7 +173,7 @@ def test_a_run_is_not_resumed_with_other_settings(
 def test_a_run_is_not_resumed_with_other_shapes(shapes: OccupancySet, tmp_path: Path) -> None:
     train(shapes, tmp_path, stop_after=4)
     with pytest.raises(RunError, match="shapes was"):
-        train(from_procedural(1, seed=1), tmp_path)
+        train(solids_from_procedural(1, seed=1), tmp_path)
 
 
 def test_more_steps_are_allowed_and_remembered(shapes: OccupancySet, tmp_path: Path) -> None:
@@ -363,7 +363,8 @@ def test_the_command_refuses_bad_options_before_it_trains(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("IFDEFENSE_DATA", raising=False)
     monkeypatch.setattr(
-        "ifdefense.training.data.solid_sources.from_procedural", lambda *_: pytest.fail("shapes were made")
+        "ifdefense.training.data.solid_sources.solids_from_procedural",
+        lambda *_: pytest.fail("shapes were made"),
     )
     code, output = command(tmp_path, *arguments.split())
     assert code in (1, 2) and message in output

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from attacks.adding.critical import draw_members
 from attacks.adding.groups import AddGroups
-from attacks.base import Oracle
 from attacks.functional import distances
 from attacks.functional.noise import shared_noise
 from attacks.optimised.carlini_wagner import SearchSpace
+from attacks.oracle import Oracle
 from attacks.settings import PositiveOrInfinite
 from ifdefense.geometry.points import directed_chamfer, gather
 

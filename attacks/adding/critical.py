@@ -1,12 +1,12 @@
-"""Critical points and clusters of them, where added points start."""
+"""Critical points and clusters of them, used as starts of added points."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from attacks.base import Oracle
 from attacks.functional.losses import cross_entropy
+from attacks.oracle import Oracle
 from ifdefense.geometry.points import gather, squared_distances
 
 
@@ -43,7 +43,7 @@ def dbscan(points: Tensor, radius: float, least: int) -> Tensor:
     label = torch.arange(size, device=points.device).expand(len(points), -1)
     while True:
         lowest = torch.where(link, label.unsqueeze(1), label.unsqueeze(2)).amin(2)
-        lowest = lowest.gather(1, lowest)  # halves the way to the lowest index of a long cluster
+        lowest = lowest.gather(1, lowest)  # pointer jumping, for long clusters
         if torch.equal(lowest, label):
             break
         label = lowest
@@ -54,7 +54,7 @@ def dbscan(points: Tensor, radius: float, least: int) -> Tensor:
 def seed_clusters(
     points: Tensor, num: int, size: int, radius: float, least: int, generator: torch.Generator
 ) -> Tensor:
-    """Groups where added points start: the largest clusters of `dbscan`.
+    """Starting groups of added points: the largest clusters of `dbscan`.
 
     If there are fewer than ``num``, the others are neighbourhoods of random points, without noise points
     unless there are no others.
@@ -62,7 +62,7 @@ def seed_clusters(
     Args:
         points: ``(B, K, 3)`` critical points.
         num: groups.
-        size: points of such a neighbourhood.
+        size: points per neighbourhood.
         radius: of `dbscan`.
         least: of `dbscan`.
         generator: source of randomness, on the CPU, shared by all examples.
@@ -93,7 +93,7 @@ def seed_clusters(
 
 
 def draw_members(members: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """``(B, num, size)`` indices drawn from masks ``(B, num, K)``, repeating only where there are too few."""
+    """Draws ``(B, num, size)`` indices from masks ``(B, num, K)``; repeats only if there are too few."""
     draw = torch.rand(members.shape[1:], generator=generator, dtype=torch.float32).to(members.device)
     order = torch.where(members, draw, torch.inf).argsort(2)
     turn = torch.arange(size, device=members.device) % members.sum(2, keepdim=True)

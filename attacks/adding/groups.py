@@ -1,4 +1,4 @@
-"""What adding clusters and adding objects share."""
+"""Base of adding clusters and adding objects."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from attacks.adding.critical import critical_points, seed_clusters
-from attacks.base import Oracle, ThreatModel
+from attacks.base import ThreatModel
 from attacks.optimised.carlini_wagner import CarliniWagner
+from attacks.oracle import Oracle
 from attacks.settings import NonNegativeFloat, PositiveFloat, PositiveInt
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from attacks.adding.groups import AddGroups
-from attacks.base import Oracle, Rows
 from attacks.functional import distances
 from attacks.functional.noise import shared_noise
 from attacks.optimised.carlini_wagner import SearchSpace
+from attacks.oracle import Oracle, Rows
 from attacks.settings import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveOrInfinite
 from ifdefense.geometry.points import directed_chamfer, gather, squared_distances
 

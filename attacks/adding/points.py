@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from attacks.adding.critical import critical_points
-from attacks.base import Oracle, ThreatModel
+from attacks.base import ThreatModel
 from attacks.functional import distances
 from attacks.functional.noise import shared_noise
 from attacks.optimised.carlini_wagner import CarliniWagner, SearchSpace
+from attacks.oracle import Oracle
 from attacks.settings import PositiveFloat, PositiveInt, PositiveOrInfinite
 from ifdefense.geometry.points import directed_chamfer
 

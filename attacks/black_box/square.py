@@ -8,9 +8,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from attacks.base import Norm, Oracle, ThreatModel
+from attacks.base import Norm, ThreatModel
 from attacks.functional.losses import cross_entropy, margin
 from attacks.gradient.pgd import Bounded
+from attacks.oracle import Oracle
 from attacks.settings import PositiveFraction, PositiveInt, Range
 from ifdefense.geometry import points as operations
 
@@ -54,7 +55,7 @@ class Square(Bounded):
         return ThreatModel("score-based", "both", "shift", self.norm, self.budget(1024))
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Searches; an example leaves at its first success."""
+        """Runs the search; examples stop at their first success."""
         loss = cross_entropy if oracle.targeted else margin
         attacked = points.clone()
         logits = oracle.logits(points)
@@ -72,7 +73,7 @@ class Square(Bounded):
             new = loss(logits, oracle.classes[active], oracle.targeted)
             reached = oracle.reached(logits, active)
             taken[active] += 1
-            # As published, the pattern is taken whatever its loss.
+            # As published, the pattern is accepted regardless of its loss.
             better = (new < value[active]) | reached | (query == 1)
             attacked[active[better]], value[active[better]] = tried[better], new[better]
             active = active[~reached]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.base import Attack, Model, Oracle, ThreatModel, frozen
+from attacks.base import Attack, ThreatModel
+from attacks.oracle import Model, Oracle, frozen
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Transfer(Attack):
     """An attack computed on a surrogate and evaluated on the victim, with one query.
 
     Papernot et al., 2016, `arXiv:1605.07277 <https://arxiv.org/abs/1605.07277>`_. Attacks that stop at their
-    first success on the surrogate transfer less: turn their ``early_stop`` off.
+    first success on the surrogate transfer less; disable ``early_stop``.
 
     Attributes:
         attack: the attack, with its budget.
@@ -28,7 +29,7 @@ class Transfer(Attack):
 
     @property
     def threat(self) -> ThreatModel:
-        """That of the attack, without knowledge of the victim."""
+        """Threat model of the attack, without knowledge of the victim."""
         return dataclasses.replace(self.attack.threat, knowledge="transfer")
 
     def budget(self, num_points: int) -> float | None:

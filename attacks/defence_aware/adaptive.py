@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from attacks.base import Attack, Model
+from attacks.base import Attack
 from attacks.black_box.transfer import Transfer
 from attacks.defence_aware.model import EOT, DefenceAware, Gradient, PurifierLike
+from attacks.oracle import Model
 from attacks.worst_of import WorstOf
 
 
@@ -20,7 +21,7 @@ def adaptive(
     seed: int = 0,
     up: str | None = None,
 ) -> tuple[WorstOf, DefenceAware]:
-    """Wraps the attack with BPDA and EOT; clouds that resist it get the result of the plain attack.
+    """Wraps the attack with BPDA and EOT; if it fails for a cloud, the plain attack is used.
 
     Returns the attack and the model to call it on::
 
@@ -29,7 +30,7 @@ def adaptive(
 
     This is ``WorstOf((attack, Transfer(attack, classifier)))`` on ``DefenceAware(classifier, purifier)``: per
     cloud, it is at least as strong as the attack on the bare classifier. For the attack through the defence
-    alone, call it on a `DefenceAware`. Arguments are those of `DefenceAware`.
+    alone, use a `DefenceAware` as model. Arguments are those of `DefenceAware`.
     """
     model = DefenceAware(
         classifier,

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.base import Ball, Oracle, ThreatModel
+from attacks.base import Ball, ThreatModel
 from attacks.functional.losses import cross_entropy
 from attacks.functional.selection import selected
+from attacks.oracle import Oracle
 from attacks.settings import NonNegativeFloat, PositiveInt
 from ifdefense.geometry.points import knn
 
@@ -24,7 +25,7 @@ def far_from_neighbours(points: Tensor, k: int = 10, sigmas: float = 1.0) -> Ten
     squared, _ = knn(points, points, min(k + 1, points.shape[1]))
     value = squared[..., 1:].sqrt().mean(2)
     limit = value.mean(1, keepdim=True) + sigmas * value.std(1, correction=0, keepdim=True)
-    return value <= limit * (1 + 1e-5)  # on a regular grid all values are the mean, up to rounding
+    return value <= limit * (1 + 1e-5)  # tolerance for regular grids, where all values equal the mean
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class JGBA(Ball):
 
     Ma et al., 2020, ACM MM, `doi:10.1145/3394171.3413875 <https://doi.org/10.1145/3394171.3413875>`_. Each
     step moves each point a fixed length against the mean of two gradients of the cross-entropy: of the cloud
-    and of its points after outlier removal, which is exact as the removal only selects points.
+    and of its points after outlier removal, which is exact because the removal only selects points.
 
     Differs from the public code, which limits each *step* to ``epsilon``, so that shifts reach 0.4, and clips
     coordinates to [-1, 1]. Here removed points are replaced by repeated ones.

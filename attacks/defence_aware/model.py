@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from attacks.base import Model, Stochastic
+from attacks.oracle import Model, Stochastic
 from attacks.settings import NonNegativeInt, PositiveInt, check_settings
 from ifdefense.arguments import MAX_SEED, integer
 from ifdefense.geometry.points import gather, knn
@@ -33,7 +33,7 @@ class PurifierLike(Protocol):
 
     @property
     def normalise(self) -> bool:
-        """Whether purified clouds are normalised to the unit sphere before they are classified."""
+        """Whether purified clouds are normalised to the unit sphere before classification."""
 
     def __call__(self, points: Tensor, num_points: int | None = None, seed: int = 0) -> Tensor:
         """Purified clouds ``(B, M, 3)``; ``num_points`` is M, by default N."""
@@ -46,7 +46,7 @@ class FunctionPurifier(ByCode, nn.Module):
         function: ``(points (B, N, 3), num_points, seed)`` to ``(B, M, 3)``, in the same frame.
         deterministic: whether the seed has no effect.
         differentiable: whether the result is differentiable in the points.
-        normalise: whether purified clouds are normalised before they are classified.
+        normalise: whether purified clouds are normalised before classification.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class BPDA(ByCode, nn.Module):
         self.normalise = purifier.normalise
 
     def forward(self, points: Tensor, num_points: int | None = None, seed: int = 0, **axis: str) -> Tensor:
-        """Purified clouds ``(B, M, 3)``, equal to those of the purifier, which is given all arguments.
+        """Purified clouds ``(B, M, 3)``, equal to those of the purifier; arguments are passed on.
 
         Raises:
             ValueError: if the purifier returns a wrong shape or, with ``"exact"``, passes no gradient.
@@ -145,7 +145,7 @@ class BPDA(ByCode, nn.Module):
 
 
 class _Exact(torch.autograd.Function):
-    """Exact gradient of a purifier; raises if it vanishes, as a detached step contributes zero silently."""
+    """Exact gradient of a purifier; raises an error if it vanishes, because of a detached step."""
 
     @staticmethod
     def forward(ctx: Any, points: Tensor, purify: Callable[[Tensor], Tensor]) -> Tensor:
@@ -174,14 +174,15 @@ class _Exact(torch.autograd.Function):
 class EOT:
     """Expectation over transformation: gradients are averaged over random draws of the purifier.
 
-    Athalye et al., 2018, section 4.2, `arXiv:1802.00420 <https://arxiv.org/abs/1802.00420>`_. The draws are
-    not those of the defence, which the attacker cannot foresee. An attacker who knows its seed is
+    Athalye et al., 2018, section 4.2, `arXiv:1802.00420 <https://arxiv.org/abs/1802.00420>`_. The draws
+    differ from those of the defence, which are unknown to the attacker. To model an attacker who knows the
+    seed, use
     ``EOT(samples=1, first=seed, fresh=False)``. All clouds of a batch share the draws.
 
     Attributes:
         samples: draws per gradient.
         first: first seed.
-        fresh: whether every gradient has new draws.
+        fresh: whether to use new draws for every gradient.
     """
 
     samples: PositiveInt = 8
@@ -198,9 +199,9 @@ class EOT:
 
 
 class DefenceAware(Defended, Stochastic):
-    """A defended classifier with gradients through the defence, to be attacked in its place.
+    """A defended classifier with gradients through the defence, as a model for attacks.
 
-    Where gradients are needed, those of the purifier are `BPDA`'s, and the logits are means over the draws of
+    If gradients are needed, they pass the purifier by `BPDA`, and the logits are means over the draws of
     `EOT`; otherwise the logits are those of the real defence. Attacks evaluate their result without
     gradients, so the reported success is that on the real defence::
 
@@ -208,12 +209,13 @@ class DefenceAware(Defended, Stochastic):
 
     Args:
         classifier: ``(B, M, 3)`` clouds to ``(B, C)`` logits.
-        purifier: the defence; a function has to be wrapped in `FunctionPurifier`.
+        purifier: the defence; wrap functions in `FunctionPurifier`.
         gradient: ``"exact"``, ``"nearest"`` or ``"identity"``, see `BPDA`; by default ``"exact"`` if the
             purifier is differentiable, else ``"nearest"``.
         eot: draws per gradient; by default 8, or 1 if the purifier is deterministic.
-        num_points: points of a purified cloud; by default as many as came in.
-        normalise: whether purified clouds are normalised to the unit sphere; by default as the purifier says.
+        num_points: points of a purified cloud; by default as many as in the input.
+        normalise: whether purified clouds are normalised to the unit sphere; by default as declared by the
+            purifier.
         seed: seed of the real defence.
         up: up axis of the points, see `ifdefense.Defended`.
 
@@ -245,11 +247,11 @@ class DefenceAware(Defended, Stochastic):
         self._gradients = 0
 
     def restart(self) -> None:
-        """Starts with the first draws of `EOT` again."""
+        """Restarts the draws of `EOT`."""
         self._gradients = 0
 
     def seeds(self, points: Any = None) -> list[int]:
-        """The next draws of `EOT` where a gradient is needed, else the seed of the defence."""
+        """Next draws of `EOT` if a gradient is needed, else the seed of the defence."""
         if not (torch.is_grad_enabled() and isinstance(points, Tensor) and points.requires_grad):
             return super().seeds(points)
         self._gradients += 1

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.base import Attack, Oracle, ThreatModel
+from attacks.base import Attack, ThreatModel
 from attacks.functional.losses import cross_entropy
 from attacks.functional.selection import saliency
+from attacks.oracle import Oracle
 from attacks.settings import FiniteFloat, PositiveInt
 from ifdefense.geometry import points as operations
 
@@ -63,7 +64,7 @@ class RandomDrop(Attack):
 
     @property
     def threat(self) -> ThreatModel:
-        """No knowledge, untargeted; "score-based" is the least that a threat model can state."""
+        """No knowledge, untargeted; "score-based" is the weakest option of a threat model."""
         return ThreatModel("score-based", "untargeted", "drop", count=self.num)
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -96,7 +97,7 @@ class LocalDrop(Attack):
 
     @property
     def threat(self) -> ThreatModel:
-        """No knowledge, untargeted; "score-based" is the least that a threat model can state."""
+        """No knowledge, untargeted; "score-based" is the weakest option of a threat model."""
         return ThreatModel("score-based", "untargeted", "drop", count=self.num)
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

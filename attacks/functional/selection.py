@@ -1,4 +1,4 @@
-"""Choosing points of clouds: by a mask, by saliency."""
+"""Selection of points by a mask or by saliency."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ifdefense.geometry.points import gather, lower_median
 def selected(points: Tensor, mask: Tensor) -> Tensor:
     """Kept points in their order, repeated from the first up to the original number.
 
-    Linear in the points, so an outlier filter has an exact gradient wherever its mask is constant.
+    Linear in the points, so an outlier filter has an exact gradient where its mask is constant.
 
     Args:
         points: ``(B, N, 3)`` clouds.
@@ -32,7 +32,7 @@ def selected(points: Tensor, mask: Tensor) -> Tensor:
 
 
 def saliency(points: Tensor, gradient: Tensor, alpha: float = 1.0) -> Tensor:
-    """First-order gain of moving a point to the centre of its cloud, as good as dropping it.
+    """First-order gain of moving a point to the centre of its cloud, which approximates dropping it.
 
     Zheng et al., 2019, `arXiv:1812.01687 <https://arxiv.org/abs/1812.01687>`_, equation (8):
     ``r^alpha <x - c, g>`` with the median c, ``r = |x - c|`` and the gradient g of the attacker's loss.

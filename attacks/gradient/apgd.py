@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attacks.base import Oracle
 from attacks.best_so_far import BestSoFar
 from attacks.functional.losses import cross_entropy, dlr
 from attacks.gradient.pgd import Bounded, steepest
+from attacks.oracle import Oracle
 from attacks.settings import PositiveFraction, PositiveInt
 
 LOSSES: dict[str, Callable[[Tensor, Tensor, bool], Tensor]] = {"ce": cross_entropy, "dlr": dlr}

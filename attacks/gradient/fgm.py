@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.base import Oracle
 from attacks.gradient.pgd import Bounded, Iterated, descend
+from attacks.oracle import Oracle
 from attacks.settings import NonNegativeFloat
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.base import Ball, Norm, Oracle, ThreatModel
+from attacks.base import Ball, Norm, ThreatModel
 from attacks.functional.losses import cross_entropy
+from attacks.oracle import Oracle
 from attacks.settings import NonNegativeFloat, PositiveInt
 
 

@@ -10,8 +10,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from attacks.base import Ball, Norm, Oracle, ThreatModel
+from attacks.base import Ball, Norm, ThreatModel
 from attacks.functional.losses import hinge
+from attacks.oracle import Oracle
 from attacks.settings import NonNegativeFloat, PositiveInt, Range
 from ifdefense.geometry.normals import estimated_normals
 
@@ -22,11 +23,11 @@ class SIAdv(Ball):
 
     Huang et al., CVPR 2022, `arXiv:2203.04041 <https://arxiv.org/abs/2203.04041>`_, the white-box attack.
     Steps go along ``g - <g, n> n`` with a norm of ``step * sqrt(3 N)`` over the cloud; normals n are
-    re-estimated at every step. An example that has reached its goal has no gradient and stays.
+    re-estimated at every step. Examples that have reached their goal have no gradient and are not moved.
 
     Differs from the public code in the budget: it clamps each *coordinate* of the shift to +-0.16
     (``norm="linf"`` here), so that a point may move by 0.277; the default here limits the *length* of each
-    point's shift to 0.16, which is stricter. The first normals are estimated too, not taken from the data.
+    point's shift to 0.16, which is stricter. The first normals are also estimated, not taken from the data.
 
     Attributes:
         epsilon: budget in ``norm`` (published: 0.16 in ``"linf"``).
@@ -57,7 +58,7 @@ class SIAdv(Ball):
         attacked = points.clone()
         for _ in range(self.iterations):
             _, gradient = oracle.gradient(attacked, loss)
-            rows = gradient.flatten(1).any(1).nonzero().squeeze(1)  # successes stay and need no normals
+            rows = gradient.flatten(1).any(1).nonzero().squeeze(1)  # successful examples are not moved
             if len(rows) == 0:
                 continue
             here, gradient = attacked[rows], gradient[rows]

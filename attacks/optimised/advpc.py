@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attacks.base import Ball, Oracle, ThreatModel
+from attacks.base import Ball, ThreatModel
 from attacks.best_so_far import BestSoFar
 from attacks.functional import distances
 from attacks.functional.losses import hinge
 from attacks.functional.noise import shared_noise
+from attacks.oracle import Oracle
 from attacks.settings import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from ifdefense.logits import placed
 from ifdefense.point_networks.autoencoder import SHIPPED, AutoEncoder
@@ -34,11 +35,12 @@ class AdvPC(Ball):
     IF-Defense, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_. Adam minimises
     ``(1 - gamma) hinge(x) + gamma hinge(AE(x))``, projected onto the budget after each step.
 
-    Iterates kept: the nearest in the Euclidean norm of those that reach the goal with their reconstruction
-    too; else the nearest that reach it alone; else the last one. The authors' code compares by the largest
+    Returns the iterate nearest in the Euclidean norm that reaches the goal together with its reconstruction;
+    else the nearest one that reaches it alone; else the last one. The authors' code compares by the largest
     change of a coordinate, accepts only iterates whose reconstruction leaves the true class as well, and
-    otherwise returns the clean cloud. The PyTorch version with these settings does the same, but otherwise
-    returns the last iterate, and limits the lengths of points instead of coordinates. Here all clouds of a
+    otherwise returns the clean cloud. The PyTorch version with these settings does the same, except that it
+    otherwise returns the last iterate and limits the shift of each point instead of each coordinate. Here all
+    clouds of a
     batch share their noise.
 
     Attributes:
@@ -68,7 +70,7 @@ class AdvPC(Ball):
         return ThreatModel("white-box", "both", "shift", "linf", self.epsilon)
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Restarts; returns the iterates described above."""
+        """Runs all restarts; returns the iterates described above."""
         encode = self.autoencoder
         if isinstance(encode, AutoEncoder):
             encode = copy.deepcopy(encode).to(points.device, points.dtype)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.base import Ball, Oracle, ThreatModel
+from attacks.base import Ball, ThreatModel
 from attacks.best_so_far import BestSoFar
 from attacks.functional import distances
 from attacks.functional.losses import hinge
 from attacks.functional.noise import shared_noise
+from attacks.oracle import Oracle
 from attacks.settings import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from ifdefense.devices import in_float64
 from ifdefense.geometry.points import knn, squared_distances
@@ -34,7 +35,7 @@ def graph_laplacian(points: Tensor, k: int = 30) -> Tensor:
 
 def low_frequencies(points: Tensor, k: int = 30, count: int = 100) -> Tensor:
     """``(B, N, min(count, N))`` eigenvectors of the Laplacian with the smallest eigenvalues."""
-    # Single precision resolves 1e-6 of the largest eigenvalue, too coarse to separate the smallest ones.
+    # Single precision (1e-6 of the largest eigenvalue) is too coarse to separate the smallest ones.
     vectors = torch.linalg.eigh(graph_laplacian(in_float64(points), k)).eigenvectors
     basis: Tensor = vectors[..., :count].to(points)
     return basis
@@ -49,8 +50,8 @@ class AOF(Ball):
     frequencies ``V V^T x``; after each step the cloud is projected onto the budget and split again.
 
     Returns the nearest iterate that reaches the goal with its low frequencies alone too, else the nearest
-    that reaches it, else the last. Differs from the public code, which accepts only the first kind; and in
-    that all clouds of a batch share their noise.
+    that reaches it, else the last. Differs from the public code, which only accepts the first kind; and all
+    clouds of a batch share their noise.
 
     Attributes:
         epsilon: longest shift of a point (published: 0.18).
@@ -80,7 +81,7 @@ class AOF(Ball):
         return ThreatModel("white-box", "both", "shift", "point-l2", self.epsilon)
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Restarts; returns the iterates described above."""
+        """Runs all restarts; returns the iterates described above."""
         basis = low_frequencies(points, self.neighbours, self.frequencies)
         loss = functools.partial(hinge, kappa=self.kappa)
         best = BestSoFar(points)

@@ -11,21 +11,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.base import Attack, Oracle, Rows
+from attacks.base import Attack
 from attacks.best_so_far import BestSoFar
 from attacks.functional.losses import hinge
+from attacks.oracle import Oracle, Rows
 from attacks.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, PositiveOrInfinite
 
 
 @dataclass(frozen=True, eq=False)
 class SearchSpace:
-    """What an attack varies and minimises on one batch; ``rows`` are the examples that variables belong to.
+    """Variables and objective of an attack on one batch; ``rows`` are the examples of the variables.
 
     Attributes:
         start: new variables, with the batch as first axis, for a search.
         clouds: variables and rows to ``(b, M, 3)`` clouds; differentiable.
         distance: variables, their clouds and rows to the ``(b,)`` distance to minimise; differentiable.
-        size: variables to the ``(b,)`` size by which successes are compared; by default the distance.
+        size: variables to the ``(b,)`` size for comparing successes; by default the distance.
         rates: learning rate per variable, as a multiple of that of the attack; by default all 1.
         limit: limits variables in place after each step.
     """
@@ -40,11 +41,11 @@ class SearchSpace:
 
 @dataclass(frozen=True)
 class Search:
-    """The search of `CarliniWagner`, which explains the settings.
+    """The search of `CarliniWagner`; settings are described there.
 
     Attributes:
         loss: adversarial loss.
-        evaluated_only: whether an example without success keeps the last iterate that was evaluated, not the
+        evaluated_only: whether an example without success returns the last evaluated iterate instead of the
             one after it.
     """
 
@@ -75,7 +76,7 @@ class Search:
                 for variable, success in zip(start, best.kept[1:], strict=True):
                     variable[again] = success[again]
             smallest, last = self._once(oracle, space, weight, start, best, taken)
-            # A refining search begins with the earlier success, so it has to come nearer than that.
+            # A refining search starts from an earlier success and must improve on it.
             raised = (smallest < before) if self.refine else smallest.isfinite()
             if self.nearer_only:
                 raised = raised & (smallest <= before)
@@ -92,7 +93,7 @@ class Search:
         best: BestSoFar,
         taken: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """One run of Adam; shows ``best`` every iterate and adds to ``taken``.
+        """One run of Adam; updates ``best`` with every iterate and adds to ``taken``.
 
         Returns:
             ``(B,)`` size of the smallest success of this search, infinite without one, and the last iterate.
@@ -104,7 +105,7 @@ class Search:
         everyone = slice(None)
         smallest = torch.full_like(weight, torch.inf)
         last = space.clouds(variables, everyone).detach().clone()
-        left = torch.full_like(taken, self.iterations)  # steps until an example leaves
+        left = torch.full_like(taken, self.iterations)  # remaining steps per example
         cooling = self.iterations if self.polish is None else self.polish + 1
         rows: Rows = everyone
         for _ in range(self.iterations):
@@ -122,7 +123,7 @@ class Search:
             last[rows] = seen[0]
             if self.polish is not None:
                 left[rows] = torch.where(reached, left[rows].clamp_max(self.polish + 1), left[rows])
-            # Adam also updates the variables of examples that have left; they are not read again.
+            # Adam also updates variables of finished examples; these are not read again.
             gradients = torch.autograd.grad([clouds, distance], variables, [gradient, weight[rows]])
             for variable, slope in zip(variables, gradients, strict=True):
                 variable.grad = slope
@@ -159,19 +160,18 @@ class CarliniWagner(Attack):
         iterations: steps of Adam per search.
         rate: learning rate of Adam.
         noise: standard deviation of the noise at the start of a search.
-        polish: steps of an example after its first success in a search, before it leaves the batch; ``None``
-            for all steps, as published.
-        refine: start a search from the nearest success of the earlier ones, where there is one, not from
-            noise, and let steps shrink linearly to zero, over ``polish`` from the first success on, or over
-            ``iterations``. Not published; comes nearer in fewer steps.
+        polish: steps of an example after its first success in a search; ``None`` for all steps, as published.
+        refine: start a search from the nearest earlier success, if there is one, instead of noise, and
+            decrease steps linearly to zero, over ``polish`` steps after the first success or over
+            ``iterations``. Not published; finds smaller shifts in fewer steps.
 
     Raises:
         ValueError: if a setting is out of range.
     """
 
     nearer_only: ClassVar[bool] = True
-    """Whether a search that comes no nearer than an earlier one counts as failed, as in IF-Defense. With
-    ``refine`` it always does."""
+    """Whether a search without improvement over an earlier one counts as failed, as in IF-Defense; always
+    with ``refine``."""
 
     kappa: NonNegativeFloat = 0.0
     first_weight: PositiveFloat = 10.0
@@ -217,7 +217,7 @@ class CarliniWagner(Attack):
 
 
 def _partial_step(adam: torch.optim.Adam, variables: list[Tensor], share: Tensor) -> None:
-    """A step of which each example takes its share ``(B,)``."""
+    """A step scaled per example by its share ``(B,)``."""
     before = [variable.detach().clone() for variable in variables]
     adam.step()
     for variable, old in zip(variables, before, strict=True):

@@ -10,11 +10,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from attacks.base import Oracle, Rows, ThreatModel
+from attacks.base import ThreatModel
 from attacks.functional import distances
 from attacks.functional.losses import cross_entropy
 from attacks.functional.noise import shared_noise
 from attacks.optimised.carlini_wagner import CarliniWagner, SearchSpace
+from attacks.oracle import Oracle, Rows
 from attacks.settings import NonNegativeFloat, PositiveInt, PositiveOrInfinite
 from ifdefense.geometry.normals import estimated_normals, given_normals
 from ifdefense.geometry.points import gather, nearest_neighbour
@@ -29,8 +30,9 @@ class GeoA3(CarliniWagner):
     `CarliniWagner`, with the two-sided Chamfer and one-sided Hausdorff distance (both squared) and
     `distances.curvature_difference`.
 
-    Differs from the authors' code: an iterate is judged by its own distance, not its predecessor's; a search
-    succeeds per example, not with the last one of the batch; all clouds of a batch share their noise.
+    Differs from the authors' code: an iterate is compared by its own distance, not that of its predecessor;
+    success of a search is per example, not that of the last example of the batch; all clouds of a batch share
+    their noise.
 
     Attributes:
         misclassification: the loss (published: cross-entropy; the paper compares both).
@@ -61,7 +63,7 @@ class GeoA3(CarliniWagner):
         return cross_entropy if self.misclassification == "cross-entropy" else super().loss
 
     def space(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> SearchSpace:
-        """Varies the clouds themselves."""
+        """Varies the clouds."""
         normals = estimated_normals(points) if self.normals is None else given_normals(self.normals, points)
         curvature = distances.curvature(points, normals, self.k)
         # One neighbour search serves all three distances.

@@ -9,11 +9,12 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from attacks.base import Ball, Oracle, Rows, ThreatModel
+from attacks.base import Ball, ThreatModel
 from attacks.functional import distances
 from attacks.functional.losses import cross_entropy, hinge
 from attacks.functional.selection import saliency
 from attacks.optimised.carlini_wagner import Search, SearchSpace
+from attacks.oracle import Oracle, Rows
 from attacks.settings import NonNegativeFloat, PositiveFloat, PositiveInt, Range
 from ifdefense.geometry.normals import estimated_normals
 from ifdefense.geometry.points import (

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attacks.base import Ball, Oracle, ThreatModel
+from attacks.base import Ball, ThreatModel
 from attacks.functional import distances, projections
 from attacks.functional.losses import hinge
 from attacks.functional.noise import shared_noise
+from attacks.oracle import Oracle
 from attacks.settings import FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt
 from ifdefense.geometry.normals import given_normals, outward_normals
 from ifdefense.geometry.points import directed_chamfer
@@ -27,8 +28,8 @@ class KNN(Ball):
     Chamfer distance and `distances.knn_smoothness`; after each step, inward shifts are projected onto the
     tangent plane if normals are known, and all shifts onto the budget. Returns the last iterate.
 
-    Differs from IF-Defense's code, which multiplies a shift elementwise by a tangent vector where the
-    projection onto the plane is meant; and in that all clouds of a batch share their noise.
+    Differs from IF-Defense's code, which multiplies a shift elementwise by a tangent vector instead of
+    projecting it onto the plane; and all clouds of a batch share their noise.
 
     Attributes:
         kappa: margin of the hinge in logits (published: 15).
@@ -41,11 +42,11 @@ class KNN(Ball):
         rate: learning rate of Adam (published: 1e-3).
         noise: standard deviation of the noise at the start (published: 1e-7).
         project: whether inward shifts are projected; by default if there are normals, as published. With
-            ``True`` and no normals, `outward_normals` are guessed, which costs most of the success.
+            ``True`` and no normals, `outward_normals` are estimated, which greatly reduces the success.
         normals: ``(B, N, 3)`` outward unit normals of the attacked batch.
 
     Raises:
-        ValueError: if a setting is out of range, or the normals do not fit the clouds.
+        ValueError: if a setting is out of range, or the normals do not match the clouds.
     """
 
     kappa: NonNegativeFloat = 15.0

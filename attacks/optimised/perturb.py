@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.base import Oracle, ThreatModel
+from attacks.base import ThreatModel
 from attacks.functional import distances
 from attacks.functional.noise import shared_noise
 from attacks.optimised.carlini_wagner import CarliniWagner, SearchSpace
+from attacks.oracle import Oracle
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Perturb(CarliniWagner):
         return ThreatModel("white-box", "both", "shift", "l2")
 
     def space(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> SearchSpace:
-        """Varies the clouds themselves."""
+        """Varies the clouds."""
         return SearchSpace(
             start=lambda generator: [points + self.noise * shared_noise(points, generator)],
             clouds=lambda variables, _: variables[0],

@@ -1,4 +1,4 @@
-"""Labelled sets of point clouds and of meshes: what readers and generators of data return."""
+"""Labelled sets of point clouds and of meshes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class CloudSet:
         labels: ``(S,)`` int64 index into ``classes``.
         names: ``(S,)`` str, the name of each example, unique in its source.
         classes: name of each class.
-        targets: ``(S,)`` int64, the class a targeted attack aims at, where the source fixes it.
-        up: the axis that points up, one of `ifdefense.geometry.axes.AXES`; ``None`` if it is not known.
-        turned_from: the axis that pointed up in the source, if the clouds have been turned.
+        targets: ``(S,)`` int64, class that a targeted attack aims at, if the source defines it.
+        up: up axis, one of `ifdefense.geometry.axes.AXES`; ``None`` if unknown.
+        turned_from: up axis of the source, if the clouds have been rotated.
 
     Raises:
-        ValueError: if the arrays do not fit each other or a label is no class.
+        ValueError: if the shapes of the arrays do not match or a label is out of range.
     """
 
     points: NDArray[np.float32]
@@ -57,7 +57,7 @@ class CloudSet:
         return len(self.points)
 
     def __getitem__(self, index: slice | NDArray[np.integer] | NDArray[np.bool_]) -> CloudSet:
-        """The clouds that a slice, a mask or an array of indices selects, as a set with the same classes."""
+        """Selects clouds by a slice, a mask or an array of indices."""
         return dataclasses.replace(
             self,
             points=self.points[index],
@@ -72,7 +72,7 @@ class MeshSet:
     """Labelled meshes.
 
     Attributes:
-        meshes: one mesh an example, in the frame of the source.
+        meshes: one mesh per example, in the frame of the source.
         labels: ``(S,)`` int64 index into ``classes``.
         names: ``(S,)`` str, the name of each example.
         classes: name of each class.

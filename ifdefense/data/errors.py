@@ -1,4 +1,4 @@
-"""What readers raise, and the import of packages that not every user needs."""
+"""Errors of the readers, and imports of optional packages."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 
 class DataError(ValueError):
-    """A file or folder that cannot be used; the message names it and says why."""
+    """An unusable file or folder; the message names it and the reason."""
 
 
 def optional(module: str, package: str | None = None) -> Any:
     """Imports an optional package.
 
     Raises:
-        ImportError: if it is not installed; the message says what to install.
+        ImportError: if it is not installed; the message names the package to install.
     """
     try:
         return importlib.import_module(module)

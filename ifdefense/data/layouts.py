@@ -1,10 +1,10 @@
-"""Finds out how a folder lays out its labelled clouds, and reads a part of them.
+"""Detects the layout of labelled data sets and reads their parts.
 
-Known are this project's packed files, ``modelnet40_ply_hdf5_2048`` (Qi et al., arXiv:1612.00593),
+Supported are this project's packed files, ``modelnet40_ply_hdf5_2048`` (Qi et al., arXiv:1612.00593),
 ``modelnet40_normal_resampled`` (Qi et al., arXiv:1706.02413), folders of meshes or clouds laid out like
-ModelNet's (Wu et al., arXiv:1406.5670), what PyTorch Geometric's ``ModelNet`` leaves behind, IF-Defense's npz
-files (Wu et al., arXiv:2010.05272), ModelNet40-C and ModelNet-C, ScanObjectNN and ShapeNetPart; the last ones
-are described in their modules. docs/data.md says where the axes of each are known from.
+ModelNet's (Wu et al., arXiv:1406.5670), processed files of PyTorch Geometric's ``ModelNet``, IF-Defense's npz
+files (Wu et al., arXiv:2010.05272), ModelNet40-C and ModelNet-C, ScanObjectNN and ShapeNetPart; the last four
+are described in their modules. docs/data.md lists the sources of the up axes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from ifdefense.geometry.sampling import sample_surface
 logger = logging.getLogger(__name__)
 
 SOURCE = "source"
-"""In place of an axis: clouds stay as they are stored."""
+"""Value of ``up`` that leaves clouds as they are stored."""
 
 # fmt: off
 MODELNET10_CLASSES = (
@@ -61,15 +61,15 @@ MODELNET10_CLASSES = (
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a labelled set is stored.
+    """Storage layout of a labelled set.
 
     Attributes:
         matches: whether a folder or file has this layout.
         read: reads a part of it, in the frame of the source.
-        up: up axis of the source; ``None`` if the layout says nothing about it.
-        parts: the parts it has.
+        up: up axis of the source; ``None`` if unknown.
+        parts: names of the parts.
         variants: whether a part has several versions.
-        background: whether its clouds have points of a background.
+        background: whether its clouds have background points.
     """
 
     matches: Callable[[Path], bool]
@@ -84,7 +84,7 @@ def detect_layout(root: str | Path) -> str:
     """The name of the layout of a folder or npz file, one of `LAYOUTS`.
 
     Raises:
-        DataError: if there is nothing there, or its layout is not known.
+        DataError: if the path does not exist or its layout is unknown.
     """
     root = Path(root)
     if not root.exists():
@@ -106,23 +106,24 @@ def load_part(
 ) -> CloudSet:
     """Reads a part of labelled clouds in any known layout, with z up.
 
-    Layouts state their up axis. Clouds of another one are turned, which is logged at level INFO and shown by
-    `CloudSet.turned_from`. A set of ModelNet's classes that looks as if another axis pointed up is warned of.
+    Layouts define their up axis. Clouds with another up axis are rotated; this is logged at level INFO and
+    recorded in `CloudSet.turned_from`. A warning is logged if clouds of ModelNet's classes seem to have
+    another up axis.
 
     Args:
         root: folder, or npz file of IF-Defense.
-        part: ``"train"`` or ``"test"``, or ``"val"`` of ShapeNetPart, as the source has them.
-        num_points: points a cloud, 1,024 by default: the first of those stored, as is the custom with these
-            data, or drawn uniformly from the surface where meshes are stored. Of sets of corrupted clouds all
-            by default, else the same random ones of each cloud.
-        up: the up axis of the source, one of `ifdefense.geometry.axes.AXES`, by default what the layout
-            states; or ``"source"``, which leaves the clouds as they are. Either turns the warning off.
-        variant: which of several versions of the part: ``"gaussian_3"`` (ModelNet40-C), ``"add_global_4"``
+        part: ``"train"`` or ``"test"``; for ShapeNetPart also ``"val"``.
+        num_points: points per cloud, by default 1,024: the first stored ones, as is usual for these data, or
+            uniform samples of stored meshes. Corrupted sets are read whole by default; otherwise the same
+            random rows are taken from each cloud.
+        up: the up axis of the source, one of `ifdefense.geometry.axes.AXES`, by default that of the layout;
+            or ``"source"`` for no rotation. Both disable the warning.
+        variant: version of the part: ``"gaussian_3"`` (ModelNet40-C), ``"add_global_4"``
             (ModelNet-C), ``"PB_T50_RS"`` (ScanObjectNN).
-        background: whether points of the background are kept (ScanObjectNN).
+        background: whether background points are kept (ScanObjectNN).
 
     Raises:
-        DataError: if the layout is not known, the part or variant is not there, or a file cannot be used.
+        DataError: if the layout is unknown, the part or variant does not exist, or a file is unusable.
         ImportError: if the package that reads this layout is not installed.
         ValueError: if ``up`` is unknown.
     """
@@ -141,13 +142,13 @@ def load_part(
         clouds = layout.read(root, Request(part, num_points, variant, background))
     except DataError:
         raise
-    except ValueError as error:  # clouds and labels that were read but do not fit each other
+    except ValueError as error:  # clouds and labels do not match
         raise DataError(f"{root}: {error}") from error
     return _upright(clouds, layout.up, up, root, name)
 
 
 def _upright(clouds: CloudSet, stated: str | None, up: str | None, root: Path, name: str) -> CloudSet:
-    """Turns clouds z up, unless they are to stay as they are or nothing is known."""
+    """Rotates clouds to z up, unless ``up`` forbids it or the axis is unknown."""
     if up is None:
         seen = looks_up(clouds, stated or UP)
         if seen is not None:
@@ -189,7 +190,7 @@ def _read_hdf5(root: Path, request: Request) -> CloudSet:
 
 
 def _names_beside(path: Path, part: Part, count: int) -> list[str]:
-    """Names of the shapes of an h5 file, from the list that lies beside it where it does."""
+    """Names of the shapes of an h5 file, from the list next to it if there is one."""
     number = path.stem.removeprefix(f"ply_data_{part}")
     listing = path.with_name(f"ply_data_{part}_{number}_id2file.json")
     if not listing.is_file():
@@ -198,7 +199,7 @@ def _names_beside(path: Path, part: Part, count: int) -> list[str]:
 
 
 def _read_resampled(root: Path, request: Request) -> CloudSet:
-    names_file = max(root.glob("modelnet*_shape_names.txt"))  # the list of ModelNet10 lies there too
+    names_file = max(root.glob("modelnet*_shape_names.txt"))  # the list of ModelNet10 is in the same folder
     classes = read_classes(names_file)
     names = read_classes(names_file.with_name(names_file.name.replace("shape_names", request.part)))
     paths = [root / name.rpartition("_")[0] / f"{name}.txt" for name in names]
@@ -236,7 +237,7 @@ def _read_geometric(root: Path, request: Request) -> CloudSet:
 
 
 def _load_geometric(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What an `InMemoryDataset` saved: its joined tensors and where each example starts."""
+    """Contents of a saved `InMemoryDataset`: joined tensors and the start of each example."""
     geometric = optional("torch_geometric.data", "torch-geometric")
     try:
         with torch.serialization.safe_globals([geometric.Data]):
@@ -245,13 +246,13 @@ def _load_geometric(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
     except (OSError, EOFError, RuntimeError, ValueError, TypeError, pickle.UnpicklingError) as error:
-        # The text of the error may advise to load the file unsafely.
+        # torch's message may suggest loading the file unsafely.
         reason = str(error).partition("\n")[0] if isinstance(error, OSError) else type(error).__name__
         raise DataError(f"{path}: not what torch_geometric.datasets.ModelNet saves ({reason})") from None
 
 
 def _geometric_classes(root: Path, labels: NDArray[Any]) -> tuple[str, ...]:
-    """Labels count the sorted raw folders; without those, their number tells ModelNet10 from 40."""
+    """Names of the sorted raw folders; without these, ModelNet10 or ModelNet40 by the number of classes."""
     raw = sorted(folder.name for folder in (root / "raw").glob("*/"))
     return tuple(raw) or (
         MODELNET10_CLASSES if labels.max() < len(MODELNET10_CLASSES) else MODELNET40_CLASSES
@@ -298,7 +299,7 @@ LAYOUTS = {
         shapenet_part.is_text, shapenet_part.read_text, "y", ("train", "val", "test")
     ),
 }
-"""How each set is laid out, by name; a folder has the first layout that matches."""
+"""Layouts by name; the first match is used."""
 
 
 def _checked(points: NDArray[Any], index: int, path: Path) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""ModelNet40 as clouds, and the validation set that is held out of its train shards."""
+"""ModelNet40 as clouds, and a validation set held out from its training set."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ def load_modelnet40(
     """ModelNet40's clouds of a split, from any layout that `ifdefense.data.layouts` knows.
 
     Args:
-        root: the folder of ModelNet40 or the one with ``modelnet40/`` in it; by default that in
-            ``IFDEFENSE_DATA``.
-        split: ``"test"`` is the official one; the official training set is cut by `holdout` into ``"train"``
-            and ``"validation"``.
-        num_points: points a cloud.
+        root: folder of ModelNet40 or its parent with ``modelnet40/``; by default ``IFDEFENSE_DATA``.
+        split: ``"test"`` is the official one; `holdout` splits the official training set into ``"train"`` and
+            ``"validation"``.
+        num_points: points per cloud.
         up: up axis of the source, or ``"source"``; see `ifdefense.data.layouts.load_part`.
 
     Returns:
         Clouds with z up.
 
     Raises:
-        DataError: if there is no ModelNet40 in a known layout or a file of it cannot be used.
-        ValueError: if there is no such split.
+        DataError: if there is no ModelNet40 in a known layout or a file is unusable.
+        ValueError: if the split is unknown.
     """
     if split not in ("train", "validation", "test"):
         raise ValueError(f"no split {split!r}; there are train, validation and test")
@@ -47,11 +46,11 @@ def load_modelnet40(
 
 
 def holdout(labels: NDArray[np.integer], fraction: float = 0.1, seed: int = 0) -> NDArray[np.bool_]:
-    """Marks the examples that are held out for validation, the same share of every class.
+    """Marks examples held out for validation, the same share of every class.
 
     Args:
         labels: ``(S,)`` class labels.
-        fraction: share of each class to hold out, at least one example of a class with two or more.
+        fraction: share of each class to hold out, at least one example for classes of two or more.
         seed: seed of the choice.
 
     Returns:

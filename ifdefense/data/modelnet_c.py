@@ -3,7 +3,7 @@
 ModelNet40-C (Sun et al., arXiv:2201.12296): ``data_CORRUPTION_SEVERITY.npy``, ``data_original.npy`` and
 ``label.npy``. ModelNet-C (Ren et al., arXiv:2202.03377): ``clean.h5`` and ``CORRUPTION_LEVEL.h5``. Both are
 made from ``modelnet40_ply_hdf5_2048``, so they are y up (``data/generate_c.py`` of jiachens/ModelNet40-C,
-``build/corrupt.py`` of ldkong1205/PointCloud-C). Points that a corruption adds come last.
+``build/corrupt.py`` of ldkong1205/PointCloud-C). Points added by a corruption come last.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _levels(root: Path) -> dict[str, Path]:
 
 
 def _labelled(clouds: NDArray[Any], labels: NDArray[Any], path: Path, request: Request) -> CloudSet:
-    """All points of each cloud, or the same random rows of all: the first ones alone may be uncorrupted."""
+    """All points, or the same random rows of every cloud: the first rows may be uncorrupted."""
     points = batch_of(clouds, path)
     size = points.shape[1]
     if request.num_points is not None:

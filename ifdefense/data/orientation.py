@@ -1,4 +1,4 @@
-"""A test of which axis of labelled clouds points up, for classes of ModelNet."""
+"""Detection of the up axis of labelled clouds, for classes of ModelNet."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ TYPICAL = {
 """Medians of the `_traits` of each class, over ModelNet40's training clouds without the validation set."""
 
 SPREAD = (0.37, 0.05)
-"""Usual deviation of each trait within a class."""
+"""Typical deviation of each trait within a class."""
 
 WORST = 3.0
-"""A trait counts as at most so many deviations away, so that odd and corrupted clouds do not decide."""
+"""Limit on the deviations of a trait, so that unusual and corrupted clouds do not dominate."""
 
 FEWEST = 20
-"""Clouds that an answer needs."""
+"""Smallest number of clouds for a decision."""
 
 MOST = 200
-"""Clouds that are looked at, evenly spread over the set."""
+"""Largest number of clouds examined, evenly spread over the set."""
 
 MARGIN = 0.5
-"""How many deviations per cloud another axis must fit better than the expected one."""
+"""Deviations per cloud by which another axis must fit better than the expected one."""
 
 
 def looks_up(clouds: CloudSet, expected: str) -> str | None:
-    """The axis that points up in a set of clouds, where it clearly is another one than expected.
+    """Detects an up axis that clearly differs from the expected one.
 
-    How tall clouds are for their width, and how far their mean lies above their middle, is compared with what
-    is usual in each class. Both depend on the up axis alone, not on which way objects face.
+    Compares the ratio of height to width, and the height of the mean over the middle, with typical values of
+    each class. Both depend only on the up axis, not on the direction that objects face.
 
     Args:
         clouds: labelled clouds, in the frame of their source.
         expected: the axis that should point up.
 
     Returns:
-        Another axis, or ``None``: if the expected one fits, the answer is not clear, there are fewer than
-        `FEWEST` clouds, or a class is not one of ModelNet40's.
+        The other axis, or ``None`` if the expected one fits, the result is unclear, there are fewer than
+        `FEWEST` clouds, or a class is not in ModelNet40.
     """
     if len(clouds) < FEWEST or not set(clouds.classes) <= TYPICAL.keys():
         return None
@@ -69,7 +69,7 @@ def looks_up(clouds: CloudSet, expected: str) -> str | None:
 def _traits(points: NDArray[np.float32]) -> NDArray[np.float64]:
     """Logarithm of height over width, and height of the mean over the middle, of ``(S, N, 3)``; z up.
 
-    Extents are those of 90% of the points, which a few outliers do not change.
+    Extents are those of 90% of the points, for robustness to outliers.
     """
     low, high = np.percentile(points, (5, 95), axis=1)
     extent = np.maximum(high - low, 1e-9)

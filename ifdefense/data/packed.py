@@ -16,14 +16,14 @@ ROOT_VARIABLE = "IFDEFENSE_DATA"
 
 
 def data_folder(root: str | Path | None, name: str) -> Path:
-    """The folder of a data set: ``root/name`` where that exists, else ``root`` itself.
+    """Folder of a data set: ``root/name`` if it exists, else ``root``.
 
     Args:
-        root: folder of the data set or the one above it; by default that in the variable ``IFDEFENSE_DATA``.
+        root: folder of the data set or its parent; by default the variable ``IFDEFENSE_DATA``.
         name: usual name of the data set's folder.
 
     Raises:
-        DataError: if no root is given, or it is not there.
+        DataError: if no root is given or it does not exist.
     """
     root = root or os.environ.get(ROOT_VARIABLE)
     if not root:
@@ -35,13 +35,13 @@ def data_folder(root: str | Path | None, name: str) -> Path:
 
 
 def load_packed_clouds(paths: list[Path]) -> CloudSet:
-    """Reads packed clouds and joins them; ``classes.txt`` lies beside the first.
+    """Reads and joins packed clouds; ``classes.txt`` is in the folder of the first file.
 
     Args:
         paths: npz files with ``points`` int16 ``(S, N, 3)`` in steps of `CLOUD_STEP`, ``label`` and ``name``.
 
     Raises:
-        DataError: if a file cannot be used.
+        DataError: if a file is unusable.
     """
     parts = [read_npz(path) for path in paths]
     for path, part in zip(paths, parts, strict=True):
@@ -60,16 +60,15 @@ def load_packed_meshes(root: str | Path | None = None, name: str = "meshes") -> 
     """Reads the packed triangle soups of a folder, ``meshes_*.npz`` by default.
 
     Each npz holds ``vertices`` uint16 ``(V, 3)`` with ``x = vertices / 65535 - 0.5`` (unit cube frame,
-    longest side 1), ``faces`` ``(F, 3)``, ``vertex_offset`` and ``face_offset`` ``(S + 1,)`` that cut them
-    into shapes whose faces count from the shape's own first vertex, ``label`` and ``name``.
+    longest side 1), ``faces`` ``(F, 3)``, ``vertex_offset`` and ``face_offset`` ``(S + 1,)`` of the shapes,
+    with vertices counted per shape, ``label`` and ``name``.
 
     Args:
-        root: the folder of the files, or the one with ``name/`` in it; by default that in
-            ``IFDEFENSE_DATA``.
-        name: of the folder, with which the names of the files start.
+        root: folder of the files or its parent with ``name/``; by default ``IFDEFENSE_DATA``.
+        name: name of the folder and prefix of the files.
 
     Raises:
-        DataError: if there are no such files or one cannot be used.
+        DataError: if there are no such files or one is unusable.
     """
     folder = data_folder(root, name)
     paths = sorted(folder.glob(f"{name}_*.npz"))
@@ -102,7 +101,7 @@ def _cut(part: Arrays, path: Path) -> list[Mesh]:
 
 
 def require(arrays: Arrays, keys: tuple[str, ...], path: str | Path) -> None:
-    """Checks that the keys are there and, as an npz names its arrays freely, says which are instead."""
+    """Checks that keys exist; the error lists the existing ones."""
     missing = [key for key in keys if key not in arrays]
     if missing:
         raise DataError(
@@ -111,7 +110,7 @@ def require(arrays: Arrays, keys: tuple[str, ...], path: str | Path) -> None:
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Names of the classes, one a line."""
+    """Reads names of classes, one per line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         return tuple(line.strip() for line in lines if line.strip())

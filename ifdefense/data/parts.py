@@ -1,4 +1,4 @@
-"""What readers of labelled sets share: what is asked for, and checks of arrays."""
+"""Shared by the readers of labelled sets: requests, and checks of arrays."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ MODELNET40_CLASSES = (
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a reader is asked for.
+    """Arguments of a reader.
 
     Attributes:
         part: the part of the set.
         num_points: points per cloud; ``None`` for the usual number of the layout.
-        variant: which of several versions of the part.
-        background: whether points that belong to the background are kept.
+        variant: version of the part.
+        background: whether background points are kept.
     """
 
     part: Part
@@ -58,7 +58,7 @@ def cloud_set(
     classes: tuple[str, ...],
     targets: NDArray[Any] | None = None,
 ) -> CloudSet:
-    """A set of clouds from what a file holds."""
+    """Set of clouds from the arrays of a file."""
     return CloudSet(
         points=points.astype(np.float32),
         labels=np.asarray(labels, dtype=np.int64).reshape(-1),
@@ -69,7 +69,7 @@ def cloud_set(
 
 
 def numbered(path: Path, count: int) -> list[str]:
-    """Names of clouds that have none: the name of their file and their number in it."""
+    """Names for unnamed clouds: file name and number."""
     return [f"{path.stem}_{index:04d}" for index in range(count)]
 
 
@@ -85,10 +85,10 @@ def found(paths: list[Path], root: Path, part: Part) -> list[Path]:
 
 
 def chosen(variants: Mapping[str, Path], variant: str | None, root: Path) -> Path:
-    """The file of a variant; without a name, the only one.
+    """File of a variant; without a name, the only file.
 
     Raises:
-        DataError: if there is no such variant, or several and no name; lists them.
+        DataError: if the variant is unknown, or not given and there are several; lists them.
     """
     names = ", ".join(sorted(variants))
     if variant is None:

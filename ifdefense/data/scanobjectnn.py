@@ -1,7 +1,7 @@
 """ScanObjectNN, scans of objects indoors (Uy et al., arXiv:1908.04616).
 
-Its ``h5_files`` hold ``main_split`` and ``main_split_nobg``, and these ``training_VARIANT.h5`` and
-``test_VARIANT.h5`` with ``data``, ``label`` and ``mask``, which is -1 for the background. y is up
+``h5_files`` contains ``main_split`` and ``main_split_nobg``, each with ``training_VARIANT.h5`` and
+``test_VARIANT.h5``, which have ``data``, ``label`` and ``mask`` (-1 for the background). y is up
 (https://github.com/hkust-vgd/scanobjectnn/issues/33); names of classes and variants are those of
 https://github.com/hkust-vgd/scanobjectnn and its ``training_data/README.md``.
 """
@@ -40,18 +40,18 @@ VARIANTS = {
     "PB_T50_R": "objectdataset_augmentedrot",
     "PB_T50_RS": "objectdataset_augmentedrot_scale75",
 }
-"""Names of files by the names of the paper; both are understood. Others are named by their file alone."""
+"""File names by the names in the paper; both are accepted. Other variants only have a file name."""
 
 PREFIX = {"train": "training_", "test": "test_"}
 
 
 def is_scanobjectnn(root: Path) -> bool:
-    """Whether a folder is one of ScanObjectNN's splits, or holds them."""
+    """Whether a folder is a split of ScanObjectNN or contains the splits."""
     return any(root.glob("*_objectdataset*.h5")) or any(root.glob("main_split*/*_objectdataset*.h5"))
 
 
 def read_scanobjectnn(root: Path, request: Request) -> CloudSet:
-    """Reads one variant, such as ``"PB_T50_RS"``; other files or the mask leave out the background."""
+    """Reads one variant, such as ``"PB_T50_RS"``; ``nobg`` files or the mask remove the background."""
     split = root if any(root.glob("*_objectdataset*.h5")) else root / "main_split"
     if request.background or split.name.endswith("_nobg"):
         path, masked = _file(split, request), False
@@ -75,7 +75,7 @@ def read_scanobjectnn(root: Path, request: Request) -> CloudSet:
 
 
 def _file(split: Path, request: Request) -> Path:
-    """The file of a variant, by its name in the paper or by that of the file."""
+    """File of a variant, by its name in the paper or its file name."""
     prefix = PREFIX[request.part]
     paths = found(sorted(split.glob(f"{prefix}objectdataset*.h5")), split, request.part)
     titles = {stem: title for title, stem in VARIANTS.items()}

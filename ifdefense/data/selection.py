@@ -1,4 +1,4 @@
-"""Choosing a part of a labelled set."""
+"""Random subsets of labelled sets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def stratified(labels: NDArray[np.integer], count: int, seed: int = 0) -> NDArray[np.int64]:
-    """Ascending indices of random examples, classes in proportion by largest remainders.
+    """Ascending indices of random examples, stratified by class with largest remainders.
 
     Args:
         labels: ``(S,)`` classes.
@@ -15,7 +15,7 @@ def stratified(labels: NDArray[np.integer], count: int, seed: int = 0) -> NDArra
         seed: seed of the choice.
 
     Raises:
-        ValueError: if there are fewer examples than that.
+        ValueError: if there are fewer examples than ``count``.
     """
     if not 0 < count <= len(labels):
         raise ValueError(f"cannot choose {count} of {len(labels)} examples")

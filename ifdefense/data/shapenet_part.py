@@ -1,10 +1,10 @@
-"""ShapeNetPart (Yi et al., 2016), in both of its releases, which are y up as ShapeNet is.
+"""ShapeNetPart (Yi et al., 2016), in both releases, y up like ShapeNet.
 
 ``shapenet_part_seg_hdf5_data`` (Qi et al., arXiv:1612.00593; its part_seg/train.py lists the files):
 ``ply_data_train0.h5`` and so on, with ``data``, ``label`` and ``pid``, and ``all_object_categories.txt``.
 ``shapenetcore_partanno_segmentation_benchmark_v0_normal`` (Qi et al., arXiv:1706.02413): ``SYNSET/NAME.txt``
 with positions, normals and part labels, ``synsetoffset2category.txt`` and lists in ``train_test_split``.
-Labels are those of shapes; those of parts are not read.
+Labels are those of shapes; part labels are not read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CLASSES = (
 
 
 def is_hdf5(root: Path) -> bool:
-    """Whether a folder is the HDF5 release, which ModelNet40's has no validation files like."""
+    """Whether a folder is the HDF5 release; ModelNet40's has no validation files."""
     return any(root.glob("ply_data_val*.h5")) or (root / "all_object_categories.txt").is_file()
 
 
@@ -55,12 +55,12 @@ def read_hdf5(root: Path, request: Request) -> CloudSet:
 
 
 def is_text(root: Path) -> bool:
-    """Whether a folder is the release as text."""
+    """Whether a folder is the text release."""
     return (root / "synsetoffset2category.txt").is_file()
 
 
 def read_text(root: Path, request: Request) -> CloudSet:
-    """Reads a part of the release as text."""
+    """Reads a part of the text release."""
     lines = [line.split() for line in read_classes(root / "synsetoffset2category.txt")]
     folders = {line[-1]: index for index, line in enumerate(lines)}
     listing = root / "train_test_split" / f"shuffled_{request.part}_file_list.json"

@@ -139,7 +139,7 @@ class LocalCode(NamedTuple):
     near: Tensor
 
 
-def nearest(queries: Tensor, points: Tensor, k: int) -> Tensor:
+def k_nearest(queries: Tensor, points: Tensor, k: int) -> Tensor:
     """Indices ``(B, Q, k)`` of the nearest points, nearest first; the last one repeats if ``N < k``.
 
     Args:
@@ -590,7 +590,7 @@ class LocalOccupancyNetwork(nn.Module):
         """Logits ``(B, Q)`` at queries ``(B, Q, 3)``; ``near`` are their precomputed nearest points."""
         batch, size = code.points.shape[:2]
         if near is None:
-            near = _flat(nearest(queries, code.points, self.config.nearest), size)
+            near = _flat(k_nearest(queries, code.points, self.config.nearest), size)
         parts = (queries, code.points, code.maps)
         logits: Tensor = self.decoder(*(part.flatten(0, 1) for part in parts), code.whole, near.flatten(0, 1))
         return logits.view(batch, -1)

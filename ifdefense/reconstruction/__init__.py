@@ -1,1 +1,1 @@
-"""Occupancy Networks beyond purification: drawing shapes, seeing voxels or an image, refining meshes."""
+"""Occupancy Networks beyond purification: generation, voxel and image input, mesh refinement."""

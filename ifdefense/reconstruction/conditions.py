@@ -1,8 +1,8 @@
-"""Occupancy Networks conditioned on voxels and on a single image, behind the decoder of the cloud network.
+"""Occupancy Networks conditioned on voxels and on a single image, with the decoder of the cloud network.
 
 Mescheder et al., "Occupancy Networks: Learning 3D Reconstruction in Function Space", CVPR 2019
-(https://arxiv.org/abs/1812.03828). Tensor names match the public code, those of the image encoder's features
-torchvision's. Everything is in the unit-cube frame: x first, z up.
+(https://arxiv.org/abs/1812.03828). Tensor names match the public code, and torchvision for the image encoder.
+Everything is in the unit-cube frame: x first, z up.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VOXELS = 32
 VOXEL_BOX = 1.1
 """Side of the cube that the voxel input covers, unit cube."""
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Normalisation of images, those of ImageNet, as public weights expect."""
+"""Normalisation of images: that of ImageNet, as for the public weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +37,10 @@ class ConditionConfig:
         code: width of the code.
         decoder: hidden width of the decoder.
         frequencies: octaves of the positional encoding in the decoder.
-        local: channels of features that the voxel encoder also gives at the queries; 0 in the public code.
+        local: channels of local features of the voxel encoder at the queries; 0 in the public code.
 
     Raises:
-        ValueError: if a width is not positive, or cannot be had.
+        ValueError: if a width is not positive or not supported.
     """
 
     width: int = 32
@@ -56,11 +56,11 @@ class ConditionConfig:
 
 
 class VoxelFeatures(NamedTuple):
-    """What voxels are encoded to.
+    """Encoded voxels.
 
     Attributes:
         code: ``(B, code)``.
-        local: ``(B, local, V, V, V)`` features of the cells, x first; ``None`` without any.
+        local: ``(B, local, V, V, V)`` features of the cells, x first; ``None`` without local features.
     """
 
     code: Tensor
@@ -73,7 +73,7 @@ class VoxelEncoder(nn.Module):
     Args:
         code: width of the code.
         width: channels of the first convolution; they double with every halving.
-        local: channels of the features of the cells, read off after the first convolution.
+        local: channels of the features of the cells, taken after the first convolution.
     """
 
     def __init__(self, code: int = 256, width: int = 32, local: int = 0) -> None:
@@ -90,7 +90,7 @@ class VoxelEncoder(nn.Module):
         """Encodes occupancies ``(B, 32, 32, 32)``, x first.
 
         Raises:
-            ValueError: if there are more or fewer cells.
+            ValueError: if the number of cells is wrong.
         """
         if voxels.ndim != 4 or voxels.shape[1:] != (VOXELS,) * 3:
             raise ValueError(f"voxels must be (B, {VOXELS}, {VOXELS}, {VOXELS}), got {tuple(voxels.shape)}")
@@ -158,7 +158,7 @@ class Resnet18(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """ResNet-18 and a linear layer, which is left out where the widths agree already.
+    """ResNet-18 and a linear layer, which is omitted if the widths are equal.
 
     Args:
         code: width of the code.
@@ -191,7 +191,7 @@ class ImageEncoder(nn.Module):
 
 
 class ConditionedNetwork(nn.Module):
-    """What networks share that are conditioned on something else than points; see the subclasses.
+    """Base of networks conditioned on other inputs than points.
 
     Args:
         config: widths of the layers.
@@ -237,8 +237,8 @@ class ConditionedNetwork(nn.Module):
 class VoxelNetwork(ConditionedNetwork):
     """Occupancy Network conditioned on voxels.
 
-    With ``config.local``, the decoder also gets features of the cells around a query, through the layer that
-    takes the latent of the generative network. A code alone cannot hold where thin parts are.
+    With ``config.local``, the decoder also gets features of the cells around a query, through the layer for
+    the latent of the generative network. A global code is too small to locate thin parts.
 
     Shapes:
         - **voxels:** ``(B, 32, 32, 32)`` occupancies of the cells of a cube of side `VOXEL_BOX`, x first
@@ -269,7 +269,7 @@ class VoxelNetwork(ConditionedNetwork):
     def encode(self, voxels: Sequence[Tensor], seed: int = 0) -> VoxelFeatures:
         """Features of voxels ``(32, 32, 32)``; ``seed`` is not used.
 
-        Voxels are encoded one by one, as rounding varies with the batch size.
+        Voxels are encoded one by one, because rounding depends on the batch size.
         """
         found = [self.encoder(each[None].to(self._like.device)) for each in voxels]
         codes, locals_ = zip(*found, strict=True)
@@ -333,7 +333,7 @@ def voxel_centres() -> Tensor:
 
 
 def voxelise(distance: Callable[[Tensor], Tensor]) -> Tensor:
-    """Voxels ``(32, 32, 32)`` of a solid: cells within half a cell of it, so that thin parts are not lost.
+    """Voxels ``(32, 32, 32)`` of a solid: cells within half a cell of it, to keep thin parts.
 
     Args:
         distance: signed distance of points ``(M, 3)`` in the unit cube, ``(M,)``, such as `Shape.sdf`.

@@ -1,4 +1,4 @@
-"""Training examples of generative, voxel and image networks: procedural solids with what the networks see.
+"""Training examples of generative, voxel and image networks: procedural solids and inputs.
 
 The label of a query is inside the thickened solid, as for ``train onet``.
 """
@@ -19,7 +19,7 @@ from ifdefense.provenance import digest
 from ifdefense.reconstruction.conditions import VOXEL_BOX, VOXELS, voxel_centres
 from ifdefense.reconstruction.rendering import random_cameras, render
 from ifdefense.shapes.procedural import CLASSES, make_shape
-from ifdefense.training.data.solid_sources import cached, from_procedural
+from ifdefense.training.data.solid_sources import cached, solids_from_procedural
 from ifdefense.training.data.solids import BOX, OFFSET, STEP, OccupancySet, interpolate
 from ifdefense.training.fit import Batch
 from ifdefense.training.runs import check_ranges
@@ -32,7 +32,7 @@ VIEWS = 4
 
 @dataclasses.dataclass(frozen=True)
 class QueryOptions:
-    """How examples are drawn. Lengths are in the unit cube.
+    """Sampling of examples. Lengths are in the unit cube.
 
     Attributes:
         batch_size: solids per step.
@@ -57,11 +57,11 @@ class QueryOptions:
 
 
 class SolidSampler:
-    """Draws solids and labelled queries in the solids' frame; a subclass adds what its network is given.
+    """Draws solids and labelled queries in the solids' frame; subclasses add the input of their network.
 
     Args:
         data: the solids.
-        options: how examples are drawn.
+        options: sampling of the examples.
     """
 
     mirrored = (False, False)
@@ -74,15 +74,15 @@ class SolidSampler:
         self.digest = digest(data.points)
 
     def given(self, index: Tensor, sign: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """What the network is given of solids ``(B,)``, mirrored by the signs ``(B, 3)`` of the axes."""
+        """Network input for solids ``(B,)``, mirrored by the signs ``(B, 3)`` of the axes."""
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
-        """What determines the examples, for the settings of a run."""
+        """Settings that determine the examples."""
         return dataclasses.asdict(self.options) | {"shapes": self.digest}
 
     def draw(self, generator: torch.Generator) -> Batch:
-        """What the network is given, queries ``(B, Q, 3)`` and bool labels ``(B, Q)`` of a training step."""
+        """Network input, queries ``(B, Q, 3)`` and bool labels ``(B, Q)`` of a training step."""
         batch = self.options.batch_size
         index = torch.randint(len(self.points), (batch,), generator=generator)
         sign = torch.ones(batch, 3)
@@ -121,23 +121,23 @@ class SolidSampler:
 
 
 class PairSampler(SolidSampler):
-    """Gives labelled points, for the latent encoder."""
+    """Examples with labelled points, for the latent encoder."""
 
     def given(self, index: Tensor, sign: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Points ``(B, Q, 3)`` and their occupancies ``(B, Q)``, drawn as the queries are."""
+        """Points ``(B, Q, 3)`` and their occupancies ``(B, Q)``, drawn like the queries."""
         points, labels = self.labelled(index, self.options.queries, sign, generator)
         return points, labels.float()
 
 
 class VoxelSampler(SolidSampler):
-    """Gives voxels ``(B, 32, 32, 32)``."""
+    """Examples with voxels ``(B, 32, 32, 32)``."""
 
     mirrored = (True, True)
 
     def __init__(self, data: OccupancySet, options: QueryOptions) -> None:
         super().__init__(data, options)
         centres = voxel_centres().view(1, -1, 3)
-        # The rule of voxelise; a grid holds the offset minus the distance.
+        # As in voxelise; a grid holds the offset minus the distance.
         least = (OFFSET - VOXEL_BOX / VOXELS / 2) / STEP
         rows = [
             interpolate(self.grids, index, centres.expand(len(index), -1, -1)) >= least
@@ -155,15 +155,15 @@ class VoxelSampler(SolidSampler):
 
 
 class ImageSampler(SolidSampler):
-    """Gives images ``(B, H, W, 3)`` from random sides.
+    """Examples with images ``(B, H, W, 3)`` from random views.
 
     Args:
         data: the solids.
-        options: how examples are drawn.
+        options: sampling of the examples.
         images: ``(S, V, H, W, 3)`` uint8 of the same solids.
     """
 
-    # Mirrored along y, a solid gives no new image, as the camera may stand on either side.
+    # Mirroring along y gives no new images, because views come from both sides.
     mirrored = (True, False)
 
     def __init__(self, data: OccupancySet, options: QueryOptions, images: NDArray[np.uint8]) -> None:
@@ -171,7 +171,7 @@ class ImageSampler(SolidSampler):
         self.images = torch.from_numpy(np.array(images))
 
     def describe(self) -> dict[str, Any]:
-        """What determines the examples, for the settings of a run."""
+        """Settings that determine the examples."""
         return super().describe() | {"images": list(self.images.shape)}
 
     def given(self, index: Tensor, sign: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -193,18 +193,18 @@ class Images:
     values: NDArray[np.uint8]
 
     def save(self, folder: Path) -> None:
-        """Writes them into a folder."""
+        """Writes the images into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "images.npy", self.values)
 
     @classmethod
     def load(cls, folder: Path) -> Images:
-        """Maps into memory what `save` wrote."""
+        """Memory-maps files of `save`."""
         return cls(np.load(folder / "images.npy", mmap_mode="r"))
 
 
 def render_procedural(per_class: int, seed: int, views: int = VIEWS, size: int = 64) -> Images:
-    """Images of the solids of `from_procedural`, in the same order."""
+    """Images of the solids of `solids_from_procedural`, in the same order."""
     values = []
     for number in tqdm(range(len(CLASSES) * per_class), desc="images", mininterval=5):
         label, index = divmod(number, per_class)
@@ -216,15 +216,17 @@ def render_procedural(per_class: int, seed: int, views: int = VIEWS, size: int =
 
 
 def solids(cache: Path, per_class: int, seed: int) -> tuple[OccupancySet, OccupancySet]:
-    """Solids to train on, and to validate on, in the caches of ``train onet``."""
+    """Training and validation solids, from the caches of ``train onet``."""
     train, held = seed + 1, seed + 2
     return (
         cached(
             cache / "procedural",
-            lambda: from_procedural(per_class, train),
+            lambda: solids_from_procedural(per_class, train),
             {"per_class": per_class, "seed": train},
         ),
         cached(
-            cache / "procedural-validation", lambda: from_procedural(HELD_PER_CLASS, held), {"seed": held}
+            cache / "procedural-validation",
+            lambda: solids_from_procedural(HELD_PER_CLASS, held),
+            {"seed": held},
         ),
     )

@@ -1,4 +1,4 @@
-"""Generative Occupancy Network: shapes drawn from a prior, and shapes between shapes.
+"""Generative Occupancy Network: sampling from a prior, and interpolation.
 
 Mescheder et al., "Occupancy Networks: Learning 3D Reconstruction in Function Space", CVPR 2019, section 3.2
 (https://arxiv.org/abs/1812.03828). A latent encoder maps labelled points of a solid to a normal distribution
@@ -32,8 +32,8 @@ class GenerativeConfig:
     """Widths of a generative Occupancy Network; the defaults are those of the public code.
 
     Attributes:
-        encoder: hidden width of the point encoder that conditions the shapes; 0 for none. The code of the
-            decoder is then the latent itself, which thereby reaches every layer.
+        encoder: hidden width of the point encoder that conditions the shapes; 0 for none. The decoder is then
+            conditioned on the latent itself, in every layer.
         code: width of the code; not used without an encoder.
         decoder: hidden width of the decoder.
         frequencies: octaves of the positional encoding in point encoder and decoder.
@@ -79,14 +79,14 @@ class GenerativeConfig:
 
 
 class LatentEncoder(nn.Module):
-    """Labelled points to the mean and the logarithm of the standard deviation of a latent.
+    """Maps labelled points to the mean and the logarithm of the standard deviation of a latent.
 
-    Features of single points, each time with their maximum over all points beside them; the order of the
-    points does not matter.
+    Point-wise layers, each followed by concatenation with the maximum over the points; invariant to the order
+    of the points.
 
     Args:
         latent: width of the latent.
-        code: width of a code that the distribution depends on as well; 0 for none.
+        code: width of a code that also conditions the distribution; 0 for none.
         hidden: width of the layers.
     """
 
@@ -107,7 +107,7 @@ class LatentEncoder(nn.Module):
         Args:
             points: ``(B, P, 3)``, unit cube.
             occupied: ``(B, P)`` occupancies, bool or probabilities.
-            code: ``(B, code)``, where the encoder was made for one.
+            code: ``(B, code)``, if the encoder takes one.
         """
         x = self.fc_0(occupied[..., None].to(points.dtype)) + self.fc_pos(points)
         if self.fc_c is not None:
@@ -132,7 +132,7 @@ def kl_divergence(mean: Tensor, log_std: Tensor) -> Tensor:
 
 
 class GenerativeOccupancyNetwork(nn.Module):
-    """Occupancy Network with a latent: a distribution of shapes, of all or of those that fit a cloud.
+    """Occupancy Network with a latent: a distribution of shapes, optionally conditioned on a cloud.
 
     Args:
         config: widths of the layers.
@@ -183,7 +183,7 @@ class GenerativeOccupancyNetwork(nn.Module):
         return self.encoder_latent(points, occupied, self._given(clouds))  # type: ignore[no-any-return]
 
     def _given(self, clouds: Tensor | None) -> Tensor | None:
-        """Codes of the clouds, where the network is conditioned on them.
+        """Codes of the clouds, if the network is conditioned on clouds.
 
         Raises:
             ValueError: if there are clouds and no encoder, or an encoder and no clouds.
@@ -199,7 +199,7 @@ class GenerativeOccupancyNetwork(nn.Module):
     def forward(
         self, points: Tensor, occupied: Tensor, queries: Tensor, clouds: Tensor | None = None
     ) -> Tensor:
-        """Logits at the queries of what the labelled points say; with the mean of the latent."""
+        """Logits at the queries for labelled points, with the mean of the latent."""
         code = self._given(clouds)
         mean, _ = self.encoder_latent(points, occupied, code)
         logits: Tensor = self.decoder(queries, mean if code is None else code, mean)
@@ -215,14 +215,14 @@ class GenerativeOccupancyNetwork(nn.Module):
         return self.decoder(queries, latent if code is None else code, latent), kl_divergence(mean, log_std)
 
     def latents(self, count: int, seed: int = 0) -> Tensor:
-        """``(count, latent)`` from the prior; the first ones of a larger count are the same.
+        """``(count, latent)`` from the prior; a larger count begins with the same latents.
 
         Raises:
             ValueError: if ``count`` is negative.
         """
         if count < 0:
             raise ValueError(f"the number of samples cannot be negative, got {count}")
-        # Row by row: torch draws large blocks in another order than small ones.
+        # Row by row, because torch draws large blocks in a different order.
         generator = torch.Generator().manual_seed(seed)
         rows = [
             torch.randn(self.config.latent, generator=generator, dtype=torch.float32) for _ in range(count)
@@ -237,7 +237,7 @@ class GenerativeOccupancyNetwork(nn.Module):
             code: codes of `encode`, ``(B, code)`` or ``(1, code)`` for all; only of a conditioned network.
 
         Raises:
-            ValueError: if a code is missing or too much, or a shape is wrong.
+            ValueError: if a code is missing or unexpected, or a shape is wrong.
         """
         if latent.ndim != 2 or latent.shape[1] != self.config.latent:
             raise ValueError(f"latents must be (B, {self.config.latent}), got {tuple(latent.shape)}")
@@ -255,12 +255,12 @@ class GenerativeOccupancyNetwork(nn.Module):
         Args:
             count: number of shapes.
             seed: of the latents.
-            code: of a cloud, ``(1, code)``, that the shapes shall fit; only of a conditioned network.
+            code: code ``(1, code)`` of a cloud as condition; only for a conditioned network.
         """
         return self.decode(self.latents(count, seed), code)
 
     def interpolate(self, a: Tensor, b: Tensor, steps: int, code: Tensor | None = None) -> OccupancyField:
-        """Fields of ``steps`` shapes on the way from a latent to another, both ends included.
+        """Fields of ``steps`` shapes interpolated between two latents, both included.
 
         Args:
             a: ``(latent,)``, such as a row of `latents`, or the mean of `posterior`.
@@ -269,7 +269,7 @@ class GenerativeOccupancyNetwork(nn.Module):
             code: as of `sample`.
 
         Raises:
-            ValueError: if there are fewer steps, or the latents are no vectors of that width.
+            ValueError: if there are fewer than 2 steps, or a latent has a wrong shape.
         """
         if steps < 2:
             raise ValueError(f"an interpolation has at least its two ends, got {steps} steps")

@@ -1,6 +1,6 @@
-"""Occupancy Networks that draw shapes, or see voxels or an image: ``ifdefense train generative|voxel|image``.
+"""Generative, voxel and image Occupancy Networks: ``ifdefense train generative|voxel|image``.
 
-All learn from procedural solids, see `ifdefense.reconstruction.examples`.
+All are trained on procedural solids, see `ifdefense.reconstruction.examples`.
 """
 
 from __future__ import annotations
@@ -95,12 +95,12 @@ def train_conditioned(
         create: makes it.
         adam_layers: its first and last layers.
         title: name and paper.
-        sampler: makes the source of examples of solids, given how many of each class and their seed.
+        sampler: creates the examples, given the number of solids per class and their seed.
         offset: thickening of the solid in the labels.
         cache: folder of the prepared solids.
         per_class: training solids of each class.
-        root: not used, as the solids need no data.
-        more: what else determines the result.
+        root: not used, because the solids are procedural.
+        more: further settings that determine the result.
         settings: of `ifdefense.training.recipes.implicit.train_implicit`.
     """
 
@@ -121,7 +121,7 @@ def train_conditioned(
 
 
 GENERATIVE = QueryOptions(offset=0.03)
-"""Parts of drawn shapes hang together better where thin parts are thicker."""
+"""A larger thickening keeps thin parts of sampled shapes connected."""
 VOXEL = QueryOptions()
 IMAGE = QueryOptions(batch_size=32, queries=256)
 
@@ -150,7 +150,7 @@ def generative_command(
 ) -> None:
     """Trains a generative Occupancy Network on procedural solids: it draws new ones.
 
-    A run is resumed only with the options it was started with, but for more steps.
+    A run can only be resumed with the same options, except for more steps.
     """
     if not kl >= 0:
         raise ValueError(f"the weight of the KL divergence must not be negative, got {kl}")
@@ -206,7 +206,7 @@ def voxel_command(
 ) -> None:
     """Trains an Occupancy Network conditioned on 32 × 32 × 32 voxels, on procedural solids.
 
-    A run is resumed only with the options it was started with, but for more steps.
+    A run can only be resumed with the same options, except for more steps.
     """
     width, code, decoder = widths
     config = ConditionConfig(width, code, decoder, frequencies, local)
@@ -251,7 +251,7 @@ def image_command(
 ) -> None:
     """Trains an Occupancy Network conditioned on one rendered image, on procedural solids.
 
-    A run is resumed only with the options it was started with, but for more steps.
+    A run can only be resumed with the same options, except for more steps.
     """
     width, code, decoder = widths
     config = ConditionConfig(width, code, decoder, frequencies)

@@ -1,4 +1,4 @@
-"""Refinement of meshes by the first and second derivatives of the field.
+"""Mesh refinement with first and second derivatives of the field.
 
 Mescheder et al., 2019, https://arxiv.org/abs/1812.03828, section 3.3: random points of the faces are pulled
 onto the level set, and the normals of the faces to the gradient of the field there.
@@ -22,7 +22,7 @@ from ifdefense.stages.extraction import Extraction
 
 @dataclasses.dataclass(frozen=True)
 class Refinement:
-    """Refinement stage: moves the vertices of a mesh by RMSprop; the faces stay.
+    """Refinement stage: optimises the vertices of a mesh with RMSprop; faces are kept.
 
     Attributes:
         steps: steps.
@@ -50,7 +50,7 @@ class Refinement:
             mesh: extracted surface, unit cube.
             field: logits, twice differentiable in the points.
             cloud: ``()`` int64 index of the mesh's cloud in the field, on the field's device.
-            calibration: thresholds; the one that the mesh is nearer to is taken.
+            calibration: thresholds; the one nearer to the mesh is used.
         """
         if mesh.is_empty:
             return mesh
@@ -120,7 +120,7 @@ def _threshold(logits: Tensor, calibration: Calibration) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class RefinedExtraction:
-    """Extraction stage that simplifies and refines what another one extracts.
+    """Extraction stage that simplifies and refines the meshes of another stage.
 
     Attributes:
         extract: field to mesh, as in `ifdefense.restorers.mesh.MeshRestorer`.

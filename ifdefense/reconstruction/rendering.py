@@ -1,7 +1,7 @@
 """Images of procedural solids by sphere tracing of their distances.
 
-Hart, "Sphere tracing", The Visual Computer 12, 1996: a ray may always advance by the distance of its point
-from the solid. Images are shaded by three lights in the camera's frame, red from the left, green from above
+Hart, "Sphere tracing", The Visual Computer 12, 1996: a ray advances by the distance of its current point from
+the solid. Images are shaded by three lights in the camera's frame, red from the left, green from above
 and blue from the right. An image and its mirror image with red and blue exchanged therefore show a solid and
 the mirrored solid.
 """
@@ -20,7 +20,7 @@ from ifdefense.shapes.procedural import Shape
 Floats = NDArray[np.float32]
 
 AMBIENT = 0.25
-"""Share of the light that does not depend on the direction."""
+"""Share of ambient light."""
 LIGHTS = np.array([[-0.8, 0.2, 0.55], [0.0, 0.85, 0.5], [0.8, 0.2, 0.55]])
 """Directions of the lights of the channels: right, up, towards the camera."""
 _TOLERANCE, _STEPS, _NUDGE = 1e-3, 96, 2e-3
@@ -71,11 +71,11 @@ class Camera:
 
 
 class Rendering(NamedTuple):
-    """What a camera sees.
+    """A rendered view.
 
     Attributes:
-        image: ``(H, W, 3)`` in [0, 1], black where there is nothing.
-        depth: ``(H, W)`` distance from the camera along the ray, infinite where there is nothing.
+        image: ``(H, W, 3)`` in [0, 1], black where rays miss.
+        depth: ``(H, W)`` distance from the camera along the ray, infinite where rays miss.
     """
 
     image: Floats
@@ -87,7 +87,7 @@ def render(shape: Shape, camera: Camera = Camera(), size: int = 64) -> Rendering
 
     Args:
         shape: the solid, in the unit cube.
-        camera: where from.
+        camera: view.
         size: pixels per side.
 
     Raises:
@@ -100,7 +100,7 @@ def render(shape: Shape, camera: Camera = Camera(), size: int = 64) -> Rendering
     hit = np.flatnonzero(np.isfinite(depth))
     image = np.zeros((size * size, 3), np.float32)
     if len(hit):
-        # A little in front of the surface, where the distance is exact.
+        # Slightly in front of the surface, where the distance is exact.
         points = origin + (depth[hit] - _NUDGE)[:, None] * ways.reshape(-1, 3)[hit]
         lights = LIGHTS / np.linalg.norm(LIGHTS, axis=1, keepdims=True)
         facing = (_normals(shape.sdf, points) @ camera.axes().T @ lights.T).clip(0, 1)

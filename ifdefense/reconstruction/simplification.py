@@ -10,7 +10,7 @@ import numpy as np
 from ifdefense.geometry.mesh import Doubles, Floats, Mesh
 
 AGGRESSIVENESS = (5.0, 7.0, 10.0)
-"""Of fast-simplification, tried in turn until there are few enough faces; 5 is as near as lower values."""
+"""Aggressiveness levels to try until there are few enough faces; below 5 they are no more accurate."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Simplification:
     """Simplification stage: collapses edges of least quadric error, down to a number of faces.
 
     Garland and Heckbert, 1997, https://doi.org/10.1145/258734.258849, by the package fast-simplification.
-    A closed mesh stays closed in general, but that is not guaranteed.
+    Closed meshes usually stay closed, without guarantee.
 
     Attributes:
         faces: largest number of faces of the result, at least 4.
@@ -34,7 +34,7 @@ class Simplification:
             raise ValueError(f"a closed mesh has at least 4 faces, got {self.faces}")
 
     def __call__(self, mesh: Mesh) -> Mesh:
-        """The simplified mesh; the mesh itself if it has few enough faces.
+        """Simplifies a mesh; returns it unchanged if it has few enough faces.
 
         Raises:
             ImportError: if fast-simplification is not installed.

@@ -17,8 +17,8 @@ from ifdefense.geometry.mesh import Floats, Ints, Mesh
 from ifdefense.geometry.points import gather, knn, local_mean, spread_sampling, stacked
 from ifdefense.geometry.sampling import sample_surface
 
-Method = Literal["farthest", "uniform", "poisson"]
-METHODS: tuple[Method, ...] = get_args(Method)
+SamplingMethod = Literal["farthest", "uniform", "poisson"]
+SAMPLING_METHODS: tuple[SamplingMethod, ...] = get_args(SamplingMethod)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ def resample(
     num_points: int,
     *,
     seed: int = 0,
-    method: Method = "farthest",
+    method: SamplingMethod = "farthest",
     oversample: int = 4,
     inset: float = 0.0,
     device: torch.device | str | None = None,
@@ -63,8 +63,8 @@ def resample(
     """
     if num_points < 1 or oversample < 1:
         raise ValueError(f"num_points and oversample must be at least 1, got {num_points} and {oversample}")
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if method not in SAMPLING_METHODS:
+        raise ValueError(f"method must be one of {', '.join(SAMPLING_METHODS)}, got {method!r}")
     count = num_points * (1 if method == "uniform" else oversample)
     points = np.empty((len(meshes), count, 3), np.float32)
     normals = np.empty_like(points)
@@ -154,13 +154,13 @@ def _distances(query: Tensor, source: Tensor) -> Tensor:
 class SurfaceSampling:
     """Resampling stage: samples of the mesh only; see `resample`."""
 
-    method: Method = "farthest"
+    method: SamplingMethod = "farthest"
     oversample: int = 4
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS or self.oversample < 1:
+        if self.method not in SAMPLING_METHODS or self.oversample < 1:
             raise ValueError(
-                f"method must be one of {', '.join(METHODS)} and oversample at least 1, "
+                f"method must be one of {', '.join(SAMPLING_METHODS)} and oversample at least 1, "
                 f"got {self.method!r} and {self.oversample}"
             )
 

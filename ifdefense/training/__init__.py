@@ -1,1 +1,1 @@
-"""Trainings: `data` are drawn into `examples`, from which `recipes` train networks in a resumable run."""
+"""Training: `data` sources, `examples` (batches) and `recipes` (one per network), with resumable runs."""

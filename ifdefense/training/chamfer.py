@@ -1,4 +1,4 @@
-"""Distance of the surfaces that an implicit network extracts from those of the shapes."""
+"""Chamfer distance between extracted and true surfaces."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def chamfer_l1(
 
     As defined by Mescheder et al. (`arXiv:1812.03828 <https://arxiv.org/abs/1812.03828>`_): the mean of the
     distances from samples of the mesh to the shape's points and back, in tenths of the longest side. Shapes
-    that get no surface are left out.
+    without an extracted surface are skipped.
 
     Args:
         network: the network, in evaluation mode; its calibration is used.

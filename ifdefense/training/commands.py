@@ -1,4 +1,4 @@
-"""Shared by the commands that train: errors as one line, and checks of what will be written."""
+"""Shared by the training commands: options, one-line errors, and checks of output paths."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-    """Turns errors that a user can mend into one line and exit code 1: bad values, files, data, NaN losses.
+    """Reports user errors (bad values, files, data, NaN losses) as one line, with exit code 1.
 
-    Decorates the function of a command. The traceback is logged at level DEBUG.
+    Use as a decorator of a command. The traceback is logged at level DEBUG.
     """
     try:
         yield
@@ -33,10 +33,10 @@ def reported() -> Iterator[None]:
 
 
 def check_output(path: Path, force: bool = False) -> None:
-    """Checks that weights can be written; before a training, not after it.
+    """Checks that weights can be written, before training.
 
     Raises:
-        RunError: if the suffix is another than ``.safetensors``, the file exists and ``force`` is not given,
+        RunError: if the suffix is not ``.safetensors``, the file exists and ``force`` is not given,
             or its folder cannot be written.
     """
     if path.suffix != ".safetensors":
@@ -52,7 +52,7 @@ def check_writable(folder: Path) -> None:
     """Creates a folder, and checks that files can be written in it.
 
     Raises:
-        RunError: if they cannot.
+        RunError: if it is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,11 +77,11 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
 
 
 def options_of(settings: object, **helps: str) -> Callable[[Command], Command]:
-    """Options for fields of a dataclass: names, types and defaults are those of the fields.
+    """Options for fields of a dataclass, with their names, types and defaults.
 
     Args:
         settings: the dataclass, or an instance with other defaults. A bool becomes ``--name/--no-name``.
-        helps: what each option is for, by the name of its field.
+        helps: help texts by field name.
     """
     options = []
     for field, text in helps.items():
@@ -92,10 +92,10 @@ def options_of(settings: object, **helps: str) -> Callable[[Command], Command]:
 
 
 def output_options(folder: Path | None) -> Callable[[Command], Command]:
-    """Options that all trainings share: ``folder`` of the run, ``out``, ``force``, ``progress``.
+    """Options shared by all trainings: ``folder`` of the run, ``out``, ``force``, ``progress``.
 
     Args:
-        folder: default folder of the run; without one, it has to be given.
+        folder: default folder of the run; required if ``None``.
     """
     path = click.Path(path_type=Path)
     options = (
@@ -121,7 +121,7 @@ def output_options(folder: Path | None) -> Callable[[Command], Command]:
 
 
 def prepare(out: Path | None, force: bool, folder: Path) -> None:
-    """Starts the log of a training, and checks that its folder and its weights can be written.
+    """Sets up logging, and checks that the run folder and the weights can be written.
 
     Raises:
         RunError: as `check_output` and `check_writable`.
@@ -133,10 +133,10 @@ def prepare(out: Path | None, force: bool, folder: Path) -> None:
 
 
 def run_options(name: str, cache: str, defaults: TrainOptions, every: int) -> Callable[[Command], Command]:
-    """Options that the trainings of implicit networks share: data, run, weights, schedule, device.
+    """Options shared by the trainings of implicit networks: data, run, weights, schedule, device.
 
     Args:
-        name: of the network; the run is in ``runs/NAME`` unless told otherwise.
+        name: name of the network; the default run folder is ``runs/NAME``.
         cache: folder of the prepared data.
         defaults: settings of the trainer.
         every: steps between validations.
@@ -167,11 +167,11 @@ def run_options(name: str, cache: str, defaults: TrainOptions, every: int) -> Ca
 def mix_of(
     sources: Collection[str], default: Mapping[str, float]
 ) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], dict[str, float]]:
-    """Callback of a repeated option ``NAME=WEIGHT``; the weight is 1 where it is missing.
+    """Callback of a repeated option ``NAME=WEIGHT``; the default weight is 1.
 
     Args:
-        sources: names that may be given.
-        default: the mix where none is given.
+        sources: allowed names.
+        default: default mix.
     """
 
     def parse(

@@ -1,4 +1,4 @@
-"""Trains implicit networks: any module from clouds and queries to the logits of their occupancy."""
+"""Training of implicit networks: modules from clouds and queries to occupancy logits."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Examples(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What determines the batches, as plain values: a run is resumed only with the same."""
+        """Settings that determine the batches, as plain values; a run can only be resumed with equal ones."""
         ...
 
 
@@ -55,14 +55,14 @@ class TrainOptions:
         steps: optimiser steps.
         muon_lr: learning rate of Muon, for hidden weight matrices, between warm-up and cool-down.
         adam_lr: learning rate of Adam, for all other parameters, on the same schedule.
-        weight_decay: of the matrices that Muon trains.
+        weight_decay: weight decay of the matrices trained by Muon.
         warmup: steps of linear warm-up.
         cooldown: share of the steps, at the end, over which the rates fall to a hundredth along a cosine.
-        adam_decay: decoupled weight decay of what Adam trains.
+        adam_decay: decoupled weight decay of the parameters trained by Adam.
         adam_beta2: decay of Adam's second moments.
         max_norm: gradients are clipped to this norm; 0 for no clipping.
         bfloat16: whether matrix products of training run in bfloat16.
-        ema: decay of a moving average of the weights, which is validated and kept; 0 for none.
+        ema: decay of a moving average of the weights, used for validation and export; 0 for none.
         threshold: probability above which a query is inside in the validation IoU.
         seed: seed of the weights and of every draw.
 
@@ -110,7 +110,7 @@ def schedule(step: int, options: TrainOptions) -> float:
 
 @torch.no_grad()
 def intersection_over_union(network: nn.Module, batches: Iterable[Batch], threshold: float) -> float:
-    """Mean IoU of the occupancies at the queries, over clouds whose labels hold an inside.
+    """Mean IoU of the occupancies at the queries, over clouds with occupied queries.
 
     Args:
         network: the network, in evaluation mode.
@@ -220,20 +220,20 @@ def fit(
     """Trains an implicit network, or resumes the run in ``folder``.
 
     Args:
-        network: maps clouds and queries to logits ``(B, Q)``; trained in place, on its device. It ends with
-            the weights of the best mean validation IoU, in evaluation mode.
+        network: maps clouds and queries to logits ``(B, Q)``; trained in place, on its device. Afterwards it
+            has the weights with the best mean validation IoU, in evaluation mode.
         examples: training batches.
         validation: batches by name, such as clean and corrupted input.
         folder: folder of the run, see `ResumableRun`.
-        options: settings. A run may be resumed with other ``steps``, which moves the cool-down.
-        settings: what else determines the result, such as the sizes of the network.
-        adam_layers: layers whose matrices Adam trains: the first and the last ones.
+        options: settings. A run may be resumed with other ``steps``; the cool-down changes accordingly.
+        settings: further settings that determine the result, such as the sizes of the network.
+        adam_layers: layers trained by Adam: the first and the last ones.
         every: steps between validations.
-        init: weights that a new run starts from.
-        stop_after: stop after so many steps of this call.
+        init: initial weights of a new run.
+        stop_after: stop after this number of steps.
         metadata: text entries of the weights.
         progress: show bars.
-        loss: what is minimised, in training mode.
+        loss: training loss.
 
     Returns:
         The run, with its scores and `export`.

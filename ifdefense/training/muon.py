@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration, as published: five steps bring singular values into about [0.7, 1.2]."""
+"""Published coefficients of the quintic iteration: five steps give singular values in about [0.7, 1.2]."""
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
@@ -40,8 +40,8 @@ class Muon(torch.optim.Optimizer):
         params: weights ``(out, in, …)``; further dimensions count as inputs.
         lr: length of a step; the update of a square matrix has spectral norm of about this.
         momentum: of the gradients.
-        weight_decay: decoupled; each step scales a weight by ``1 - lr * weight_decay``. In front of a batch
-            norm nothing else bounds the weights, and the larger they are, the less a step turns them.
+        weight_decay: decoupled; each step scales a weight by ``1 - lr * weight_decay``. Weights before a
+            batch norm are otherwise unbounded, and steps change the direction of large weights less.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What every training shares: a run that resumes bit for bit, its best weights, and their model card."""
+"""Resumable training runs, their best weights, and model cards."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ from ifdefense.geometry.axes import UP
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
-"""Of ``last.pt``; a run that an incompatible version started is refused."""
+"""Format version of ``last.pt``; runs of other versions are refused."""
 
 
 class RunError(ValueError):
-    """A run cannot start or be resumed; the message says what to do."""
+    """A run cannot start or be resumed; the message suggests a remedy."""
 
 
 class Stateful(Protocol):
     """Part of a run, such as the model, an optimiser or a schedule."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to continue."""
+        """State needed to resume."""
         ...
 
     def load_state_dict(self, state_dict: Any, /) -> Any:
-        """Restores what `state_dict` returned."""
+        """Restores a state of `state_dict`."""
         ...
 
 
 class MovingAverage:
     """Exponential moving average of a network's weights and buffers.
 
-    Its memory is short at first, as the initial weights are no part of a good average.
+    The decay is smaller at first, to forget the initial weights.
 
     Args:
-        network: what is averaged; it is copied.
+        network: network to average; it is copied.
         decay: share of the average that a step keeps, from 0 to below 1.
     """
 
@@ -62,7 +62,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Takes in the weights after one more step; what is not a floating-point number is copied."""
+        """Updates the average with the current weights; values that are not floating-point are copied."""
         self.steps += 1
         share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         values = network.state_dict().values()
@@ -77,26 +77,25 @@ class MovingAverage:
         return {"network": self.network.state_dict(), "steps": self.steps}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None:
-        """Restores what `state_dict` returned."""
+        """Restores a state of `state_dict`."""
         self.network.load_state_dict(state_dict["network"])
         self.steps = state_dict["steps"]
 
 
 class ResumableRun(ABC):
-    """A training run that can be killed at any time and resumes bit for bit, on the same machine.
+    """A training run that can be interrupted at any time and resumes bit for bit on the same machine.
 
-    After each validation ``last.pt`` holds the state, ``best.safetensors`` the weights that validated best,
-    and ``log.jsonl`` one more line. A subclass defines a round of training (`_train`) and validation.
+    After each validation ``last.pt`` holds the state, ``best.safetensors`` the best weights, and
+    ``log.jsonl`` one more line. A subclass defines a round of training (`_train`) and validation.
 
     Args:
         model: network to train, changed in place, on its device.
-        parts: what else has a state, by name: optimisers, schedules.
-        settings: everything that determines the result, as plain values; a run is resumed only with equal
-            ones.
+        parts: other parts with a state, by name: optimisers, schedules.
+        settings: all settings that determine the result, as plain values; must be equal to resume a run.
         length: units (`unit`) of the whole run.
         seed: of `generator`.
         folder: folder of the run, created if missing.
-        may_change: settings with which a run may be resumed though they differ.
+        may_change: settings that may differ when a run is resumed.
         metadata: text entries of the exported weights, besides their up axis.
         decay: of a moving average of the weights, which is then validated and exported; 0 for none. `_train`
             calls `update_average` after every step.
@@ -104,7 +103,7 @@ class ResumableRun(ABC):
 
     unit: ClassVar[str] = "epoch"
     criterion: ClassVar[str] = "mean"
-    """The validation score that chooses the best weights."""
+    """Validation score for choosing the best weights."""
     minimise: ClassVar[bool] = False
 
     def __init__(
@@ -136,29 +135,29 @@ class ResumableRun(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is trained."""
+        """Device of the model."""
         return device_of_weights(self.model)
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network that is validated and exported: the moving average where there is one."""
+        """Network for validation and export: the moving average if there is one."""
         return self.model if self.average is None else self.average.network
 
     def update_average(self) -> None:
-        """Adds the weights of this step to their moving average, where there is one."""
+        """Updates the moving average of the weights, if there is one."""
         if self.average is not None:
             self.average.update(self.model)
 
     @abstractmethod
     def _train(self, stop: int, progress: bool) -> float:
-        """Trains to the next validation, at ``stop`` the latest; moves `position`, returns the mean loss."""
+        """Trains to the next validation, at most to ``stop``; updates `position`, returns the mean loss."""
 
     @abstractmethod
     def _validate(self) -> dict[str, float]:
-        """Validation scores by name, among them `criterion`; empty where this round is not validated."""
+        """Validation scores by name, among them `criterion`; empty if this round is not validated."""
 
     def resume(self) -> bool:
-        """Restores the last state of the folder; returns whether there was one.
+        """Restores the last state in the folder; returns whether there was one.
 
         Raises:
             RunError: if the state is damaged, or belongs to a run with other settings.
@@ -187,7 +186,7 @@ class ResumableRun(ABC):
             part.load_state_dict(state["parts"][name])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["rng"])
-        kind, drawn = state.get("device_rng", ("cpu", None))  # runs of before have none
+        kind, drawn = state.get("device_rng", ("cpu", None))  # older runs have none
         if kind == self.device.type:
             restore_random_state(self.device, drawn)
         self.position, self.best = state["position"], state["best"]
@@ -226,13 +225,13 @@ class ResumableRun(ABC):
 
         Args:
             progress: show bars.
-            stop_after: stop after so many units of this call, with the state written.
+            stop_after: stop after this number of units, with the state written.
 
         Returns:
-            Validation scores of the best weights, and the `unit` after which they were taken.
+            Validation scores of the best weights, and the `unit` they are from.
 
         Raises:
-            FloatingPointError: if the loss is NaN or infinite; ``last.pt`` is from before.
+            FloatingPointError: if the loss is NaN or infinite; ``last.pt`` keeps the state before.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         stop = self.length if stop_after is None else min(self.length, self.position + stop_after)
@@ -279,9 +278,9 @@ class ResumableRun(ABC):
 
         Args:
             path: file of the weights, ``.safetensors``.
-            program: how the command line starts, such as ``python -m classifiers.train``.
-            about: what the network is.
-            lines: what was measured, and on what.
+            program: start of the command line, such as ``python -m classifiers.train``.
+            about: description of the network.
+            lines: measurements and their data.
         """
         self.load_best()
         save_safetensors(self.model, path, self.metadata)
@@ -298,7 +297,7 @@ class ResumableRun(ABC):
 
 
 def check_ranges(options: object, **limits: tuple[float, float]) -> None:
-    """Checks fields of a dataclass against inclusive limits, which NaN never meets.
+    """Checks fields of a dataclass against inclusive limits; NaN is rejected.
 
     Raises:
         ValueError: naming the field.

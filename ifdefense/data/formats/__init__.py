@@ -21,8 +21,8 @@ from ifdefense.data.formats.table import (
     FILE,
     MAX_POINTS,
     CloudFile,
+    FileLayout,
     Geometry,
-    Layout,
     Options,
     PointTable,
     checked_points,
@@ -37,7 +37,7 @@ __all__ = [
     "WRITABLE_SUFFIXES",
     "CloudFile",
     "DataError",
-    "Layout",
+    "FileLayout",
     "PointTable",
     "encode_cloud_file",
     "read_cloud",
@@ -54,7 +54,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """How a kind of file is read and written."""
+    """Reader and writer of a file format."""
 
     decode: Callable[[bytes, Options], CloudFile | Geometry]
     encode: Callable[[CloudFile, str], bytes] | None = None
@@ -83,12 +83,12 @@ FORMATS = {
 """Formats by suffix."""
 
 CLOUD_SUFFIXES = tuple(FORMATS)
-"""Files that a cloud can be read from; a mesh is sampled."""
+"""Suffixes of readable clouds; meshes are sampled."""
 WRITABLE_SUFFIXES = tuple(suffix for suffix, form in FORMATS.items() if form.encode)
-"""Files that a cloud can be written to."""
+"""Suffixes of writable clouds."""
 MESH_SUFFIXES = tuple(suffix for suffix, form in FORMATS.items() if form.encode_mesh)
 BATCH_SUFFIXES = tuple(suffix for suffix, form in FORMATS.items() if form.batch)
-"""Files that may hold several clouds."""
+"""Suffixes of formats that may hold several clouds."""
 
 
 def read_cloud(
@@ -103,13 +103,14 @@ def read_cloud(
     """Reads a file of one cloud.
 
     Args:
-        path: the file; its suffix, one of `CLOUD_SUFFIXES`, says what it is.
+        path: file with one of `CLOUD_SUFFIXES`.
         mesh_points: points drawn uniformly from the surface where the file holds a mesh.
         seed: seed of that draw.
         columns: names or numbers (from 0) of the columns with x, y and z, such as ``"x,y,z"`` or ``"1,2,3"``,
-            where they are not found by their names.
-        key: name of the array of points in an .npz or .h5 file, where it has none of the usual names.
-        max_points: larger files are refused. A file of a few kilobytes can claim any size.
+            if they cannot be found by name.
+        key: name of the array of points in an .npz or .h5 file, if it has none of the usual names.
+        max_points: limit on the points; larger files are refused. A file of a few kilobytes can declare any
+            size.
 
     Returns:
         ``(N, 3)`` float64 points. Other columns are left out; `read_cloud_file` returns them.
@@ -149,15 +150,15 @@ def read_cloud_file(
     key: str | None = None,
     max_points: int = MAX_POINTS,
 ) -> CloudFile:
-    """Reads every cloud of a file with the attributes of its points and whatever else it holds.
+    """Reads all clouds of a file with their attributes and all other contents.
 
-    ``write_cloud_file(path, file.moved(results))`` writes results with their attributes, laid out alike.
+    ``write_cloud_file(path, file.moved(results))`` writes results with their attributes in the same layout.
 
     Args:
-        path: the file, or an open one such as ``sys.stdin.buffer``, which needs ``suffix``.
+        path: path or open file such as ``sys.stdin.buffer``; the latter needs ``suffix``.
         mesh_points: points drawn from the surface where the file holds a mesh.
         seed: seed of that draw.
-        suffix: what the file is, one of `CLOUD_SUFFIXES`; by default that of its name.
+        suffix: format, one of `CLOUD_SUFFIXES`; by default the suffix of the name.
         columns: names or numbers of the columns with x, y and z, as for `read_cloud`.
         key: name of the array of points, as for `read_cloud`.
         max_points: larger files are refused.
@@ -177,12 +178,12 @@ def read_mesh(path: str | Path, *, max_points: int = MAX_POINTS) -> Mesh:
     """Reads a triangle mesh; polygons are cut into triangles and the corners of an .stl are joined.
 
     Args:
-        path: the file; its suffix, one of `MESH_SUFFIXES`, says what it is.
+        path: file with one of `MESH_SUFFIXES`.
         max_points: meshes of more vertices are refused.
 
     Raises:
-        DataError: if the file is missing, truncated, too large or of an unknown kind, has no face, or a face
-            or coordinate is no good.
+        DataError: if the file is missing, truncated, too large or of an unknown kind, has no face, or has an
+            invalid face or coordinate.
     """
     options = Options(max_points=max_points)
     name, form, data = _opened(path, None, options, MESH_SUFFIXES, "mesh")
@@ -200,10 +201,10 @@ def write_cloud(
     fields: dict[str, NDArray[Any]] | None = None,
     force: bool = False,
 ) -> None:
-    """Writes a cloud, whole or not at all.
+    """Writes a cloud atomically.
 
     Args:
-        path: the file; its suffix, one of `WRITABLE_SUFFIXES`, says what it becomes.
+        path: file; the suffix, one of `WRITABLE_SUFFIXES`, selects the format.
         points: ``(N, 3)`` NumPy array or tensor on the CPU; float32 stays float32.
         fields: ``(N,)`` or ``(N, C)`` attributes of the points by name.
         force: replace an existing file.
@@ -222,7 +223,7 @@ def write_cloud(
 def write_clouds(
     path: str | Path, clouds: NDArray[Any] | Sequence[ArrayLike], *, force: bool = False
 ) -> None:
-    """Writes clouds of one size to one file, whole or not at all.
+    """Writes clouds of equal size to one file, atomically.
 
     Args:
         path: the file; its suffix is one of `BATCH_SUFFIXES`.
@@ -246,12 +247,12 @@ def write_clouds(
 
 
 def write_cloud_file(path: str | Path, file: CloudFile, *, force: bool = False) -> None:
-    """Writes clouds with their attributes, laid out as the file says as far as the format allows.
+    """Writes clouds with their attributes, in the layout of ``file`` as far as the format allows.
 
     Fields that a format cannot hold are left out with a warning.
 
     Args:
-        path: the file; its suffix, one of `WRITABLE_SUFFIXES`, says what it becomes.
+        path: file; the suffix, one of `WRITABLE_SUFFIXES`, selects the format.
         file: its contents.
         force: replace an existing file.
 
@@ -264,11 +265,11 @@ def write_cloud_file(path: str | Path, file: CloudFile, *, force: bool = False) 
 
 
 def encode_cloud_file(file: CloudFile, suffix: str, name: str | Path = "-") -> bytes:
-    """The bytes of a file with these contents.
+    """Encodes contents as the bytes of a file.
 
     Args:
         file: its contents.
-        suffix: what it becomes, one of `WRITABLE_SUFFIXES`.
+        suffix: format, one of `WRITABLE_SUFFIXES`.
         name: of the file, for messages.
 
     Raises:
@@ -291,10 +292,10 @@ def encode_cloud_file(file: CloudFile, suffix: str, name: str | Path = "-") -> b
 
 
 def write_mesh(path: str | Path, mesh: Mesh, *, force: bool = False) -> None:
-    """Writes a mesh, whole or not at all.
+    """Writes a mesh atomically.
 
     Args:
-        path: the file; its suffix, one of `MESH_SUFFIXES`, says what it becomes.
+        path: file; the suffix, one of `MESH_SUFFIXES`, selects the format.
         mesh: the mesh; one without faces becomes a file without faces.
         force: replace an existing file.
 
@@ -329,7 +330,7 @@ def _opened(
     if (suffix or "").lower() not in known:
         if isinstance(path, (str, Path)):
             with naming(name):
-                read_bytes(path, options)  # a missing file is told first
+                read_bytes(path, options)  # report a missing file first
         raise DataError(
             f"{name}: no {what} is read from {suffix or 'a file without suffix'}; {_known(known)}"
         )
@@ -348,15 +349,15 @@ def _known(suffixes: Iterable[str]) -> str:
 
 
 def _plain_file(clouds: Sequence[NDArray[Any]], fields: dict[str, NDArray[Any]]) -> CloudFile:
-    """A file of clouds in this project's own layout."""
+    """Contents of a file of clouds with default layout."""
     single = all(cloud.dtype.kind == "f" and cloud.dtype.itemsize <= 4 for cloud in clouds)
     named = bool(fields)
     tables = [PointTable(cloud.astype(np.float64), fields) for cloud in clouds]
-    return CloudFile(tables, Layout(single=single, named=named))
+    return CloudFile(tables, FileLayout(single=single, named=named))
 
 
 def _as_clouds(found: CloudFile | Geometry, mesh_points: int, seed: int) -> CloudFile:
-    """The clouds of a file; samples of a mesh have the attributes of the nearest corner of their face."""
+    """Clouds of a file; samples of a mesh take the attributes of the nearest corner of their face."""
     if isinstance(found, CloudFile):
         return found
     if not len(found.faces):
@@ -366,7 +367,7 @@ def _as_clouds(found: CloudFile | Geometry, mesh_points: int, seed: int) -> Clou
     mesh = _mesh(found)
     low, high = mesh.vertices.min(axis=0), mesh.vertices.max(axis=0)
     centre, side = low / 2 + high / 2, float((high - low).max()) or 1.0
-    # Around the origin with side 1, where float32 is fine enough.
+    # Centred, with side 1, so that float32 is precise enough.
     near = Mesh((mesh.vertices - centre) / side, mesh.faces)
     try:
         points, face = sample_surface(near, mesh_points, generator=np.random.default_rng(seed))

@@ -1,7 +1,7 @@
-"""NumPy's .npy and .npz: arrays of one or several clouds, without unpickling anything.
+"""NumPy's .npy and .npz: arrays of one or several clouds; pickles are never loaded.
 
-A cloud's array is ``(N, C)``, that of several ``(S, N, C)``; C is 3 or more and the further columns are
-fields. Arrays beside it with a row per point are fields too; others belong to the file and stay as they are.
+An array is ``(N, C)`` for one cloud and ``(S, N, C)`` for several; C is 3 or more and columns after the third
+are fields. Other arrays with a row per point are fields too; the rest belong to the file and are kept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ifdefense.data.errors import DataError
 from ifdefense.data.formats.table import (
     CloudFile,
-    Layout,
+    FileLayout,
     Options,
     PointTable,
     checked_points,
@@ -39,7 +39,7 @@ CLOUD_STEP = 1.02 / 32767
 """Length of one int16 step in this project's packed files, which reach to 1.02."""
 
 MAX_RATIO = 1100
-"""Deflate packs at most 1032 to 1."""
+"""Largest compression ratio of Deflate."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -59,7 +59,7 @@ def decode_npz(data: bytes, options: Options) -> CloudFile:
 
 
 def load_npy(data: bytes, options: Options) -> NDArray[Any]:
-    """The array of an .npy file, whose size is compared with what its header declares.
+    """Array of an .npy file; its size is checked against the header.
 
     Raises:
         DataError: if the file is damaged, too large, or holds Python objects.
@@ -74,7 +74,7 @@ def load_npy(data: bytes, options: Options) -> NDArray[Any]:
 
 
 def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, order and dtype that the header of an .npy file declares, and where the array starts."""
+    """Shape, order and dtype declared by the header of an .npy file, and the offset of the array."""
     start = file.read(6)
     if start != b"\x93NUMPY":
         raise DataError(f"not an npy file: it starts with {start!r}")
@@ -84,7 +84,7 @@ def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     try:
         shape, fortran, dtype = read(file)
-    except Exception as error:  # a damaged header can be anything, also Python that does not parse
+    except Exception as error:  # a damaged header may raise any parser error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"not a complete npy file: its header cannot be read: {reason}") from None
     if dtype.hasobject:
@@ -95,7 +95,7 @@ def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
 
 
 def load_npz(data: bytes, options: Options) -> Arrays:
-    """The arrays of an .npz file, whose sizes are checked before they are unpacked.
+    """Arrays of an .npz file; sizes are checked before unpacking.
 
     Raises:
         DataError: if the file is damaged or too large, or an array holds Python objects.
@@ -122,7 +122,7 @@ def load_npz(data: bytes, options: Options) -> Arrays:
 
 
 def _check_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
-    """Compares what the header of an array declares with what the archive holds."""
+    """Compares the declared size of an array with its size in the archive."""
     with archive.open(info) as file:
         try:
             shape, _, dtype, start = _npy_header(file)
@@ -140,7 +140,7 @@ def clouds_of(arrays: Arrays, options: Options, kind: str) -> CloudFile:
     """The clouds among the arrays of a file.
 
     Raises:
-        DataError: if there are none, or several arrays may be meant.
+        DataError: if there are none, or several candidates.
     """
     key = _key(arrays, options.key)
     found = arrays[key]
@@ -166,7 +166,7 @@ def clouds_of(arrays: Arrays, options: Options, kind: str) -> CloudFile:
         fields |= {name: arrays[name][number] if batched else arrays[name] for name in sorted(beside)}
         clouds.append(PointTable(points, fields))
     kinds = [_column(batch[0], index).dtype for index in chosen]
-    layout = Layout(
+    layout = FileLayout(
         kind=kind,
         columns=tuple(columns),
         coordinates=coordinates,
@@ -238,20 +238,20 @@ def _per_point(values: NDArray[Any], batch: NDArray[Any], batched: bool) -> bool
 
 
 def is_packed(arrays: Mapping[str, NDArray[Any]]) -> bool:
-    """Whether these are the arrays of one of this project's packed files, whose int16 steps are lengths."""
+    """Whether these are the arrays of one of this project's packed files, with int16 coordinates."""
     return {"points", "label", "name"} <= arrays.keys() and arrays["points"].dtype == np.int16
 
 
 def unpack_points(steps: NDArray[np.int16]) -> NDArray[np.float32]:
-    """Turns the int16 steps of a packed file into lengths."""
+    """Converts the int16 coordinates of a packed file to lengths."""
     return steps.astype(np.float32) * np.float32(CLOUD_STEP)
 
 
 def arrays_of(file: CloudFile, kind: str) -> Arrays:
-    """The arrays that a file is written as; the clouds come first.
+    """Arrays to write, clouds first.
 
     Raises:
-        ValueError: if clouds that go into one array differ in size.
+        ValueError: if clouds of one array differ in size.
     """
     sizes = sorted({len(cloud.points) for cloud in file.clouds})
     if len(sizes) != 1:
@@ -276,9 +276,9 @@ def arrays_of(file: CloudFile, kind: str) -> Arrays:
 
 
 def _joined(
-    cloud: PointTable, coordinates: tuple[str, str, str], columns: list[str], layout: Layout
+    cloud: PointTable, coordinates: tuple[str, str, str], columns: list[str], layout: FileLayout
 ) -> NDArray[Any]:
-    """Coordinates and fields as one array: a matrix, or records where the file had records."""
+    """Coordinates and fields as one array: a matrix, or records if the file had records."""
     single = layout.single and not needs_double(cloud.points)
     points = cloud.points.astype(np.float32) if single else cloud.points
     parts: list[tuple[str, NDArray[Any]]] = []
@@ -297,7 +297,7 @@ def _joined(
 
 
 def encode_npy(file: CloudFile, suffix: str) -> bytes:
-    """One array; arrays beside it are left out with a warning."""
+    """One array; other arrays are dropped with a warning."""
     (array,) = arrays_of(file, "npy").values()
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
@@ -305,7 +305,7 @@ def encode_npy(file: CloudFile, suffix: str) -> bytes:
 
 
 def encode_npz(file: CloudFile, suffix: str) -> bytes:
-    """The clouds and all arrays beside them, compressed."""
+    """Clouds and all other arrays, compressed."""
     buffer = io.BytesIO()
     arrays = {name: plain_strings(values) for name, values in arrays_of(file, "npz").items()}
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -316,10 +316,10 @@ def encode_npz(file: CloudFile, suffix: str) -> bytes:
 
 
 def read_npz(path: str | Path, options: Options | None = None) -> Arrays:
-    """Every array of an npz file on the disk, without unpickling anything.
+    """All arrays of an npz file on disk; pickles are never loaded.
 
     Raises:
-        DataError: if the file is missing, truncated, no npz at all, or holds pickled objects.
+        DataError: if the file is missing, truncated, not an npz file, or holds pickled objects.
     """
     from ifdefense.data.formats.files import naming, read_bytes
 

@@ -1,4 +1,4 @@
-"""Whole files: read with errors that name them, decoded, and written whole or not at all."""
+"""Reading, decoding and atomic writing of files; errors name the file."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from ifdefense.data.errors import DataError
 from ifdefense.data.formats.table import FILE, Options, logger
 
 BYTES_ON_DISK = 256
-"""Size of a file is limited to this times the limit on its points."""
+"""Limit on the file size per point of the limit on points."""
 
 PIECE = 1 << 22
-"""Bytes that are compared at a time."""
+"""Bytes compared at a time."""
 
 NO_TEXT = re.compile(r"[\0-\x08\x0e-\x19\x1b-\x1f]")
-"""Control characters other than the ends of lines and of files (as DOS marked it)."""
+"""Control characters other than line ends and the end-of-file mark of DOS."""
 
 
 @contextmanager
 def naming(name: str | Path) -> Iterator[None]:
-    """Puts the name of the file in front of errors.
+    """Prefixes errors with the name of the file.
 
     Raises:
-        DataError: in place of whatever a reader raises on a damaged file, other than `ImportError`.
+        DataError: for any error of a reader except `ImportError`.
     """
     token = FILE.set(str(name))
     try:
@@ -40,7 +40,7 @@ def naming(name: str | Path) -> Iterator[None]:
         raise DataError(f"{name}: {error}") from error
     except MemoryError:
         raise DataError(f"{name}: there is not enough memory to read it") from None
-    except Exception as error:  # a damaged file makes parsers fail in many ways
+    except Exception as error:  # parsers raise many kinds of errors on damaged files
         raise DataError(f"{name}: the file is damaged: {type(error).__name__}: {error}") from error
     finally:
         FILE.reset(token)
@@ -50,8 +50,7 @@ def read_bytes(path: str | Path, options: Options) -> bytes:
     """The contents of a file.
 
     Raises:
-        DataError: if it is missing, no regular file, cannot be read, is too large, empty, or stands in for a
-            file of git-lfs.
+        DataError: if it is missing, not a regular file, unreadable, too large, empty, or a git-lfs pointer.
     """
     path = Path(path)
     try:
@@ -76,10 +75,10 @@ def read_bytes(path: str | Path, options: Options) -> bytes:
 
 
 def check_content(data: bytes) -> None:
-    """Refuses what is no file of any format.
+    """Rejects empty files and git-lfs pointers.
 
     Raises:
-        DataError: if it is empty or a pointer of git-lfs.
+        DataError: if it is empty or a git-lfs pointer.
     """
     if not data:
         raise DataError("the file is empty")
@@ -88,13 +87,13 @@ def check_content(data: bytes) -> None:
 
 
 def decoded_text(data: bytes) -> str:
-    """The text of a file, whose lines end with a newline character alone.
+    """Decodes text and normalises line ends to a newline character.
 
-    The byte order mark decides, else it is UTF-8, else Latin-1. In files in GBK or Shift-JIS this garbles
-    comments and names, but no numbers.
+    The encoding is that of the byte order mark, else UTF-8, else Latin-1. Files in GBK or Shift-JIS get
+    garbled comments and names, but correct numbers.
 
     Raises:
-        DataError: if it holds bytes that no text has.
+        DataError: if it contains control characters.
     """
     marks = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
     encoding = next((name for mark, name in marks if data.startswith(mark)), None)
@@ -114,7 +113,7 @@ def without_mark(data: bytes) -> bytes:
     """The bytes of a file that may be text, as UTF-8 without a byte order mark.
 
     Raises:
-        DataError: if there is a mark, and what follows is no text.
+        DataError: if there is a mark and the rest cannot be decoded.
     """
     if data.startswith(codecs.BOM_UTF8):
         return data[len(codecs.BOM_UTF8) :]
@@ -125,7 +124,7 @@ def without_mark(data: bytes) -> bytes:
 
 @contextmanager
 def replacing(path: str | Path, *, force: bool = False) -> Iterator[Path]:
-    """Gives a temporary file to write, which takes the place of ``path`` only when all has gone well.
+    """Context with a temporary file that replaces ``path`` on success.
 
     Args:
         path: the file to write.
@@ -149,7 +148,7 @@ def replacing(path: str | Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def write_bytes(path: str | Path, data: bytes, *, force: bool = False) -> None:
-    """Writes a file whole or not at all: it is written beside, closed, read back, compared and renamed.
+    """Writes a file atomically: to a temporary file, which is read back, compared and renamed.
 
     Raises:
         DataError: if the file exists already, its folder does not, or it cannot be written or is not what was
@@ -167,7 +166,7 @@ def write_bytes(path: str | Path, data: bytes, *, force: bool = False) -> None:
 
 
 def _compare(path: Path, data: bytes) -> None:
-    """Makes sure that the file has these contents."""
+    """Checks that the file has these contents."""
     view = memoryview(data)
     with path.open("rb") as file:
         for start in range(0, len(data), PIECE):

@@ -1,7 +1,7 @@
 """Binary glTF 2.0 (.glb), through trimesh: points and triangles of a scene, without materials and textures.
 
-trimesh takes a file at its word. So sizes are compared with the file before trimesh reads it, and it is given
-no more than what is wanted.
+trimesh does not check declared sizes, so they are compared with the file first, and trimesh only gets the
+geometry.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from ifdefense.data.errors import DataError
 from ifdefense.data.formats.table import (
     CloudFile,
+    FileLayout,
     Geometry,
-    Layout,
     Options,
     PointTable,
     checked_points,
@@ -41,7 +41,7 @@ HARMLESS = re.compile(
     r"_(materials?|techniques?|textures?|lights?|image|animation|xmp|metadata|features|outline)(_|$)"
     r"|^KHR_mesh_quantization$"
 )
-"""Extensions that a file may need though its geometry is stored as ever, or as integers of fewer bits."""
+"""Required extensions that leave the geometry unchanged or only quantise it."""
 
 Json = dict[str, Any]
 
@@ -57,7 +57,7 @@ def decode(data: bytes, options: Options) -> Geometry:
     source, binary = _chunks(data)
     document = _Plain(source, len(binary), options).document
     text = io.BytesIO(json.dumps(document).encode())
-    scene = load_gltf(text, resolver={"binary": binary}, skip_materials=True)  # it can reach nothing else
+    scene = load_gltf(text, resolver={"binary": binary}, skip_materials=True)  # no other file is accessible
     primitives = [primitive for mesh in document["meshes"] for primitive in mesh["primitives"]]
     loaded = {
         name: (_table(primitive, found, document["accessors"]), found["faces"], primitive["points"])
@@ -75,7 +75,7 @@ def decode(data: bytes, options: Options) -> Geometry:
         table, index, is_cloud = loaded[edge["geometry"]]
         if index.max(initial=0) >= len(table.points):
             raise DataError("the file is damaged: its triangles do not fit its vertices")
-        points += len(table.points)  # the same mesh may be placed many times
+        points += len(table.points)  # a mesh may have many instances
         options.check_points(points)
         size += 12 * len(index)
         options.check_bytes(size)
@@ -87,7 +87,7 @@ def decode(data: bytes, options: Options) -> Geometry:
         warn("the scene has a mesh and points; its points are left out")
     if not (parts or clouds):
         raise DataError("there are neither points nor triangles in it")
-    layout = Layout(kind=KIND, named=True, single=True)
+    layout = FileLayout(kind=KIND, named=True, single=True)
     return Geometry(_joined(parts or clouds), np.concatenate(faces), layout)
 
 
@@ -98,7 +98,7 @@ def _chunks(data: bytes) -> tuple[Json, bytes]:
     version, length = struct.unpack_from("<II", data, 4)
     if version != 2:
         raise DataError(f"glTF of version {version} is not read, only 2")
-    if length > len(data):  # less is no harm
+    if length > len(data):  # fewer is harmless
         raise short(length, len(data), "bytes")
     chunks: dict[int, bytes] = {}
     at = 12
@@ -122,10 +122,10 @@ def _chunks(data: bytes) -> tuple[Json, bytes]:
 
 
 class _Plain:
-    """A document with the geometry alone, whose sizes fit the binary chunk.
+    """Document with the geometry only; sizes are checked against the binary chunk.
 
-    Points become triangles without corners, and normals and colours attributes of an application's own: of
-    those, trimesh keeps everything.
+    Points become triangles without corners, and normals and colours become custom attributes, because trimesh
+    keeps those unchanged.
     """
 
     def __init__(self, source: Json, size: int, options: Options) -> None:
@@ -180,10 +180,10 @@ class _Plain:
         return plain
 
     def _take(self, number: int, extensions: Json, width: int | None = None) -> int:
-        """Takes an accessor with its part of the buffer over; returns its number of values.
+        """Copies an accessor and its part of the buffer; returns its number of values.
 
         Raises:
-            DataError: if they are not in this file.
+            DataError: if the data is not in this file.
         """
         accessor = self.source["accessors"][number]
         view = self.source["bufferViews"][accessor["bufferView"]] if "bufferView" in accessor else {}
@@ -208,7 +208,7 @@ class _Plain:
         if end > offset + length or offset + length > self.size:
             raise short(end, min(offset + length, self.size), "bytes of points")
         self.bytes += count * row + (length if self.views[accessor["bufferView"]] is not view else 0)
-        self.options.check_bytes(self.bytes // 2)  # they are there twice, in the file and in an array
+        self.options.check_bytes(self.bytes // 2)  # held twice in memory, as file and as array
         self.views[accessor["bufferView"]] = view
         self.accessors[number] = accessor
         return count
@@ -234,7 +234,7 @@ class _Plain:
 
 
 def _table(primitive: Json, kwargs: Json, accessors: list[Json]) -> PointTable:
-    """Points with normals, colours and attributes of an application's own."""
+    """Points with normals, colours and custom attributes."""
     numbers = primitive["attributes"]
     fields = {}
     for name, values in kwargs.get("vertex_attributes", {}).items():
@@ -260,7 +260,7 @@ def _moved(table: PointTable, matrix: NDArray[np.float64]) -> PointTable:
     fields = dict(table.fields)
     if "normals" in fields and np.linalg.det(matrix[:3, :3]):
         normals = fields["normals"]
-        with np.errstate(all="ignore"):  # a damaged file may have any numbers
+        with np.errstate(all="ignore"):  # a damaged file may hold any numbers
             turned = normals @ np.linalg.inv(matrix[:3, :3])
             length = np.linalg.norm(turned, axis=1, keepdims=True)
             scale = np.linalg.norm(normals, axis=1, keepdims=True) / np.where(length > 0, length, 1)
@@ -269,7 +269,7 @@ def _moved(table: PointTable, matrix: NDArray[np.float64]) -> PointTable:
 
 
 def _joined(tables: list[PointTable]) -> PointTable:
-    """One table of all, with the fields that all have."""
+    """Joins tables, with the fields that all have."""
     shared = [name for name in tables[0].fields if all(name in table.fields for table in tables)]
     lost = sorted({name for table in tables for name in table.fields if name not in shared})
     if lost:
@@ -281,10 +281,10 @@ def _joined(tables: list[PointTable]) -> PointTable:
 
 
 def encode(file: CloudFile, suffix: str) -> bytes:
-    """Points with normals, colours and other numbers; float32 is all that the format has.
+    """Encodes points with normals, colours and other numbers, as float32.
 
     Raises:
-        DataError: if float32 would blur the cloud.
+        DataError: if float32 is too coarse for the cloud.
     """
     (table,) = file.clouds
     columns = flat_columns(table, file.laid_out(KIND))
@@ -311,7 +311,7 @@ def encode_mesh(mesh: Mesh, suffix: str) -> bytes:
     """Vertices as float32, and triangles.
 
     Raises:
-        DataError: if float32 would blur the vertices, or there are none.
+        DataError: if float32 is too coarse for the vertices, or there are none.
     """
     if not len(mesh.faces):
         raise DataError("a glb file holds no mesh without faces")
@@ -319,7 +319,7 @@ def encode_mesh(mesh: Mesh, suffix: str) -> bytes:
 
 
 def _encode(points: NDArray[Any], faces: Any, attributes: dict[str, NDArray[Any]] | None) -> bytes:
-    """A file of a mesh or, with attributes, of points: trimesh writes attributes of meshes alone."""
+    """Encodes a mesh, or points with attributes; trimesh writes attributes only for meshes."""
     from trimesh import Trimesh
     from trimesh.exchange.gltf import export_glb
 

@@ -1,7 +1,6 @@
 """HDF5 (.h5, .hdf5): arrays of one or several clouds, laid out as in .npz.
 
-Nothing outside the file is read: external links, external storage and virtual data sets are refused, as they
-can name any file of the machine.
+External links, external storage and virtual data sets are refused, as they can read arbitrary files.
 """
 
 from __future__ import annotations
@@ -45,12 +44,12 @@ def load(data: bytes, options: Options) -> Arrays:
         raise
     except MemoryError:
         raise DataError("there is not enough memory to unpack it") from None
-    except Exception as error:  # h5py fails in many ways on a damaged file
+    except Exception as error:  # h5py raises many kinds of errors on damaged files
         raise DataError(f"not a complete h5 file: {error}") from error
 
 
 def _collect(h5py: Any, group: Any, prefix: str, datasets: dict[str, Any], depth: int) -> None:
-    """Finds the data sets without following any link out of the file."""
+    """Finds the data sets without following external links."""
     if depth > MAX_DEPTH:
         raise DataError("not a complete h5 file: its groups are nested too deeply")
     for name in group:
@@ -59,7 +58,7 @@ def _collect(h5py: Any, group: Any, prefix: str, datasets: dict[str, Any], depth
         if isinstance(link, h5py.ExternalLink):
             raise DataError(f"{path} is a link to another file, {link.filename}, which is not followed")
         if isinstance(link, h5py.SoftLink):
-            continue  # what it names is found where it is
+            continue  # its target is visited on its own
         found = group[name]
         if isinstance(found, h5py.Group):
             _collect(h5py, found, f"{path}/", datasets, depth + 1)
@@ -76,7 +75,7 @@ def _has_references(h5py: Any, dtype: Any) -> bool:
 
 
 def _check_stored(name: str, dataset: Any, size: int, options: Options) -> None:
-    """Compares what a data set declares with what the file stores of it."""
+    """Compares the declared size of a data set with its stored size."""
     declared = math.prod(dataset.shape) * dataset.dtype.itemsize
     if dataset.chunks is None:
         if declared > size:
@@ -92,9 +91,9 @@ def _check_stored(name: str, dataset: Any, size: int, options: Options) -> None:
 
 
 def encode(file: CloudFile, suffix: str) -> bytes:
-    """The clouds and all arrays beside them, compressed.
+    """Clouds and all other arrays, compressed.
 
-    The file is made in memory: HDF5 crashes on a full disk, or leaves zeros in place of clouds.
+    The file is built in memory: on a full disk HDF5 crashes or writes zeros.
 
     Raises:
         ImportError: if h5py is not installed.

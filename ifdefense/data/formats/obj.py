@@ -1,8 +1,7 @@
 """Wavefront .obj, through trimesh: vertices, normals, colours and faces, without materials and textures.
 
-trimesh passes over lines that are indented, counts negative numbers from the end of the file, takes 0 for the
-first vertex, and mixes the normals of a vertex. So it is given checked statements in one spelling, and
-normals are read per corner.
+trimesh skips indented lines, resolves negative indices from the end of the file, accepts index 0, and mixes
+the normals of a vertex. So statements are checked and normalised before, and normals are read per corner.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from ifdefense.data.formats.off import COLOURS, NORMALS, rows_of
 from ifdefense.data.formats.table import (
     CloudFile,
     Columns,
+    FileLayout,
     Geometry,
-    Layout,
     Options,
     fan,
     flat_columns,
@@ -37,7 +36,7 @@ IGNORED = set(
     maplib mg mtllib o p parm res s scmp scrv shadow_obj sp stech step surf trace_obj trim usemap usemtl vp vt
     """.split()  # noqa: SIM905
 )
-"""Statements that have nothing to do with vertices and faces."""
+"""Statements that are ignored."""
 NUMBER = r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf)"
 CORNER = r"[1-9]\d{0,17}(?:/\d*(?:/(?:[1-9]\d{0,17})?)?)?"
 """A vertex, vertex/texture, vertex//normal or vertex/texture/normal."""
@@ -46,14 +45,14 @@ FORMS = {
     "vn": rf"{NUMBER}(?: {NUMBER}){{2}}",
     "f": rf"{CORNER}(?: {CORNER}){{2,}}",
 }
-"""What may follow the keywords that are read."""
+"""Arguments of the keywords that are read."""
 
 
 def decode(data: bytes, options: Options) -> Geometry:
     """Reads the vertices and faces of all objects, groups and materials of a file.
 
     Raises:
-        DataError: if a line is no statement of the format, or a face names a vertex that is not there.
+        DataError: if a line is not a statement of the format, or a face refers to a missing vertex.
     """
     vertices, normals, faces = _statements(decoded_text(data))
     if not vertices:
@@ -80,12 +79,12 @@ def decode(data: bytes, options: Options) -> Geometry:
     elif normals:
         warn(f"{len(normals)} normals do not fit {len(vertices)} vertices; they are left out")
     table, coordinates, _ = table_of(columns, options)
-    layout = Layout(KIND, (*columns, *corners), coordinates, named=True)
+    layout = FileLayout(KIND, (*columns, *corners), coordinates, named=True)
     return Geometry(table, triangles, layout, corners)
 
 
 def _statements(text: str) -> tuple[list[str], list[str], list[str]]:
-    """Vertices, normals, and faces with corners that count from 1, with single blanks between their words."""
+    """Statements of vertices, normals and faces, with indices from 1 and single spaces."""
     rows: dict[str, list[str]] = {keyword: [] for keyword in FORMS}
     forms = {keyword: re.compile(form, re.ASCII | re.IGNORECASE) for keyword, form in FORMS.items()}
     for number, line in enumerate(re.sub("#.*", "", text).replace("\\\n", " ").split("\n"), 1):
@@ -106,7 +105,7 @@ def _statements(text: str) -> tuple[list[str], list[str], list[str]]:
 
 
 def _from_one(corner: str, vertices: int, normals: int) -> str:
-    """A corner without its texture, with numbers from 1 in place of those backwards from the last so far."""
+    """A corner without texture, with negative indices resolved to indices from 1."""
     words = [*corner.split("/"), "", ""]
     for place, count in ((0, vertices), (2, normals)):
         if re.fullmatch(r"-\d{1,18}", words[place]):
@@ -115,7 +114,7 @@ def _from_one(corner: str, vertices: int, normals: int) -> str:
 
 
 def _fault(keyword: str, words: list[str]) -> str:
-    """Why these words do not fit the keyword."""
+    """Reason why the arguments of a keyword are invalid."""
     if keyword == "f":
         if len(words) < 3:
             return f"a face of {len(words)} corners"
@@ -133,7 +132,7 @@ def _load(
     """Points or normals ``(N, 3)``, their colours, and triangles ``(F, 3)``, in the order of the file.
 
     Raises:
-        DataError: if a face names what is not there.
+        DataError: if a face refers to a missing vertex or normal.
     """
     from trimesh.exchange.obj import load_obj
 
@@ -151,9 +150,9 @@ def _load(
 
 
 def encode(file: CloudFile, suffix: str) -> bytes:
-    """Vertices, with colours and normals as far as there are any, no faces.
+    """Encodes vertices, with colours and normals if there are any; no faces.
 
-    trimesh would write a fixed number of decimals, which small coordinates do not survive.
+    trimesh writes a fixed number of decimals, which rounds small coordinates to 0.
     """
     (table,) = file.clouds
     layout = file.laid_out(KIND)
@@ -169,5 +168,5 @@ def encode(file: CloudFile, suffix: str) -> bytes:
 
 
 def encode_mesh(mesh: Mesh, suffix: str) -> bytes:
-    """Vertices in all their digits, and triangles."""
+    """Encodes vertices with all digits, and triangles."""
     return (rows_of(list(mesh.vertices.T), "v ") + rows_of(list((mesh.faces + 1).T), "f ")).encode("ascii")

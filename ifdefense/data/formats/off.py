@@ -12,8 +12,8 @@ from ifdefense.data.formats.files import decoded_text
 from ifdefense.data.formats.table import (
     CloudFile,
     Columns,
+    FileLayout,
     Geometry,
-    Layout,
     Options,
     declared,
     fan,
@@ -35,11 +35,11 @@ def decode(data: bytes, options: Options) -> Geometry:
     """Reads vertices, with normals and colours, and faces.
 
     Raises:
-        DataError: if the file is damaged or has less or more than its header declares.
+        DataError: if the file is damaged or its size differs from the header.
     """
     lines = [line.partition("#")[0].strip() for line in decoded_text(data).split("\n")]
     lines = [line for line in lines if line]
-    # Some files of ModelNet run the header and the counts together.
+    # Some files of ModelNet have no line break between header and counts.
     start = re.match(r"((?:ST|C|N)*)OFF(?:\b|(?=\d))\s*", lines[0].upper() if lines else "")
     if start is None:
         raise DataError("not an off file: it does not start with OFF")
@@ -59,7 +59,7 @@ def decode(data: bytes, options: Options) -> Geometry:
         raise short(faces, len(body) - vertices, "faces")
     columns = _vertices(body[:vertices], start[1])
     table, coordinates, _ = table_of(columns, options)
-    layout = Layout(kind=KIND, columns=tuple(columns), coordinates=coordinates, named=True)
+    layout = FileLayout(kind=KIND, columns=tuple(columns), coordinates=coordinates, named=True)
     return Geometry(table, _faces(body[vertices:]), layout)
 
 
@@ -76,7 +76,7 @@ def _vertices(lines: list[str], prefix: str) -> Columns:
     if more not in (0, 3, 4) or ("C" in prefix and not more):
         raise DataError(f"the file is truncated or damaged: its vertices have {block.shape[1]} numbers")
     colours = COLOURS[:more]
-    # MeshLab writes NC and the colours first; by the format, it is CN and the normals come first.
+    # MeshLab writes NC with the colours first; the specification has CN with the normals first.
     middle = (*colours, *normals) if prefix.startswith("NC") else (*normals, *colours)
     names = ["x", "y", "z", *middle, *texture]
     columns: Columns = {}
@@ -109,7 +109,7 @@ def _faces(lines: list[str]) -> NDArray[np.int64]:
 
 
 def encode(file: CloudFile, suffix: str) -> bytes:
-    """Vertices with normals and colours as far as there are any, no faces."""
+    """Encodes vertices, with normals and colours if there are any; no faces."""
     (table,) = file.clouds
     layout = file.laid_out(KIND)
     columns = flat_columns(table, layout)
@@ -124,12 +124,12 @@ def encode(file: CloudFile, suffix: str) -> bytes:
 
 
 def encode_mesh(mesh: Mesh, suffix: str) -> bytes:
-    """Vertices in all their digits, and triangles."""
+    """Encodes vertices with all digits, and triangles."""
     head = f"OFF\n{len(mesh.vertices)} {len(mesh.faces)} 0\n"
     return (head + rows_of(list(mesh.vertices.T)) + rows_of(list(mesh.faces.T), "3 ")).encode("ascii")
 
 
 def rows_of(columns: list[NDArray[np.generic]], before: str = "") -> str:
-    """A line per row, numbers in the shortest digits that bring them back."""
+    """One line per row, numbers in their shortest exact form."""
     cells = [[str(value) for value in column] for column in columns]
     return "".join(f"{before}{' '.join(row)}\n" for row in zip(*cells, strict=True))

@@ -13,7 +13,7 @@ from ifdefense.data.formats.files import without_mark
 from ifdefense.data.formats.table import (
     CloudFile,
     Columns,
-    Layout,
+    FileLayout,
     Options,
     declared,
     short,
@@ -27,10 +27,10 @@ KEYS = ("VERSION", "FIELDS", "SIZE", "TYPE", "COUNT", "WIDTH", "HEIGHT", "VIEWPO
 
 
 def decode(data: bytes, options: Options) -> CloudFile:
-    """Reads the points with all their fields; points without coordinates (NaN) are left out with a warning.
+    """Reads the points with all their fields; points without coordinates (NaN) are dropped with a warning.
 
     Raises:
-        DataError: if the file is damaged or has less or more than its header declares.
+        DataError: if the file is damaged or its size differs from the header.
     """
     header, body = _header(without_mark(data))
     dtype = _dtype(header)
@@ -52,7 +52,7 @@ def decode(data: bytes, options: Options) -> CloudFile:
     columns = {name: values for name, values in columns.items() if not name.startswith("\0")}
     table, coordinates, _ = table_of(columns, options, drop_missing=True)
     single = all(dtype[name].base == np.float32 for name in coordinates)
-    layout = Layout(
+    layout = FileLayout(
         kind=KIND,
         columns=tuple(columns),
         coordinates=coordinates,
@@ -78,7 +78,7 @@ def _header(data: bytes) -> tuple[dict[str, list[str]], bytes]:
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        words[0] = "FIELDS" if words[0] == "COLUMNS" else words[0]  # as version .5 has it
+        words[0] = "FIELDS" if words[0] == "COLUMNS" else words[0]  # as in version .5
         if words[0] not in KEYS or words[0] in header or len(words) == 1:
             raise DataError(f"not a pcd file: its header has the line {line[:60]!r}")
         header[words[0]] = words[1:]
@@ -132,7 +132,7 @@ def _ascii(body: bytes, dtype: np.dtype[np.void], count: int) -> Columns:
     for name, width in zip(names, widths, strict=True):
         kind = dtype[name].base
         if kind.kind == "f" and name in ("x", "y", "z"):
-            kind = np.dtype(np.float64)  # they keep all the digits that they are written with
+            kind = np.dtype(np.float64)  # all written digits are kept
         read = float if kind.kind == "f" else _whole
         try:
             cells = [[read(word) for word in words[start : start + width]] for words in rows]
@@ -145,7 +145,7 @@ def _ascii(body: bytes, dtype: np.dtype[np.void], count: int) -> Columns:
 
 
 def _whole(word: str) -> int:
-    """A whole number, which NumPy's savetxt writes as 7.000000e+00."""
+    """Parses a whole number, also as NumPy's savetxt writes it (7.000000e+00)."""
     try:
         return int(word)
     except ValueError:
@@ -166,7 +166,7 @@ def _binary(body: bytes, dtype: np.dtype[np.void], count: int) -> Columns:
 
 
 def _compressed(body: bytes, dtype: np.dtype[np.void], count: int) -> Columns:
-    """Field after field, packed with LZF."""
+    """Fields one after another, compressed with LZF."""
     if len(body) < 8:
         raise DataError("the file is truncated: it ends before its points")
     packed, unpacked = struct.unpack_from("<II", body)
@@ -193,7 +193,7 @@ def unpack_lzf(data: bytes, size: int) -> bytes:
         size: length of the result.
 
     Raises:
-        DataError: if the bytes are damaged or give another length.
+        DataError: if the bytes are damaged or the length differs.
     """
     out = bytearray()
     at, end = 0, len(data)
@@ -201,12 +201,12 @@ def unpack_lzf(data: bytes, size: int) -> bytes:
         while at < end:
             control = data[at]
             at += 1
-            if control < 32:  # a run of bytes as they are
+            if control < 32:  # a literal run
                 if at + control + 1 > end:
                     raise DataError("the file is damaged: its packed points end within a run")
                 out += data[at : at + control + 1]
                 at += control + 1
-            else:  # a copy of what came before
+            else:  # a back reference
                 length = control >> 5
                 if length == 7:
                     length += data[at]
@@ -232,7 +232,7 @@ def unpack_lzf(data: bytes, size: int) -> bytes:
 
 
 def encode(file: CloudFile, suffix: str) -> bytes:
-    """Binary, or ascii if the file was."""
+    """Encodes as binary, or as ascii if the source was."""
     (table,) = file.clouds
     layout = file.laid_out(KIND)
     coordinates = stored_coordinates(table, layout)
@@ -255,7 +255,7 @@ def encode(file: CloudFile, suffix: str) -> bytes:
     return _encode(columns, len(table.points), layout)
 
 
-def _encode(columns: Columns, count: int, layout: Layout) -> bytes:
+def _encode(columns: Columns, count: int, layout: FileLayout) -> bytes:
     sizes = [str(values.dtype.itemsize) for values in columns.values()]
     kinds = [values.dtype.kind.upper() for values in columns.values()]
     counts = [str(values.shape[1] if values.ndim == 2 else 1) for values in columns.values()]
@@ -279,7 +279,7 @@ def _encode(columns: Columns, count: int, layout: Layout) -> bytes:
 
 
 def _storable(values: NDArray[np.generic]) -> NDArray[np.generic]:
-    """The values in a type that pcd has."""
+    """Converts values to a type of the format."""
     if values.dtype.kind == "b":
         return values.astype(np.uint8)
     if values.dtype.kind == "f" and values.dtype.itemsize not in (4, 8):

@@ -16,8 +16,8 @@ from ifdefense.data.formats.table import (
     FILE,
     CloudFile,
     Columns,
+    FileLayout,
     Geometry,
-    Layout,
     Options,
     declared,
     fan,
@@ -62,7 +62,7 @@ class Element:
 
     @property
     def smallest(self) -> int:
-        """Bytes that each of them takes in a binary file at least."""
+        """Smallest number of bytes of each in a binary file."""
         return sum(np.dtype(prop.length or prop.kind).itemsize for prop in self.properties)
 
 
@@ -70,7 +70,7 @@ def decode(data: bytes, options: Options) -> Geometry:
     """Reads vertices with all their scalar properties, and faces.
 
     Raises:
-        DataError: if the file is damaged, has less or more than its header declares, or no vertices.
+        DataError: if the file is damaged, its size differs from the header, or it has no vertices.
     """
     order, elements, body = _header(data)
     names = [element.name for element in elements]
@@ -95,7 +95,7 @@ def decode(data: bytes, options: Options) -> Geometry:
     table, coordinates, _ = table_of(columns, options, drop_missing=not len(faces))
     (vertex,) = (element for element in elements if element.name == "vertex")
     single = all(prop.kind == "f4" for prop in vertex.properties if prop.name in coordinates)
-    layout = Layout(
+    layout = FileLayout(
         kind=KIND,
         columns=tuple(columns),
         coordinates=coordinates,
@@ -116,12 +116,12 @@ def _triangles(element: Element, lists: Lists | dict[str, NDArray[np.int64]]) ->
         if len(polygon) < 3:
             raise DataError(f"face {row} has {len(polygon)} corners")
         if isinstance(corners, np.ndarray):
-            break  # all are of one length
+            break  # all have one length
     return fan(corners)
 
 
 def _header(data: bytes) -> tuple[str, list[Element], bytes]:
-    """Byte order, elements and what follows the header."""
+    """Byte order, elements and the data after the header."""
     data = without_mark(data)
     start = re.match(rb"ply[ \t]*(\r\n|\n|\r)", data)
     if start is None:
@@ -225,7 +225,7 @@ class _Ascii:
 
 
 def _cast(values: NDArray[np.float64], prop: Property) -> NDArray[np.generic]:
-    """The values in the type that the header declares; x, y and z keep all written digits."""
+    """Converts values to the declared type; x, y and z keep all written digits."""
     if prop.kind[0] == "f":
         return values if prop.name in ("x", "y", "z") else values.astype(prop.kind)
     limits = np.iinfo(prop.kind)
@@ -261,7 +261,7 @@ class _Binary:
         return table
 
     def _uniform(self, element: Element) -> dict[str, NDArray[np.int64]] | None:
-        """Lists that all have the length of the first, as in a mesh of triangles; else ``None``."""
+        """Lists of equal length, as in a mesh of triangles; else ``None``."""
         if len(element.properties) != 1 or not element.count:
             return None
         (prop,) = element.properties
@@ -329,7 +329,7 @@ def _native(values: NDArray[np.generic]) -> NDArray[np.generic]:
 
 
 def encode(file: CloudFile, suffix: str) -> bytes:
-    """Binary, little endian, or ascii if the file was."""
+    """Encodes as little-endian binary, or as ascii if the source was."""
     (table,) = file.clouds
     layout = file.laid_out(KIND)
     columns = {_word(name): _storable(values) for name, values in flat_columns(table, layout).items()}
@@ -337,7 +337,7 @@ def encode(file: CloudFile, suffix: str) -> bytes:
 
 
 def encode_mesh(mesh: Mesh, suffix: str) -> bytes:
-    """Vertices in their precision, faces as int32; binary."""
+    """Encodes vertices in their precision and faces as int32; binary."""
     columns: Columns = dict(zip("xyz", mesh.vertices.T, strict=True))
     dtype = np.dtype([("n", "u1"), ("corners", "<i4", (3,))])
     faces = np.zeros(len(mesh.faces), dtype)
@@ -362,12 +362,12 @@ def _encode(columns: Columns, more: list[str], text: bool) -> bytes:
 
 
 def _word(name: str) -> str:
-    """A name without blanks, as the header needs it."""
+    """A property name without spaces."""
     return "_".join(name.split()) or "column"
 
 
 def _storable(values: NDArray[np.generic]) -> NDArray[np.generic]:
-    """The values in a type that ply has."""
+    """Converts values to a type of the format."""
     kind, size = values.dtype.kind, values.dtype.itemsize
     if kind == "b":
         return values.astype(np.uint8)

@@ -12,8 +12,8 @@ from ifdefense.data.errors import DataError
 from ifdefense.data.formats.files import decoded_text, without_mark
 from ifdefense.data.formats.table import (
     FILE,
+    FileLayout,
     Geometry,
-    Layout,
     Options,
     PointTable,
     checked_points,
@@ -28,14 +28,14 @@ NUMBER = r"\s+([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?nan|[+-]?inf)"
 
 
 def decode(data: bytes, options: Options) -> Geometry:
-    """Reads triangles; equal corners are joined.
+    """Reads triangles; equal corners are merged.
 
     Raises:
-        DataError: if the file is damaged, or has less or more than its header declares.
+        DataError: if the file is damaged or its size differs from the header.
     """
     declared = struct.unpack_from("<I", data, 80)[0] if len(data) >= 84 else -1
     has = max(0, len(data) - 84) // TRIANGLE.itemsize
-    if 0 <= declared <= has:  # text declares more than any file has, as its bytes are letters
+    if 0 <= declared <= has:  # read as a count, the letters of a text file exceed any file size
         rest = data[84 + declared * TRIANGLE.itemsize :]
         if has > declared and rest.strip(b"\0\r\n"):
             raise short(declared, has, "triangles")
@@ -54,14 +54,14 @@ def decode(data: bytes, options: Options) -> Geometry:
     points = checked_points(corners.reshape(-1, 3))
     vertices, index = np.unique(points, axis=0, return_inverse=True)
     faces = index.reshape(-1, 3).astype(np.int64)
-    return Geometry(PointTable(vertices), faces, Layout(kind=KIND, single=True))
+    return Geometry(PointTable(vertices), faces, FileLayout(kind=KIND, single=True))
 
 
 def _ascii(text: str) -> NDArray[np.float64]:
     """Corners ``(F, 3, 3)`` of all solids."""
     rows: list[tuple[float, float, float]] = []
     vertex = re.compile(rf"vertex{NUMBER}{NUMBER}{NUMBER}$", re.IGNORECASE)
-    # The statement that may follow each; a solid may have any name.
+    # Statements allowed after each; a solid may have any name.
     follow = {
         "": ("solid",),
         "solid": ("facet", "endsolid"),
@@ -98,7 +98,7 @@ def _ascii(text: str) -> NDArray[np.float64]:
 
 
 def encode_mesh(mesh: Mesh, suffix: str) -> bytes:
-    """Binary; float32 is all that the format has."""
+    """Encodes as binary, float32."""
     rows = np.zeros(len(mesh.faces), TRIANGLE)
     rows["corners"] = mesh.triangles()
     rows["normal"] = mesh.face_normals()

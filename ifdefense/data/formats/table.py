@@ -1,4 +1,4 @@
-"""What files of points hold: points with named attributes, and how the file lays them out."""
+"""Contents of files: points with named attributes, and the layout of the file."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ifdefense.data.errors import DataError
 logger = logging.getLogger(__name__)
 
 FILE: ContextVar[str] = ContextVar("FILE", default="-")
-"""Name of the file that is being read or written, for warnings."""
+"""Name of the current file, for warnings."""
 
 MAX_POINTS = 20_000_000
-"""Points that are read from a file at most, unless the caller raises it."""
+"""Default limit on the points of a file."""
 
 BYTES_PER_POINT = 32
-"""Decoded size of a file is limited to this times the limit on its points."""
+"""Limit on the decoded size per point of the limit on points."""
 
 UNIT = re.compile(r"\s*(\[\w+\]|\(\w+\))$")
 """A unit behind the name of a column."""
@@ -34,7 +34,7 @@ Columns = dict[str, NDArray[Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a file is read.
+    """Options for reading a file.
 
     Attributes:
         columns: names or numbers (from 0) of the columns with x, y and z; found by their names by default.
@@ -59,7 +59,7 @@ class Options:
             raise ValueError(f"max_points must be at least 1, got {self.max_points}")
 
     def check_points(self, count: int) -> None:
-        """Refuses more points than the limit.
+        """Checks the number of points against the limit.
 
         Raises:
             DataError: if there are too many.
@@ -71,7 +71,7 @@ class Options:
             )
 
     def check_bytes(self, size: int) -> None:
-        """Refuses a decoded size above `BYTES_PER_POINT` per point of the limit.
+        """Checks the decoded size against `BYTES_PER_POINT` times the limit.
 
         Raises:
             DataError: if it is larger.
@@ -89,7 +89,7 @@ class PointTable:
 
     Attributes:
         points: ``(N, 3)`` float64.
-        fields: ``(N,)`` or ``(N, C)`` attributes by the names that the file gives them.
+        fields: ``(N,)`` or ``(N, C)`` attributes by their names in the file.
     """
 
     points: NDArray[np.float64]
@@ -103,7 +103,7 @@ class PointTable:
                 raise ValueError(f"{name} must have one row per point, got {values.shape}")
 
     def moved(self, points: NDArray[np.floating]) -> PointTable:
-        """Other points with the attributes of the nearest of these; see `transfer_attributes`."""
+        """Replaces the points, with attributes of the nearest old point (`transfer_attributes`)."""
         from ifdefense.attributes import transfer_attributes
 
         return PointTable(
@@ -112,19 +112,19 @@ class PointTable:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a file lays out its points, so that a result can be laid out alike.
+class FileLayout:
+    """Layout of the points in a file, used to write results in the same way.
 
     Attributes:
         kind: name of the format.
         columns: names of the columns of the array, table or vertex element, coordinates included.
-        coordinates: which of them are x, y and z.
+        coordinates: the ones with x, y and z.
         key: name of the array of points.
-        named: whether the names stand in the file.
-        header: what precedes the names in a text file, ``None`` for no line of names.
+        named: whether the file has names of columns.
+        header: prefix of the line of names in a text file, ``None`` without that line.
         delimiter: between the cells of a text file.
         counted: whether a text file starts with the number of points.
-        text: whether a format that is text or binary is text.
+        text: whether the text variant of the format is used.
         single: whether the coordinates are float32 or float16.
         batched: whether the array is ``(S, N, C)``.
         viewpoint: pose of the sensor in a .pcd.
@@ -146,16 +146,16 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CloudFile:
-    """What a file of clouds holds.
+    """Contents of a file of clouds.
 
     Attributes:
         clouds: the clouds with the attributes of their points.
-        layout: how the file lays them out.
+        layout: layout of the file.
         extras: arrays that belong to whole clouds or to the file, such as labels, by name.
     """
 
     clouds: list[PointTable]
-    layout: Layout = Layout()
+    layout: FileLayout = FileLayout()
     extras: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
 
     def moved(self, results: Sequence[NDArray[np.floating]]) -> CloudFile:
@@ -167,11 +167,11 @@ class CloudFile:
         pairs = zip(self.clouds, results, strict=True)
         return dataclasses.replace(self, clouds=[cloud.moved(points) for cloud, points in pairs])
 
-    def laid_out(self, kind: str) -> Layout:
-        """This file's layout if it is of that kind, else a plain one with the coordinates first."""
+    def laid_out(self, kind: str) -> FileLayout:
+        """Layout of this file if it has that format, else a default one with the coordinates first."""
         if self.layout.kind == kind:
             return self.layout
-        layout = Layout(kind=kind, single=self.layout.single, named=self.layout.named)
+        layout = FileLayout(kind=kind, single=self.layout.single, named=self.layout.named)
         return dataclasses.replace(layout, batched=len(self.clouds) > 1)
 
 
@@ -182,26 +182,25 @@ class Geometry:
     Attributes:
         vertices: vertices with their attributes.
         faces: ``(F, 3)`` int64.
-        layout: how the file lays out the vertices.
-        corners: ``(F, 3)`` attributes of the corners of the faces by name, such as normals that differ from
-            face to face.
+        layout: layout of the vertices in the file.
+        corners: ``(F, 3)`` attributes of the corners of the faces by name, such as normals per face.
     """
 
     vertices: PointTable
     faces: NDArray[np.int64]
-    layout: Layout
+    layout: FileLayout
     corners: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
 
 
 def find_coordinates(names: Sequence[str], wanted: Sequence[str] | None) -> tuple[int, int, int]:
-    """Which of the named columns are x, y and z.
+    """Finds the columns with x, y and z.
 
     Args:
         names: names of the columns.
-        wanted: names or numbers that the caller gave.
+        wanted: names or numbers given by the caller.
 
     Raises:
-        DataError: if there are none, or several.
+        DataError: if there are none or several candidates.
     """
     listing = ", ".join(name or "''" for name in names)
     found = []
@@ -223,7 +222,7 @@ def find_coordinates(names: Sequence[str], wanted: Sequence[str] | None) -> tupl
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """The names with a number behind those that occurred before, as pandas does."""
+    """Makes names unique by appending numbers, as pandas does."""
     seen: dict[str, int] = {}
     result = []
     for name in names:
@@ -241,10 +240,10 @@ def table_of(
     Args:
         columns: the columns.
         options: which of them are the coordinates.
-        drop_missing: leave out, with a warning, points whose coordinates are all NaN, as scanners write them.
+        drop_missing: drop points whose coordinates are all NaN, as written by scanners, with a warning.
 
     Raises:
-        DataError: if the coordinates cannot be found, are no real numbers or not finite.
+        DataError: if the coordinates cannot be found, are not real numbers or not finite.
     """
     names = list(columns)
     chosen = [names[index] for index in find_coordinates(names, options.columns)]
@@ -286,13 +285,13 @@ def checked_points(points: NDArray[Any], which: str = "") -> NDArray[np.float64]
 
 
 def needs_double(points: NDArray[np.floating]) -> bool:
-    """Whether float32 would blur the cloud, as it does scans far from their origin."""
+    """Whether float32 is too coarse, as for scans far from the origin."""
     rounding = float(np.abs(points).max(initial=0)) * float(np.finfo(np.float32).eps)
     return rounding > 1e-4 * float(np.ptp(points, axis=0).max()) or rounding > 1e30
 
 
-def stored_coordinates(table: PointTable, layout: Layout) -> NDArray[np.floating]:
-    """The coordinates in the precision in which they are written."""
+def stored_coordinates(table: PointTable, layout: FileLayout) -> NDArray[np.floating]:
+    """Coordinates in the precision of the file."""
     if layout.single and not needs_double(table.points):
         return table.points.astype(np.float32)
     return table.points
@@ -307,13 +306,13 @@ SPLIT = {
 """Names of the columns of fields that hold vectors."""
 
 
-def flat_columns(table: PointTable, layout: Layout, *, text: bool = False) -> Columns:
+def flat_columns(table: PointTable, layout: FileLayout, *, text: bool = False) -> Columns:
     """Coordinates and attributes as ``(N,)`` columns in the order of the layout.
 
     Args:
         table: the cloud.
-        layout: the columns that come first; other fields follow.
-        text: whether columns of strings can be stored; otherwise they are left out with a warning.
+        layout: order of the first columns; other fields follow.
+        text: whether columns of strings can be stored; otherwise they are dropped with a warning.
     """
     coordinates = stored_coordinates(table, layout)
     columns: Columns = {}
@@ -339,18 +338,18 @@ def flat_columns(table: PointTable, layout: Layout, *, text: bool = False) -> Co
 
 
 def warn_lost(names: Sequence[str], kind: str) -> None:
-    """Says which fields a format cannot hold."""
+    """Warns about fields that the format cannot store."""
     if names:
         warn(f"a .{kind} file cannot hold the fields {', '.join(names)}; they are left out")
 
 
 def warn(message: str) -> None:
-    """Logs a warning that names the file that is being read or written."""
+    """Logs a warning with the name of the current file."""
     logger.warning("%s: %s", FILE.get(), message)
 
 
 def plain_strings(values: NDArray[Any]) -> NDArray[Any]:
-    """Arrays of Python strings, as HDF5 gives them, with a dtype that needs no pickling."""
+    """Converts arrays of Python strings, as from HDF5, to a dtype that needs no pickling."""
     if values.dtype.kind != "O":
         return values
     flat = [item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item) for item in values.flat]
@@ -358,10 +357,10 @@ def plain_strings(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def declared(word: str, what: str) -> int:
-    """A count in the header of a file.
+    """Parses a count in the header of a file.
 
     Raises:
-        DataError: if it is not one.
+        DataError: if it is not a whole number.
     """
     if not (word.isascii() and word.isdigit()):
         raise DataError(f"the number of {what} must be a whole number, got {word[:40]!r}")
@@ -371,12 +370,12 @@ def declared(word: str, what: str) -> int:
 
 
 def short(declared_count: int, found: int, what: str) -> DataError:
-    """The error for a file that has fewer (or more) of something than its header says."""
+    """Error for a number of elements other than declared in the header."""
     return DataError(f"the file is truncated or damaged: it declares {declared_count} {what}, has {found}")
 
 
 def fan(polygons: Sequence[Sequence[int]] | NDArray[np.integer]) -> NDArray[np.int64]:
-    """Triangles ``(F, 3)`` of polygons, each cut into a fan around its first corner."""
+    """Triangles ``(F, 3)`` of polygons, as fans around the first corner."""
     if isinstance(polygons, np.ndarray):
         corners = [polygons[:, (0, index, index + 1)] for index in range(1, polygons.shape[1] - 1)]
         return np.stack(corners, axis=1).reshape(-1, 3).astype(np.int64)

@@ -1,8 +1,8 @@
 """Text in columns: .xyz, .txt, .csv, .pts.
 
-Columns are separated by blanks, commas or semicolons. A line of names may precede, as may comments (``#``,
-``//``, ``%`` or ``!``), whose last line may hold the names; and, as in .pts, the number of points, again
-before each scan. Without names, x, y and z are the first three columns.
+Columns are separated by blanks, commas or semicolons. Before the points there may be a line of names,
+comments (``#``, ``//``, ``%`` or ``!``) with the names in the last one, and, as in .pts, the number of
+points, also before each further scan. Without names, x, y and z are the first three columns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ifdefense.data.formats.files import decoded_text
 from ifdefense.data.formats.table import (
     CloudFile,
     Columns,
-    Layout,
+    FileLayout,
     Options,
     find_coordinates,
     flat_columns,
@@ -34,18 +34,18 @@ KIND = "text"
 EXACT = 2**53
 """Whole numbers up to this are exact in float64."""
 NAN = re.compile(r"[+-]?(nan(\(\w+\))?|1\.#(QNAN|SNAN|IND)\d*)", re.IGNORECASE)
-"""What is not a number, as Microsoft's compilers print it."""
+"""NaN, also as printed by Microsoft's compilers."""
 
 Rows = list[tuple[int, str]]
 """Lines with their numbers, from 1."""
 
 
 def decode(data: bytes, options: Options) -> CloudFile:
-    """Reads columns of numbers; columns that are no coordinates become fields.
+    """Reads columns; those other than the coordinates become fields.
 
     Raises:
-        DataError: if there are no points, rows differ in length, a coordinate is blank or no number, or it is
-            not clear which columns are the coordinates.
+        DataError: if there are no points, rows differ in length, a coordinate is blank or not a number, or
+            the columns of the coordinates are ambiguous.
     """
     rows, comment = _rows(decoded_text(data))
     if not rows:
@@ -75,7 +75,7 @@ def decode(data: bytes, options: Options) -> CloudFile:
         _refuse_index(columns)
         options = dataclasses.replace(options, columns=tuple(list(columns)[:3]))
     table, coordinates, _ = table_of(columns, options, drop_missing=True)
-    layout = Layout(
+    layout = FileLayout(
         kind=KIND,
         columns=tuple(columns),
         coordinates=coordinates,
@@ -88,7 +88,7 @@ def decode(data: bytes, options: Options) -> CloudFile:
 
 
 def encode(file: CloudFile, suffix: str) -> bytes:
-    """One point per line, in as many digits as bring the same number back."""
+    """One point per line, numbers in their shortest exact form."""
     (table,) = file.clouds
     layout = file.laid_out(KIND)
     columns = flat_columns(table, layout, text=True)
@@ -122,7 +122,7 @@ def _line(cells: Sequence[str], delimiter: str) -> str:
 
 
 def _digits(values: NDArray[np.generic]) -> list[str]:
-    """The shortest digits that bring the same number back."""
+    """Shortest exact decimal forms."""
     if values.dtype.kind == "f" and values.dtype.itemsize <= 4:
         return [str(value) for value in values.astype(np.float32)]
     return [repr(value) for value in (values.astype(int) if values.dtype.kind == "b" else values).tolist()]
@@ -157,7 +157,7 @@ def _delimiter(rows: Rows) -> str | None:
 
 
 def _without_counts(rows: Rows, options: Options) -> tuple[Rows, bool]:
-    """The rows without the lines that say how many follow."""
+    """Removes the lines with the number of points."""
 
     def count_of(line: str) -> int | None:
         word = line.strip()
@@ -203,7 +203,7 @@ def _number(cell: str) -> float | None:
 def _is_header(
     first: list[str], following: Rows, delimiter: str | None, wanted: tuple[str, ...] | None
 ) -> bool:
-    """Whether the first row has names; numbers are names only where pandas wrote them."""
+    """Whether the first row is a header; numbers are names only in the format of pandas."""
     numbers = [_number(cell) for cell in first]
     if all(number is None for number in numbers):
         return any(_number(cell) is not None for row in following for cell in _split(row, delimiter))
@@ -222,7 +222,7 @@ def _is_header(
 
 
 def _columns(rows: Rows, delimiter: str | None, names: list[str] | None, options: Options) -> Columns:
-    """The columns by name: numbers where all cells are numbers, else strings."""
+    """Columns by name: numbers if all cells are numbers, else strings."""
     first = _split(rows[0], delimiter)
     block = _numbers(rows, delimiter)
     if block is not None and (names is None or len(names) == block.shape[1]):
@@ -239,7 +239,7 @@ def _columns(rows: Rows, delimiter: str | None, names: list[str] | None, options
 
 
 def _numbers(rows: Rows, delimiter: str | None) -> NDArray[np.float64] | None:
-    """All cells as numbers, or ``None`` if that is not what they are."""
+    """All cells as numbers, or ``None`` if one is not a number."""
     try:
         return np.loadtxt(
             [line for _, line in rows],
@@ -254,7 +254,7 @@ def _numbers(rows: Rows, delimiter: str | None) -> NDArray[np.float64] | None:
 
 
 def _cells(rows: Rows, delimiter: str | None, names: list[str] | None, options: Options) -> Columns:
-    """Column by column, with an error that names the line."""
+    """Reads column by column; errors name the line."""
     table = [_split(row, delimiter) for row in rows]
     named = names is not None
     if delimiter and all(not cells[-1] for cells in table):  # every line ends with a delimiter
@@ -293,10 +293,10 @@ def _column(cells: list[str]) -> NDArray[np.generic]:
 
 
 def _refuse_index(columns: Columns) -> None:
-    """Refuses a first column that counts the rows: it is hardly a coordinate.
+    """Rejects a first column of row numbers.
 
     Raises:
-        DataError: if it does.
+        DataError: if the first column counts the rows.
     """
     first = next(iter(columns.values()))
     if len(columns) > 3 and len(first) > 3 and first.dtype.kind == "i":

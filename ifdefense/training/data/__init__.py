@@ -1,1 +1,1 @@
-"""What networks are trained on: solids, surfaces and clouds, where they come from, and their cache."""
+"""Training data: solids, surfaces and clouds, their sources, and their cache."""

@@ -1,6 +1,6 @@
-"""Attacked clouds with the surfaces behind them, as examples beside the simulated corruptions.
+"""Attacked clouds with known surfaces, as training examples besides simulated corruptions.
 
-The clouds are made elsewhere, by whoever has attacks and classifiers (`ifdefense-bench attacked-set`).
+They are created by `ifdefense-bench attacked-set`, which has access to attacks and classifiers.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class AttackedClouds:
     """S attacked clouds, each of a surface of `DenseSurfaces`.
 
     Attributes:
-        points: ``(T, 3)`` float16, the clouds one after another, each in the frame of its surface: the one
-            that `DenseSurfaces.surface` gives with the scale and the rotation below.
+        points: ``(T, 3)`` float16, concatenated clouds, each in the frame of its surface: that of
+            `DenseSurfaces.surface` with the scale and the rotation below.
         sizes: ``(S,)`` points of each cloud.
         sources: names of the sets of surfaces.
         digests: their `DenseSurfaces.digest`.
@@ -54,10 +54,10 @@ class AttackedClouds:
 
     @classmethod
     def load(cls, path: str | Path) -> AttackedClouds:
-        """Reads an npz whose arrays are the attributes.
+        """Reads an npz with the attributes as arrays.
 
         Raises:
-            DataError: if the file cannot be read or does not hold them.
+            DataError: if the file cannot be read or has no such arrays.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         try:
@@ -73,14 +73,14 @@ class AttackedClouds:
         return found
 
     def digest(self) -> str:
-        """Identifies the clouds."""
+        """Digest of the clouds."""
         return digest(self.points, self.sizes, self.source, self.index)
 
     def check(self, surfaces: Mapping[str, DenseSurfaces]) -> None:
-        """Checks that the clouds are of these surfaces.
+        """Checks that the clouds were made from these surfaces.
 
         Raises:
-            DataError: if a set is missing, or another one of the same name.
+            DataError: if a set is missing or differs from the one used.
         """
         for name, expected in zip(self.sources.tolist(), self.digests.tolist(), strict=True):
             if name not in surfaces:
@@ -89,7 +89,7 @@ class AttackedClouds:
                 raise DataError(f"the attacked clouds were made of other surfaces {name} than those given")
 
     def held(self, surfaces: Mapping[str, DenseSurfaces]) -> NDArray[np.bool_]:
-        """``(S,)`` whether a cloud's surface is held out for validation."""
+        """``(S,)`` whether the surface of a cloud is held out for validation."""
         held = np.zeros(len(self), bool)
         for number, name in enumerate(self.sources.tolist()):
             rows = self.source == number

@@ -1,4 +1,4 @@
-"""Sets that are built once and kept in a folder."""
+"""Data sets cached in a folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 
 class Savable(Protocol):
-    """A set that can be written into a folder."""
+    """A data set that can be saved to a folder."""
 
     def save(self, folder: Path) -> None:
         """Writes the set."""
@@ -22,12 +22,12 @@ S = TypeVar("S", bound=Savable)
 def cached_set(
     folder: Path, build: Callable[[], S], load: Callable[[Path], S], settings: Mapping[str, Any]
 ) -> S:
-    """Loads a set from ``folder``; builds and saves it first if it is not there with these settings."""
+    """Loads a set from ``folder``, or builds and saves it if there is none with these settings."""
     stamp = folder / "settings.json"
     text = json.dumps(settings, sort_keys=True)
     if not stamp.is_file() or stamp.read_text() != text:
         data = build()
         stamp.unlink(missing_ok=True)
         data.save(folder)
-        stamp.write_text(text)  # last, so that an interrupted save is not taken for a set
+        stamp.write_text(text)  # written last, so that an interrupted save is not mistaken for a complete set
     return load(folder)

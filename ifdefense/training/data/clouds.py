@@ -1,4 +1,4 @@
-"""Clouds that classifiers and auto-encoders are trained on, in the unit sphere, and their sources."""
+"""Training clouds of classifiers and auto-encoders, in the unit sphere, and their sources."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ NAMES = ("modelnet40", "procedural")
 
 
 def training_sets(name: str) -> tuple[CloudSet, CloudSet]:
-    """Training and validation clouds; none of a test set.
+    """Training and validation clouds, without test data.
 
     Args:
-        name: ``"modelnet40"`` (root from ``IFDEFENSE_DATA``), of whose training set both are parts, as
-            `ifdefense.data.modelnet.holdout` cuts it; or ``"procedural"``, 300 and 30 clouds a class.
+        name: ``"modelnet40"`` (root from ``IFDEFENSE_DATA``), whose training set is split by
+            `ifdefense.data.modelnet.holdout`; or ``"procedural"``, 300 and 30 clouds per class.
 
     Raises:
         ValueError: if there is no such set.
@@ -52,7 +52,7 @@ class TrainingClouds:
 
     @classmethod
     def of_arrays(cls, points: NDArray[Any], labels: NDArray[Any]) -> TrainingClouds:
-        """Copies of clouds of any frame, normalised; the arrays may be read-only."""
+        """Normalised copies of clouds in any frame; the arrays may be read-only."""
         cloud = to_unit_sphere(torch.from_numpy(np.array(points, np.float32)))
         return cls(cloud, torch.from_numpy(np.array(labels, np.int64)))
 
@@ -61,7 +61,7 @@ class TrainingClouds:
         """Reads an npz with ``points`` ``(S, N, 3)`` in any frame and ``label`` ``(S,)``.
 
         Raises:
-            DataError: if it holds no such arrays.
+            DataError: if it has no such arrays.
         """
         arrays = read_npz(path)
         require(arrays, ("points", "label"), path)
@@ -73,7 +73,7 @@ class TrainingClouds:
         return cls.of_arrays(points, labels)
 
     def joined(self, other: TrainingClouds) -> TrainingClouds:
-        """Both sets, this one first.
+        """Concatenates two sets.
 
         Raises:
             DataError: if their clouds have different numbers of points.
@@ -85,11 +85,11 @@ class TrainingClouds:
         return TrainingClouds(torch.cat([self.points, other.points]), torch.cat([self.labels, other.labels]))
 
     def first(self, count: int) -> TrainingClouds:
-        """The first clouds, or all if there are fewer."""
+        """The first clouds, at most all."""
         return TrainingClouds(self.points[:count], self.labels[:count])
 
     def digest(self) -> str:
-        """Identifies the clouds in the settings of a run."""
+        """Digest of the clouds, for the settings of a run."""
         return digest(self.points, self.labels)
 
 

@@ -1,4 +1,4 @@
-"""Solids behind clouds without meshes, as a trained network sees their surface."""
+"""Solids of clouds without meshes, estimated by a trained network."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ifdefense.training.data.solids import BOX, RESOLUTION, STEP, OccupancyGrid,
 from ifdefense.training.data.surfaces import SOFTNESS
 
 COARSE = 6
-"""Cells per side of the grid on which parts without points are searched."""
+"""Cells per side of the grid used to search for parts without points."""
 
 
 @torch.no_grad()
 def grids_from_network(
     network: ImplicitNetwork, clouds: Sequence[NDArray[np.floating]]
 ) -> list[OccupancyGrid]:
-    """The thickened surface that a local network sees behind each cloud, and what it encloses.
+    """Thickened surface of each cloud according to a local network, with the enclosed space.
 
     Args:
         network: its logit falls linearly with the distance from the surface, see `SOFTNESS`.
         clouds: ``(N_i, 3)`` samples of surfaces, unit-cube frame.
     """
-    # Corners of the extraction's grid are moved onto centres of cells.
+    # Align the corners of the extraction grid with centres of cells.
     half = BOX / RESOLUTION / 2
     points = [torch.from_numpy(np.asarray(cloud, np.float32)) for cloud in clouds]
     field = network.field(network.encode(points))

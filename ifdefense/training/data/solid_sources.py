@@ -1,4 +1,4 @@
-"""Where solids come from: ModelNet40's clouds, folders of clouds, triangle soups and procedural solids."""
+"""Sources of solids: ModelNet40's clouds, folders of clouds, triangle soups and procedural solids."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ from ifdefense.training.data.solids import (
 logger = logging.getLogger(__name__)
 
 POINTS = 1024
-DENSE = 30_000  # samples that resolve the surface of a soup on the grid
-TOGETHER = 16  # clouds that a network labels at a time
+DENSE = 30_000  # samples that cover the surface of a soup on the grid
+TOGETHER = 16  # clouds labelled by the network at a time
 FEWEST_POINTS = 64
 FEWEST_CLOUDS = 20
 
@@ -48,7 +48,7 @@ Labels = Literal["local", "estimated"]
 """Source of the solid behind a cloud: the local network, or planes and rays."""
 
 FOLDER = "points"
-"""Name of the source that is a folder of clouds."""
+"""Name of the source for a folder of clouds."""
 
 SOURCES = ("modelnet40", "meshes", "procedural", FOLDER)
 
@@ -77,17 +77,17 @@ def _gather(pairs: Iterable[Pair], total: int, name: str) -> OccupancySet:
     )
 
 
-def from_clouds(
+def solids_from_clouds(
     clouds: Sequence[NDArray[np.floating]], name: str, labels: Labels = "local", seed: int = 0
 ) -> OccupancySet:
-    """Clouds without meshes, with the solids behind them.
+    """Clouds without meshes, with estimated solids.
 
     Args:
-        clouds: ``(N_i, 3)`` samples of surfaces, in any frame. `POINTS` of each are kept, drawn at random;
-            points of smaller clouds are repeated.
+        clouds: ``(N_i, 3)`` samples of surfaces, in any frame. `POINTS` random points of each are kept;
+            smaller clouds repeat points.
         name: of the collection.
-        labels: ``"local"`` for the solids that the shipped local network sees (`grids_from_network`),
-            ``"estimated"`` for those that planes and rays say (`grid_from_cloud`).
+        labels: ``"local"`` for solids of the shipped local network (`grids_from_network`),
+            ``"estimated"`` for solids estimated from planes and rays (`grid_from_cloud`).
         seed: of the draw.
     """
     rng = np.random.default_rng(seed)
@@ -113,14 +113,14 @@ def _of_size(cloud: NDArray[np.floating], rng: np.random.Generator) -> NDArray[n
 
 
 def from_modelnet40(root: str | Path | None, split: Split, labels: Labels = "local") -> OccupancySet:
-    """ModelNet40 clouds of a split, with the solids behind them, see `from_clouds`."""
+    """ModelNet40 clouds of a split, with estimated solids, see `solids_from_clouds`."""
     from ifdefense.data.modelnet import load_modelnet40
 
-    return from_clouds(list(load_modelnet40(root, split).points), f"modelnet40-{split}", labels)
+    return solids_from_clouds(list(load_modelnet40(root, split).points), f"modelnet40-{split}", labels)
 
 
 def read_folder(folder: Path) -> list[NDArray[np.floating]]:
-    """All clouds in the files of a folder and of the folders in it, in the order of their names.
+    """All clouds of the files in a folder and its subfolders, sorted by name.
 
     Raises:
         DataError: if there are fewer than `FEWEST_CLOUDS`, a file cannot be read, a cloud has fewer than
@@ -149,8 +149,8 @@ def read_folder(folder: Path) -> list[NDArray[np.floating]]:
     return clouds
 
 
-def from_meshes(root: str | Path | None, seed: int = 0) -> OccupancySet:
-    """Packed triangle soups, signed by winding numbers, without those whose inside is inconsistent."""
+def solids_from_meshes(root: str | Path | None, seed: int = 0) -> OccupancySet:
+    """Packed triangle soups, signed by winding numbers, without those with an inconsistent inside."""
     from ifdefense.data.packed import load_packed_meshes
     from ifdefense.geometry.sampling import sample_surface
 
@@ -164,7 +164,7 @@ def from_meshes(root: str | Path | None, seed: int = 0) -> OccupancySet:
     return _gather(pairs(), len(meshes), "meshes")
 
 
-def from_procedural(per_class: int, seed: int = 0) -> OccupancySet:
+def solids_from_procedural(per_class: int, seed: int = 0) -> OccupancySet:
     """Procedural solids with their exact grids."""
     from ifdefense.shapes.procedural import CLASSES, make_shape
 
@@ -181,24 +181,24 @@ def from_procedural(per_class: int, seed: int = 0) -> OccupancySet:
 def cached(
     folder: Path, build: Callable[[], OccupancySet], settings: Mapping[str, Any] | None = None
 ) -> OccupancySet:
-    """`cached_set` of occupancies, whose settings include those of the grids."""
+    """`cached_set` of occupancies; the settings include those of the grids."""
     wanted = {"box": BOX, "offset": OFFSET, "step": STEP, **(settings or {})}
     return cached_set(folder, build, OccupancySet.load, wanted)
 
 
 @dataclasses.dataclass(frozen=True)
 class SolidSources:
-    """Where solids come from.
+    """Sources of training and validation solids.
 
     Attributes:
         mix: weights of the sources.
         root: data folder.
         clouds: folder of clouds, the source ``"points"``.
-        labels: source of the solid behind a cloud.
+        labels: source of the occupancy labels of clouds.
         cache: folder of the prepared shapes.
         per_class: procedural shapes per class.
         seed: of their draw.
-        up: up axis of the clouds, which are turned z up, as the other sources are.
+        up: up axis of the clouds, which are rotated to z up like the other sources.
     """
 
     mix: dict[str, float]
@@ -211,18 +211,20 @@ class SolidSources:
     up: str = UP
 
     def train(self) -> OccupancySet:
-        """Shapes of all sources, named by them."""
+        """Training shapes of all sources."""
         parts = {name: self._collect(name) for name in self.mix}
         return concatenate([dataclasses.replace(part, sources=(name,)) for name, part in parts.items()])
 
     def validation(self) -> OccupancySet:
-        """Shapes that no training sees."""
+        """Validation shapes."""
         if self.clouds is not None:
             return self._clouds(held=True)
         if "modelnet40" in self.mix:
             return self._modelnet40("validation")
         seed = self.seed + 2
-        return cached(self.cache / "procedural-validation", lambda: from_procedural(4, seed), {"seed": seed})
+        return cached(
+            self.cache / "procedural-validation", lambda: solids_from_procedural(4, seed), {"seed": seed}
+        )
 
     def _collect(self, name: str) -> OccupancySet:
         """The training shapes of a source."""
@@ -233,10 +235,12 @@ class SolidSources:
             return self._modelnet40("train")
         if name == "procedural":
             settings: dict[str, Any] = {"per_class": self.per_class, "seed": seed + 1}
-            return cached(self.cache / name, lambda: from_procedural(self.per_class, seed + 1), settings)
+            return cached(
+                self.cache / name, lambda: solids_from_procedural(self.per_class, seed + 1), settings
+            )
         folder = str(data_folder(self.root, name).resolve())
         return cached(
-            self.cache / name, lambda: from_meshes(self.root, seed), {"folder": folder, "seed": seed}
+            self.cache / name, lambda: solids_from_meshes(self.root, seed), {"folder": folder, "seed": seed}
         )
 
     def _modelnet40(self, split: Split) -> OccupancySet:
@@ -249,7 +253,7 @@ class SolidSources:
 
     @functools.cached_property
     def _read(self) -> list[NDArray[np.floating]]:
-        """The clouds of the folder, z up."""
+        """Clouds of the folder, z up."""
         assert self.clouds is not None
         return [turned(cloud, self.up) for cloud in read_folder(self.clouds)]
 
@@ -259,6 +263,6 @@ class SolidSources:
         name = "points-validation" if held else FOLDER
         return cached(
             self.cache / name,
-            lambda: from_clouds(part, name, self.labels, self.seed),
+            lambda: solids_from_clouds(part, name, self.labels, self.seed),
             {"clouds": digest(*part), "labels": self.labels, "seed": self.seed},
         )

@@ -1,11 +1,11 @@
 """Ground truth of implicit networks: signed grids of clouds, triangle soups and procedural solids.
 
-A network learns the label *inside the solid thickened by* `OFFSET`. Thickened, sheets without an inside
-(curtains, table tops modelled as one layer) have a surface of their own; resampling moves its samples back by
-the offset.
+A network learns the label *inside the solid thickened by* `OFFSET`. The thickening gives sheets without an
+inside (curtains, table tops modelled as one layer) a closed surface; resampling moves its samples back by the
+offset.
 
-A grid holds the cell centres of a cube of side `BOX` in the unit-cube frame. It is positive inside, in int8
-steps of `STEP`, and exact only near the surface; far from it only the sign counts.
+A grid has values at the cell centres of a cube of side `BOX` in the unit-cube frame: positive inside, int8 in
+units of `STEP`, exact only near the surface; elsewhere only the sign is meaningful.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ OccupancyGrid = NDArray[np.int8]
 
 @dataclasses.dataclass(frozen=True)
 class SolidOptions:
-    """How the solid behind a bare cloud is estimated; lengths in units of the sampling distance.
+    """Settings for estimating the solid of a cloud; lengths in units of the sampling distance.
 
     The sampling distance is twice the mean distance to the nearest neighbour: for random samples of a
     surface, the side of the square that holds one sample.
 
     Attributes:
         offset: thickening of the solid, in the unit-cube frame.
-        neighbours: samples that a plane is fitted to.
-        reach: a cell farther than this from the centroid of its nearest samples lies beyond the sheet's
-            border.
-        seal: distance within which samples stop a ray.
+        neighbours: samples per fitted plane.
+        reach: cells farther than this from the centroid of their nearest samples are beyond the border of the
+            sheet.
+        seal: distance within which samples block a ray.
         limits: bounds of the sampling distance, in the unit-cube frame.
     """
 
@@ -73,7 +73,7 @@ def distance_to_points(
 ) -> NDArray[np.float32]:
     """Distance of every cell centre to the nearest point, clipped to ``limit``.
 
-    A point is compared only with the cells of a window around it, so the cost is linear in the points.
+    Each point is only compared with cells in a window around it, so the cost is linear in the points.
 
     Args:
         points: ``(N, 3)``, unit-cube frame.
@@ -104,7 +104,7 @@ def distance_to_points(
 
 
 def _outside(free: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The free cells connected to the border of the grid."""
+    """Free cells connected to the border of the grid."""
     from scipy import ndimage
 
     labels, _ = ndimage.label(np.pad(free, 1, constant_values=True))
@@ -139,7 +139,7 @@ def _sheet(points: NDArray[np.floating], spacing: float, options: SolidOptions) 
 
 
 def _enclosed(stops: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Cells whose rays along all six axes are stopped; a vote of neighbours closes gaps in the sampling."""
+    """Cells whose rays along all six axes are blocked; a majority vote of neighbours closes sampling gaps."""
     from scipy import ndimage
 
     votes = np.zeros(stops.shape, dtype=np.float32)
@@ -150,10 +150,11 @@ def _enclosed(stops: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def grid_from_cloud(points: NDArray[np.floating], options: SolidOptions = SolidOptions()) -> OccupancyGrid:
-    """The solid behind a cloud without a mesh: a thickened sheet through the points, and what it encloses.
+    """Estimates the solid of a cloud: a thickened sheet through the points, and the enclosed space.
 
-    A cell is enclosed if rays along all six axes meet the cloud. A flood fill of the closed voxel shell does
-    worse: with 1,024 random samples, a closing wide enough to seal the shell also fills the gaps between
+    A cell is enclosed if rays along all six axes meet the cloud. A flood fill of the closed voxel shell is
+    less accurate: with 1,024 random samples, a closing wide enough to seal the shell also fills the gaps
+    between
     parts.
 
     Args:
@@ -170,11 +171,11 @@ def grid_from_cloud(points: NDArray[np.floating], options: SolidOptions = SolidO
 
 
 def filled_grid(sheet: NDArray[np.floating], stops: NDArray[np.bool_]) -> OccupancyGrid:
-    """The solid of a thickened sheet and of what it encloses.
+    """Solid of a thickened sheet and the space it encloses.
 
     Args:
         sheet: ``(R, R, R)`` signed distances to the border of the sheet, positive inside, unit cube.
-        stops: bool of the same shape, the cells that a ray does not pass.
+        stops: bool of the same shape, cells that block rays.
     """
     from scipy import ndimage
 
@@ -187,7 +188,7 @@ def filled_grid(sheet: NDArray[np.floating], stops: NDArray[np.bool_]) -> Occupa
 
 
 def grid_from_shape(shape: Shape, offset: float = OFFSET) -> OccupancyGrid:
-    """The exact grid of a procedural solid."""
+    """Exact grid of a procedural solid."""
     sdf = np.asarray(shape.sdf(cell_centres()), dtype=np.float32)
     return _quantise(offset - sdf.reshape(RESOLUTION, RESOLUTION, RESOLUTION))
 
@@ -195,10 +196,10 @@ def grid_from_shape(shape: Shape, offset: float = OFFSET) -> OccupancyGrid:
 def grid_from_mesh(
     mesh: Mesh, points: NDArray[np.floating], offset: float = OFFSET, max_disagreement: float = 0.1
 ) -> OccupancyGrid | None:
-    """The grid of a triangle soup by winding numbers.
+    """Grid of a triangle soup by winding numbers.
 
-    Winding numbers are trusted only where they agree with a flood fill of the voxelised surface, which does
-    not depend on orientations: for soups with inconsistent orientations whole regions differ.
+    Winding numbers are compared with a flood fill of the voxelised surface, which does not depend on
+    orientations: for soups with inconsistent orientations whole regions differ.
 
     Args:
         mesh: triangles in the unit-cube frame.
@@ -218,7 +219,7 @@ def grid_from_mesh(
     inside = np.asarray(winding).reshape(shape) > 0.5
     cell = BOX / RESOLUTION
     distance = distance_to_points(points, 2 * cell)
-    band = distance < 1.5 * cell  # the surface itself, where the two cannot be compared
+    band = distance < 1.5 * cell  # the surface itself is not compared
     filled = ~_outside(~band)
     occupied = inside | filled
     disagreement = ((inside != filled) & ~band).sum() / max(occupied.sum(), 1)
@@ -232,7 +233,7 @@ def grid_from_mesh(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OccupancySet:
-    """Clouds with the grids of the solids they were sampled from.
+    """Clouds and the grids of their solids.
 
     Attributes:
         points: ``(S, N, 3)`` float16 surface points, unit-cube frame.
@@ -250,7 +251,7 @@ class OccupancySet:
         return len(self.points)
 
     def save(self, folder: str | Path) -> None:
-        """Writes a folder of ``.npy`` files, which load memory-mapped."""
+        """Writes a folder of ``.npy`` files for memory mapping."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("points", "grids", "source"):
@@ -268,7 +269,7 @@ class OccupancySet:
 
 
 def concatenate(sets: list[OccupancySet]) -> OccupancySet:
-    """Joins sets whose clouds have the same number of points."""
+    """Joins sets with the same number of points per cloud."""
     sources = tuple(name for part in sets for name in part.sources)
     starts = np.cumsum([0, *(len(part.sources) for part in sets)])
     return OccupancySet(

@@ -32,16 +32,16 @@ logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 
 WITH_SURFACES = ("meshes", "furniture", "procedural")
-"""Sets of shapes whose surface is known."""
+"""Names of sets with known surfaces."""
 
 SOURCES = (*WITH_SURFACES, "modelnet40")
-"""All sets that `collect` knows."""
+"""Names of all sets of `collect`."""
 
 SAMPLES = 16384
 """Samples per surface."""
 
 SOFTNESS = 0.004
-"""Width of the logistic in the distance from a thickened surface that is learned as its label, unit cube."""
+"""Width of the logistic label in the distance from the thickened surface, unit cube."""
 
 FAR = 0.05
 """Samples of a teacher's surface farther than this from the cloud are dropped, unit cube."""
@@ -49,7 +49,7 @@ FAR = 0.05
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DenseSurfaces:
-    """Samples of S surfaces as small integers; every set has the same split.
+    """Quantised samples of S surfaces.
 
     Attributes:
         points: ``(S, D, 3)`` int16 in random order, in steps of 1 / 32767 of the unit cube.
@@ -84,13 +84,13 @@ class DenseSurfaces:
             points, normals = points * scale.astype(np.float32), normals / scale.astype(np.float32)
         if rotation is not None:
             points, normals = points @ rotation.astype(np.float32), normals @ rotation.astype(np.float32)
-        columns = np.ascontiguousarray(points.T)  # NumPy reduces along rows several times as fast
+        columns = np.ascontiguousarray(points.T)  # NumPy reduces rows several times faster
         low, high = columns.min(1), columns.max(1)
         points = (points - (low + high) / 2) / (high - low).max()
         return points, normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
 
     def digest(self) -> str:
-        """Identifies the set, by a part of each surface's samples."""
+        """Digest of the set, from a part of the samples of each surface."""
         return digest(self.points[:, :64], self.labels, self.held)
 
     def save(self, folder: Path) -> None:
@@ -101,7 +101,7 @@ class DenseSurfaces:
 
     @classmethod
     def load(cls, folder: Path) -> DenseSurfaces:
-        """Maps the files that `save` wrote into memory."""
+        """Memory-maps files of `save`."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
 
@@ -114,10 +114,13 @@ def held_out(labels: NDArray[np.integer], every: int = 10) -> NDArray[np.bool_]:
     return mask
 
 
-def from_meshes(root: str | Path | None, name: str = "meshes", samples: int = SAMPLES) -> DenseSurfaces:
-    """Surfaces of packed triangle soups, as `load_packed_meshes` reads them; soups without area are left out.
+def surfaces_from_meshes(
+    root: str | Path | None, name: str = "meshes", samples: int = SAMPLES
+) -> DenseSurfaces:
+    """Surfaces of packed triangle soups, as `load_packed_meshes` reads them; soups without area are skipped.
 
-    Every tenth mesh of each class is held out; of ``"furniture"``, whose classes are rooms, every tenth mesh.
+    Every tenth mesh of each class is held out; for ``"furniture"``, whose classes are rooms, every tenth mesh
+    overall.
     """
     data = load_packed_meshes(root, name)
     groups = np.zeros_like(data.labels) if name == "furniture" else data.labels
@@ -135,8 +138,8 @@ def from_meshes(root: str | Path | None, name: str = "meshes", samples: int = SA
     return _pack(rows, name)
 
 
-def from_procedural(per_class: int = 60, samples: int = SAMPLES) -> DenseSurfaces:
-    """Surfaces of procedural solids; every twentieth of each class is held out, from the fifth on."""
+def surfaces_from_procedural(per_class: int = 60, samples: int = SAMPLES) -> DenseSurfaces:
+    """Surfaces of procedural solids; of each class, every twentieth from the fifth on is held out."""
     rows = []
     for label, name in enumerate(CLASSES):
         for index in range(per_class):
@@ -146,7 +149,7 @@ def from_procedural(per_class: int = 60, samples: int = SAMPLES) -> DenseSurface
 
 
 @torch.no_grad()
-def from_clouds(
+def surfaces_from_clouds(
     clouds: CloudSet,
     teacher: ImplicitNetwork,
     limit: int | None = None,
@@ -157,7 +160,7 @@ def from_clouds(
     max_missed: float = 0.05,
     device: torch.device | str | None = None,
 ) -> DenseSurfaces:
-    """Surfaces that a trained network finds behind training clouds; none is held out.
+    """Surfaces extracted by a trained network from training clouds; none is held out.
 
     Args:
         clouds: labelled clouds, any frame.
@@ -165,9 +168,8 @@ def from_clouds(
         limit: clouds to try; rare classes are first. All by default.
         samples: per surface.
         resolution: cells per side of the extraction.
-        max_error: largest mean distance of the points from the surface, unit cube; clouds with a larger one
-            are left out.
-        max_missed: largest share of points farther than 0.03 from it; so are clouds with a larger one.
+        max_error: largest mean distance of the points from the surface, unit cube; other clouds are skipped.
+        max_missed: largest share of points farther than 0.03 from it; other clouds are skipped.
         device: of the network.
     """
     labels = np.asarray(clouds.labels)
@@ -236,21 +238,25 @@ def collect(
         root: data folder.
         cache: folder of the sets.
         per_class: procedural solids per class.
-        teacher: weights that label ModelNet40's training clouds.
-        limit: clouds that the teacher tries.
+        teacher: weights for labelling ModelNet40's training clouds.
+        limit: clouds passed to the teacher.
         device: of the teacher.
 
     Raises:
-        DataError: if the data is missing or cannot be used.
+        DataError: if the data is missing or unusable.
         ValueError: if a teacher is needed and not given.
     """
     settings: dict[str, Any] = {"samples": SAMPLES}
     if name == "procedural":
         settings["per_class"] = per_class
-        return cached_set(cache / name, lambda: from_procedural(per_class), DenseSurfaces.load, settings)
+        return cached_set(
+            cache / name, lambda: surfaces_from_procedural(per_class), DenseSurfaces.load, settings
+        )
     settings["folder"] = str(data_folder(root, name).resolve())
     if name != "modelnet40":
-        return cached_set(cache / name, lambda: from_meshes(root, name), DenseSurfaces.load, settings)
+        return cached_set(
+            cache / name, lambda: surfaces_from_meshes(root, name), DenseSurfaces.load, settings
+        )
     if teacher is None:
         raise ValueError("ModelNet40's clouds have no surfaces: they need a teacher")
 
@@ -258,14 +264,14 @@ def collect(
         network = load_network(teacher)
         if isinstance(network, nn.Module):
             network.to(device)
-        return from_clouds(load_modelnet40(root, "train"), network, limit, device=device)
+        return surfaces_from_clouds(load_modelnet40(root, "train"), network, limit, device=device)
 
     settings |= {"teacher": None if teacher is None else digest(teacher.read_bytes()), "limit": limit}
     return cached_set(cache / name, label, DenseSurfaces.load, settings)
 
 
 def mixed(mix: Mapping[str, float], sources: Mapping[str, DenseSurfaces]) -> str:
-    """A mix of sets in words, for model cards."""
+    """Description of a mix of sets, for model cards."""
     return ", ".join(
         f"{name} (weight {weight:g}, {int((~sources[name].held).sum()):,} surfaces)"
         for name, weight in mix.items()

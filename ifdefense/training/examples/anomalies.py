@@ -1,4 +1,4 @@
-"""Training examples of the anomaly network: clouds with points that do not belong to their shape."""
+"""Training examples of the anomaly network: clouds with anomalous points."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ OFF = 0.03
 """Corrupted points farther than this from the surface are anomalous, unit cube."""
 
 NEAR = 0.015
-"""Anomalous points nearer than this are not learned from: the network thickens the surface as much."""
+"""Anomalous points nearer than this are ignored: it is the thickening of the network."""
 
 KEPT = 400
-"""Points per cloud that are learned from, drawn at random: the others tell little more."""
+"""Random points per cloud used for training; more add little information."""
 
 Floats = NDArray[np.float32]
 
 
-class Surfaces(Protocol):
+class SurfaceSource(Protocol):
     """Shapes as dense samples, such as `ifdefense.training.data.surfaces.DenseSurfaces`."""
 
     @property
@@ -49,13 +49,13 @@ class Surfaces(Protocol):
         ...
 
     def surface(self, index: int) -> tuple[Floats, ...]:
-        """Samples ``(D, 3)`` of a shape in the unit cube, and what else is known of them."""
+        """Samples ``(D, 3)`` of a shape in the unit cube, and optional further arrays."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WholeClouds:
-    """Clouds as they are, for what needs no surface between their points.
+    """Unmodified clouds, for examples that need no surface between points.
 
     Attributes:
         points: ``(S, D, 3)``, any frame.
@@ -74,14 +74,14 @@ def draw_example(dense: Floats, rng: np.random.Generator) -> tuple[Floats, NDArr
     """A cloud with labels of its points.
 
     By `SHARES` it has one or two planted anomalies of 3% to 16% of the points, scattered groups, displaced
-    points, or another corruption, or is clean. Axes are exchanged and mirrored in half of them.
+    points, or another corruption, or is clean. Axes are permuted and mirrored in half of the clouds.
 
     Args:
         dense: ``(D, 3)`` samples of a surface, unit-cube frame.
         rng: source of randomness.
 
     Returns:
-        ``(N, 3)`` points and ``(N,)`` labels: 1 anomalous, 0 not, -1 neither.
+        ``(N, 3)`` points and ``(N,)`` labels: 1 anomalous, 0 normal, -1 ignored.
     """
     from scipy.spatial import cKDTree
 
@@ -135,16 +135,16 @@ def scattered(dense: Floats, rng: np.random.Generator) -> Floats:
 
 @torch.no_grad()
 def examples(
-    network: AnomalyNetwork, sources: Mapping[str, Surfaces], count: int, seed: int, held: bool
+    network: AnomalyNetwork, sources: Mapping[str, SurfaceSource], count: int, seed: int, held: bool
 ) -> tuple[Tensor, Tensor]:
     """Inputs of the head ``(M, C)`` float16 and labels ``(M,)`` of points of ``count`` clouds, on the CPU.
 
     Args:
-        network: of which the head is trained; it computes on its device.
+        network: network of the trained head; runs on its own device.
         sources: names as in `MIX`.
-        count: number of clouds, each as a purifier gives it to the network: after SOR, in the unit cube.
-        seed: of everything.
-        held: whether to take held-out surfaces or the others.
+        count: number of clouds, preprocessed as in a purifier: SOR, then the unit cube.
+        seed: seed of all draws.
+        held: whether to use held-out or training surfaces.
     """
     device = device_of_weights(network)
     names = list(sources)
@@ -159,7 +159,7 @@ def examples(
         kept = statistical_outlier_removal(points[None])[0]
         points, known = points[kept], torch.from_numpy(label)[kept]
         cube = Frame.of(points).to_cube(points).to(device)
-        # The encoded points are a part of the cloud in another order.
+        # The encoded points are a reordered subset of the cloud.
         encoded, values = network.features(cube)
         match = torch.cdist(encoded.source, cube).argmin(1).cpu()
         use = torch.from_numpy(rng.permutation(np.flatnonzero(known[match] >= 0))[:KEPT])

@@ -1,4 +1,4 @@
-"""Training examples of occupancy networks: augmented clouds as an attacker leaves them, labelled queries."""
+"""Training examples of occupancy networks: augmented and corrupted clouds, with labelled queries."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from ifdefense.training.runs import check_ranges
 
 @dataclasses.dataclass(frozen=True)
 class SamplingOptions:
-    """How examples are drawn. Lengths are in the unit-cube frame.
+    """Sampling of examples. Lengths are in the unit-cube frame.
 
     Attributes:
         batch_size: clouds per step.
-        points: points per cloud that the encoder sees.
+        points: points per encoder input.
         queries: queries per cloud; half of them uniform in the box, half near the surface.
         near_sigma: standard deviation of the near-surface queries.
         box: side of the cube of the uniform queries.
-        clean: share of the clouds that are not corrupted, but for noise of ``jitter``.
+        clean: share of the clouds that are only jittered, not corrupted.
         jitter: standard deviation of the noise on uncorrupted clouds.
         max_scale: each axis is scaled by a factor between the inverse of this and this.
         rotated: share of the clouds rotated about the up axis by a random multiple of 90°.
@@ -66,8 +66,8 @@ class SamplingOptions:
 class OccupancySampler:
     """Draws training batches from an occupancy set.
 
-    The encoder sees a cloud in the frame of what it is given, as at inference: outliers and missing parts
-    move the bounding box, and the queries move with it.
+    Clouds and queries are normalised by the bounding box of the corrupted cloud, as at inference: outliers
+    and missing parts change it.
 
     Args:
         data: shapes to draw from.
@@ -97,7 +97,7 @@ class OccupancySampler:
         self.weight = torch.from_numpy(weight / weight.sum())
 
     def describe(self) -> dict[str, Any]:
-        """What determines the examples, for the settings of a run."""
+        """Settings that determine the examples."""
         return dataclasses.asdict(self.options) | {"mix": self.mix, "shapes": self.digest}
 
     def draw(self, generator: torch.Generator) -> Batch:
@@ -110,7 +110,7 @@ class OccupancySampler:
         )
         scale = scale.exp()
         sign = torch.randint(0, 2, (batch, 1, 3), generator=generator).mul_(2).sub_(1)
-        sign[..., 2] = 1  # up stays up
+        sign[..., 2] = 1  # keeps the up axis
         quarter = torch.randint(1, 4, (batch,), generator=generator)
         rotated = torch.rand(batch, generator=generator) < options.rotated
         points = self.points[index].float()
@@ -128,25 +128,25 @@ class OccupancySampler:
         return (given - centre) / extent, (queries - centre) / extent, labels
 
     def _given(self, whole: Tensor, clean: Tensor, generator: torch.Generator) -> Tensor:
-        """What the encoder sees of ``(B, N, 3)`` clouds: with jitter where ``clean``, else corrupted."""
+        """Encoder input for ``(B, N, 3)`` clouds: jittered where ``clean``, else corrupted."""
         jittered = _subset(whole, self.options.points, generator)
         jittered = jittered + self.options.jitter * torch.randn(jittered.shape, generator=generator)
         corrupted = simulate_attack(whole, self.options.points, generator)
         return torch.where(clean[:, None, None], jittered, corrupted)
 
     def _first(self, count: int, corrupted: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Points of the first ``count`` shapes, not augmented, and what the encoder sees of them."""
+        """Points of the first ``count`` shapes, without augmentation, and their encoder inputs."""
         whole = self.points[:count].float()
         return whole, self._given(whole, torch.full((len(whole),), not corrupted), generator)
 
     def surfaces(self, count: int, corrupted: bool) -> tuple[Tensor, Tensor]:
-        """What the encoder sees of the first ``count`` shapes, and all their points in the same frame."""
+        """Encoder inputs of the first ``count`` shapes, and all their points in the same frame."""
         whole, given = self._first(count, corrupted, torch.Generator().manual_seed(1))
         centre, extent = bounding_cubes(given)
         return (given - centre) / extent, (whole - centre) / extent
 
     def validation(self, count: int) -> dict[str, list[Batch]]:
-        """Batches of the first ``count`` shapes, not augmented, the same at every call.
+        """Batches of the first ``count`` shapes, without augmentation, the same at every call.
 
         Returns:
             ``"clean"`` and ``"corrupted"``, each with 2,048 uniform queries per cloud.

@@ -1,7 +1,7 @@
 """Training examples of local occupancy networks: corrupted clouds, and the thickened surface at queries.
 
-The label of a query falls with its distance from the surface, from 1 to 0 as a logistic around the offset, so
-that the logit is linear in the distance. No inside is needed: sheets are thickened like solids.
+The label of a query is a logistic function of its distance from the surface, 0.5 at the offset, so that the
+logit is linear in the distance. No inside is needed, so open sheets can be used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Floats = NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True)
 class ThickenedOptions:
-    """How examples are drawn. Lengths are in the unit-cube frame.
+    """Sampling of examples. Lengths are in the unit-cube frame.
 
     Attributes:
         batch_size: clouds per step.
@@ -83,13 +83,13 @@ class ThickenedOptions:
             raise ValueError("uniform, near_surface and near_points must sum to at most 1")
 
 
-class Surface:
-    """A surface known by dense samples.
+class SampledSurface:
+    """A surface given by dense samples.
 
     Args:
         points: ``(D, 3)``.
         normals: ``(D, 3)`` unit normals.
-        slack: samples stand for the tangent plane within this distance.
+        slack: samples represent the tangent plane within this distance.
     """
 
     def __init__(self, points: Floats, normals: Floats, slack: float) -> None:
@@ -99,7 +99,7 @@ class Surface:
         self._tree = cKDTree(points, balanced_tree=False, compact_nodes=False)
 
     @classmethod
-    def of_samples(cls, points: Floats, normals: Floats, rng: np.random.Generator) -> Surface:
+    def of_samples(cls, points: Floats, normals: Floats, rng: np.random.Generator) -> SampledSurface:
         """Slack is the median distance to the third neighbour."""
         surface = cls(points, normals, 0.0)
         some = points[rng.integers(0, len(points), 64)]
@@ -143,13 +143,13 @@ def random_rotation(rng: np.random.Generator) -> NDArray[np.float64]:
 def draw_cloud(
     dense: Floats, count: int, filtered: float, corruption: CombinedOptions, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
-    """A cloud as a network gets it: corrupted, mostly without statistical outliers, in its own unit cube.
+    """A cloud as network input: corrupted, usually without statistical outliers, in its unit cube.
 
     Args:
         dense: ``(D, 3)`` samples of a surface in random order.
         count: points of the cloud.
         filtered: probability that outliers are removed.
-        corruption: what happens to the cloud.
+        corruption: corruption of the cloud.
         rng: source of randomness.
 
     Returns:
@@ -162,11 +162,11 @@ def draw_cloud(
 def as_given(
     cloud: Floats, dense: Floats, count: int, filtered: float, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
-    """A cloud ``(N, 3)`` in random order as a network gets it; arguments and result as `draw_cloud`."""
+    """A cloud ``(N, 3)`` in random order as network input; arguments and result as `draw_cloud`."""
     keep = np.ones(len(cloud), bool)
     if rng.random() < filtered:
         keep = statistical_outlier_removal(torch.from_numpy(cloud)[None])[0].numpy()
-    # Outliers return only where too few points are left.
+    # Outliers are only kept if too few points remain.
     order = np.concatenate([np.flatnonzero(keep), np.flatnonzero(~keep)])
     if len(order) < count:
         order = rng.integers(0, len(cloud), count)
@@ -192,7 +192,7 @@ def draw_queries(cloud: Floats, dense: Floats, options: ThickenedOptions, rng: n
     missing = options.queries - uniform - surface - points
     anywhere = rng.uniform(-options.box / 2, options.box / 2, (uniform, 3))
     anywhere[: uniform // 2] = rng.uniform(*_bounds(dense, 0.06), (uniform // 2, 3))
-    # Wide spreads keep most queries far from the points empty, as space is; otherwise the network fills it.
+    # With wide spreads most queries far from the points are empty; otherwise the network fills space.
     sigma = rng.choice([0.01, 0.025, 0.06], (surface, 1), p=[0.5, 0.3, 0.2])
     near = dense[rng.integers(0, len(dense), surface)] + sigma * rng.normal(size=(surface, 3))
     sigma = rng.choice([0.02, 0.05, 0.1], (points, 1), p=[0.6, 0.25, 0.15])
@@ -207,7 +207,7 @@ def draw_queries(cloud: Floats, dense: Floats, options: ThickenedOptions, rng: n
 
 
 def _bounds(points: Floats, margin: float) -> tuple[Floats, Floats]:
-    """Corners of about the bounding box, from some of the points in random order."""
+    """Approximate bounding box, from a subset of the points in random order."""
     some = points[:2048]
     return some.min(0) - margin, some.max(0) + margin
 
@@ -217,15 +217,15 @@ class ThickenedSampler:
 
     Args:
         sources: sets by name.
-        options: how examples are drawn.
-        corruption: what happens to the clouds.
+        options: sampling of the examples.
+        corruption: corruption of the clouds.
         mix: weight of each source; rare classes of a source are drawn more often, by the square root of their
             size. Equal weights by default.
         attacked: attacked clouds of the sources.
         attacked_share: probability that an example is one of them.
 
     Raises:
-        ValueError: if ``mix`` does not name the sources, or the attacked clouds are not of them.
+        ValueError: if ``mix`` does not match the sources, or the attacked clouds are from other sources.
     """
 
     def __init__(
@@ -277,7 +277,7 @@ class ThickenedSampler:
         return len(self._train[0])
 
     def describe(self) -> dict[str, Any]:
-        """What determines the examples, for the settings of a run."""
+        """Settings that determine the examples."""
         return (
             dataclasses.asdict(self.options)
             | {
@@ -326,7 +326,7 @@ class ThickenedSampler:
     def _attacked_example(
         self, row: int, count: int, rotation: NDArray[np.floating] | None, rng: np.random.Generator
     ) -> tuple[Floats, Floats, Floats]:
-        """An attacked cloud, turned, with queries and labels of its surface."""
+        """A rotated attacked cloud with queries and labels of its surface."""
         assert self.attacked is not None
         cloud, points, normals = self.attacked.pair(row, self.sources)
         if rotation is not None:
@@ -340,11 +340,11 @@ class ThickenedSampler:
     ) -> tuple[Floats, Floats, Floats]:
         """A cloud with queries and their labels."""
         queries = draw_queries(cloud, dense, self.options, rng)
-        distances = Surface.of_samples(dense, normals, rng).distances(queries)
+        distances = SampledSurface.of_samples(dense, normals, rng).distances(queries)
         return cloud, queries, soft_labels(distances, self.options.offset, self.options.softness)
 
     def _validation_surfaces(self, count: int) -> list[tuple[Floats, Floats]]:
-        """At most ``count`` held-out surfaces as they are, the same at every call."""
+        """At most ``count`` unmodified held-out surfaces, the same at every call."""
         rows, weight = self._held
         if not rows:
             raise ValueError("none of the surfaces is held out for validation")
@@ -352,7 +352,7 @@ class ThickenedSampler:
         return [self.sources[rows[index][0]].surface(rows[index][1]) for index in chosen]
 
     def validation(self, count: int, points: int = 512) -> dict[str, list[Batch]]:
-        """Batches of held-out surfaces, not augmented, the same at every call.
+        """Batches of held-out surfaces, without augmentation, the same at every call.
 
         Args:
             count: surfaces at most.

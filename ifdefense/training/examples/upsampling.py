@@ -20,11 +20,11 @@ from ifdefense.training.runs import check_ranges
 
 @dataclasses.dataclass(frozen=True)
 class UpsamplingOptions:
-    """How examples are drawn. Lengths are in the unit-sphere frame.
+    """Sampling of examples. Lengths are in the unit-sphere frame.
 
     Attributes:
         batch_size: clouds per step.
-        points: points per cloud, of which PU-Net makes four times as many.
+        points: points per cloud; PU-Net outputs four times as many.
         jitter: largest standard deviation of the noise on the points, drawn per cloud.
         max_scale: each axis is scaled by a factor between the inverse of this and this.
 
@@ -57,7 +57,7 @@ class UpsamplingSampler:
         mix: weight of each source; its surfaces are drawn equally often.
 
     Raises:
-        ValueError: if ``mix`` does not name the sources, or a set has too few samples.
+        ValueError: if ``mix`` does not match the sources, or a set has too few samples.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class UpsamplingSampler:
         return rows, np.array(weights) / sum(weights)
 
     def describe(self) -> dict[str, Any]:
-        """What determines the examples, for the settings of a run."""
+        """Settings that determine the examples."""
         return {"mix": self.mix, "surfaces": {name: data.digest() for name, data in self.sources.items()}}
 
     def draw(self, generator: torch.Generator) -> Example:
@@ -101,7 +101,7 @@ class UpsamplingSampler:
         return self._example(surfaces, rng, rng.uniform(0, self.options.jitter, (len(surfaces), 1, 1)))
 
     def validation(self, count: int) -> list[Example]:
-        """Batches of at most ``count`` held-out surfaces, neither augmented nor noisy; always the same."""
+        """Batches of at most ``count`` held-out surfaces, without augmentation or noise; always the same."""
         rows, weight = self._held
         rng = np.random.default_rng(1)
         chosen = rng.choice(len(rows), min(count, len(rows)), replace=False, p=weight)
@@ -115,7 +115,7 @@ class UpsamplingSampler:
     def _example(
         self, surfaces: list[NDArray[np.float32]], rng: np.random.Generator, sigma: NDArray[np.float64]
     ) -> Example:
-        """Random samples as points, and even ones of the others as target, in the points' unit sphere."""
+        """Random samples as points and evenly spaced other samples as target, in the points' unit sphere."""
         count = self.options.points
         dense = np.stack([rng.permutation(surface) for surface in surfaces])
         points = dense[:, :count] + sigma * rng.normal(size=(len(dense), count, 3))

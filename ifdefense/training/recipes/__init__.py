@@ -1,1 +1,1 @@
-"""How each network is trained: one ``ifdefense train`` command per file."""
+"""Training of each network, one ``ifdefense train`` command per file."""

@@ -1,4 +1,4 @@
-"""``ifdefense train anomaly``: the head that tells points which do not belong to their shape."""
+"""``ifdefense train anomaly``: the head that detects anomalous points."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ifdefense.devices import device_of_weights
 from ifdefense.implicit.anomaly import AnomalyNetwork
 from ifdefense.training.commands import prepare, reported
 from ifdefense.training.data.surfaces import collect, held_out
-from ifdefense.training.examples.anomalies import MIX, Surfaces, WholeClouds, examples
+from ifdefense.training.examples.anomalies import MIX, SurfaceSource, WholeClouds, examples
 
 VALIDATED = 0.05
-"""Share of the clouds, of shapes held out from the head, that validates."""
+"""Share of the clouds used for validation, from held-out shapes."""
 
 BATCH = 2048
 RATE = 2e-3
@@ -49,7 +49,7 @@ def fit_head(network: AnomalyNetwork, inputs: Tensor, labels: Tensor, steps: int
 
 @torch.no_grad()
 def recall(network: AnomalyNetwork, inputs: Tensor, labels: Tensor, false: float = 0.01) -> float:
-    """Share of the anomalous points found where a share ``false`` of the others is marked."""
+    """Recall of anomalous points at a false positive rate of ``false``."""
     device = device_of_weights(network)
     logits = torch.cat([network.head(part.float().to(device)).cpu() for part in inputs.split(8192)])
     ordered = logits[labels == 0].sort().values
@@ -83,16 +83,16 @@ def train_command(
     seed: int,
     device: torch.device,
 ) -> None:
-    """Trains the head of the anomaly network on planted anomalies; both its networks stay as they are.
+    """Trains the head of the anomaly network on planted anomalies; both of its networks are frozen.
 
-    The weights are those of the head; they name those of the networks.
+    The weights are those of the head and refer to those of the networks.
     """
     prepare(out, force, cache)
     torch.manual_seed(seed)
     network = AnomalyNetwork.untrained(local_weights, prior_weights).to(device)
     started = time.process_time()
     whole = load_modelnet40(root, "train")
-    sources: dict[str, Surfaces] = {"modelnet40": WholeClouds(whole.points, held_out(whole.labels))}
+    sources: dict[str, SurfaceSource] = {"modelnet40": WholeClouds(whole.points, held_out(whole.labels))}
     for name in MIX:
         if name not in sources:
             sources[name] = collect(name, root, cache, per_class, None, 0, device)

@@ -75,7 +75,7 @@ class AutoencoderRun(ResumableRun):
     Args:
         model: network to train, changed in place, on its device.
         train: ``(S, N, 3)`` clouds to train on, unit sphere, on the CPU like the others.
-        validation: clouds that choose the epoch whose weights are kept.
+        validation: clouds for choosing the best epoch.
         options: settings.
         folder: folder of the run, see `ResumableRun`.
     """
@@ -157,7 +157,7 @@ def train_command(
     device: torch.device,
     **settings: Any,
 ) -> None:
-    """Trains the auto-encoder of sor-ae and AdvPC; keeps the weights that validate best."""
+    """Trains the auto-encoder of sor-ae and AdvPC; keeps the weights with the best validation score."""
     options = AutoencoderOptions(**settings)
     prepare(out, force, folder)
     train, validation, _ = load_training_clouds(data)

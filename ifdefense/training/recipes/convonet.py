@@ -13,12 +13,12 @@ from ifdefense.training.examples.occupancy import SamplingOptions
 from ifdefense.training.fit import TrainOptions
 from ifdefense.training.recipes.solids import shape_options, train_on_solids
 
-# Evidence is local: the encoder sees all points of a usual cloud.
+# Features are local, so the encoder gets all points of a typical cloud.
 SAMPLING = SamplingOptions(batch_size=16, points=1024)
 
 
 def adam_layers(network: ConvolutionalNetwork) -> list[nn.Module]:
-    """Layers whose weights Adam trains: the outermost ones."""
+    """Layers trained by Adam: the outermost ones."""
     encoder, decoder = network.encoder, network.decoder
     return [encoder.fc_pos, encoder.unet.conv_final, decoder.fc_p, decoder.fc_out]
 
@@ -52,8 +52,8 @@ def train_command(
 ) -> None:
     """Trains a Convolutional Occupancy Network, on the shapes and queries of train onet.
 
-    Validation shapes are as for train onet. A run is resumed only with the options it was started with, but
-    for more steps.
+    Validation shapes are as for train onet. A run can only be resumed with the same options, except for more
+    steps.
     """
     encoder, features, filters, decoder = widths
     config = ConvolutionalConfig(encoder, features, filters, depth, decoder, resolution)

@@ -1,4 +1,4 @@
-"""What the recipes of implicit networks share: from options and data to weights with a model card."""
+"""Shared by the recipes of implicit networks: from options and data to weights with a model card."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ifdefense.training.commands import prepare
 from ifdefense.training.fit import Batch, Examples, Loss, TrainOptions, fit, likelihood_loss
 
 SECOND_THRESHOLD = 0.2
-"""Level at which the field is read where there is no surface at the first; thin shapes may need it."""
+"""Fallback threshold if there is no surface at the first one, as for thin shapes."""
 
 MEASURED = 64
-"""Validation shapes whose Chamfer distance goes into the model card."""
+"""Validation shapes for the Chamfer distance of the model card."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Recipe:
     Attributes:
         kind: its name in `ifdefense.implicit.base.NETWORKS`.
         config: dataclass of its sizes.
-        create: makes it.
-        adam_layers: its first and last layers, whose matrices Adam trains.
+        create: creates it.
+        adam_layers: returns its first and last layers, trained by Adam.
         title: name and paper, for the model card.
-        label: what a query's label says, for the model card.
+        label: meaning of a query's label, for the model card.
         box: side of the cube of the queries, unit cube.
         offset: thickening in the labels, unit cube.
-        points: points that are encoded at most; ``None`` for all.
+        points: largest number of encoded points; ``None`` for all.
     """
 
     kind: str
@@ -53,15 +53,15 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """What a network learns from.
+    """Training data of a network.
 
     Attributes:
         examples: training batches.
         validation: batches by name.
         data: sources and sizes, for the model card.
         scores: the validation scores in words, with their names in braces.
-        settings: what else determines the result.
-        shapes: source of the shapes whose Chamfer distance is measured, if it is.
+        settings: further settings that determine the result.
+        shapes: source of shapes for the Chamfer distance, or ``None``.
     """
 
     examples: Examples
@@ -91,16 +91,16 @@ def train_implicit(
 
     Args:
         recipe: the network.
-        material: collects what it learns from, given the seed, once the network is made.
+        material: collects the training data, given the seed, after the network is created.
         defaults: of ``settings``.
         folder: of the run.
-        out: where the weights go.
+        out: file of the weights.
         force: whether ``out`` may be replaced.
         init: weights to start from.
         every: steps between validations.
         device: of the network.
         progress: show a bar.
-        loss: what is minimised.
+        loss: training loss.
         settings: of `TrainOptions`.
     """
     options = dataclasses.replace(defaults or TrainOptions(), **settings)

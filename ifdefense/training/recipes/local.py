@@ -19,10 +19,10 @@ from ifdefense.training.fit import TrainOptions
 from ifdefense.training.recipes.implicit import Material, Recipe, train_implicit
 
 POINTS = 1024
-"""Points that are encoded at most, little more than any example has; larger clouds are subsampled."""
+"""Largest number of encoded points, slightly more than in any example; larger clouds are subsampled."""
 
 VALIDATED = 96
-"""Held-out surfaces whose IoU chooses the weights."""
+"""Held-out surfaces for choosing the weights by IoU."""
 
 DEFAULTS = TrainOptions(
     steps=13000,
@@ -39,7 +39,7 @@ DEFAULTS = TrainOptions(
 
 
 def adam_layers(network: LocalOccupancyNetwork) -> list[nn.Module]:
-    """Layers whose matrices Adam trains: the outermost ones and those of positions, whose rank is 3."""
+    """Layers trained by Adam: the outermost ones and those of positions, which have rank 3."""
     encoder = network.encoder
     flat = [m for m in network.modules() if isinstance(m, nn.Linear) and m.in_features == 3]
     return [encoder.first, encoder.values, encoder.whole_1, network.decoder.out, *flat]
@@ -127,8 +127,8 @@ def train_command(
     """Trains a local occupancy network.
 
     Validation shapes are held-out meshes, furniture and procedural solids. ModelNet40's clouds have no
-    surfaces: --teacher names an earlier network that finds them. A run is resumed only with the options it
-    was started with, but for more steps.
+    surfaces; they are extracted by an earlier network, --teacher. A run can only be resumed with the same
+    options, except for more steps.
     """
     sampling = ThickenedOptions(batch_size=batch_size, queries=queries)
     config = LocalConfig(width=width, coarse=coarse, values=values, hidden=hidden)
@@ -167,7 +167,7 @@ def train_command(
         sampling.offset,
         POINTS,
     )
-    # The loss is summed over the queries: this clips the gradient of their mean to norm 1.
+    # The loss is summed over the queries, so this clips the gradient of the mean to norm 1.
     defaults = dataclasses.replace(
         DEFAULTS, weight_decay=weight_decay, adam_decay=weight_decay, max_norm=float(queries)
     )

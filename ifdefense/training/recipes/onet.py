@@ -30,8 +30,8 @@ def train_command(
     """Trains an Occupancy Network.
 
     Validation shapes are every tenth cloud of --from-points, or ModelNet40 clouds held out of its train
-    shards, or procedural shapes where the mix has neither. A run is resumed only with the options it was
-    started with, but for more steps.
+    shards, or procedural shapes if the mix has neither. A run can only be resumed with the same options,
+    except for more steps.
     """
     config = OccupancyConfig(*widths, frequencies)
     for name, width in dataclasses.asdict(config).items():

@@ -24,13 +24,13 @@ from ifdefense.training.examples.upsampling import Example, UpsamplingOptions, U
 from ifdefense.training.runs import ResumableRun, check_ranges
 
 VALIDATED = 24
-"""Held-out surfaces that choose the weights."""
+"""Held-out surfaces for choosing the weights."""
 
 RECONSTRUCTION = 100.0
-"""Weight of the reconstruction against that of the repulsion, 1."""
+"""Weight of the reconstruction relative to a repulsion weight of 1."""
 
 REPULSION = Repulsion()
-"""Its lengths are those of PU-Net."""
+"""Lengths as in PU-Net."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class PUNetOptions(UpsamplingOptions):
     Attributes:
         steps: steps of the optimiser.
         lr: largest learning rate of Adam, reached after a tenth of the steps, then a cosine to nearly zero.
-        repulsion: weight of the repulsion against a reconstruction of 100.
+        repulsion: weight of the repulsion, relative to 100 for the reconstruction.
         seed: seed of the initial weights and the examples.
 
     Raises:
@@ -62,10 +62,10 @@ def _moved(example: Example, device: torch.device) -> Example:
 
 
 def start_at_the_input(network: PUNet, share: float = 0.05) -> None:
-    """Sets initial weights with which every point is repeated where it is, but for a random part.
+    """Initialises the network to repeat its input points, plus a random part.
 
     Six channels of each layer carry the positive and negative parts of the coordinates, and the last one
-    joins them. The network then learns where to move points from there, which takes minutes instead of hours.
+    joins them. Training from there takes minutes instead of hours.
 
     Args:
         network: changed in place.
@@ -91,7 +91,7 @@ def start_at_the_input(network: PUNet, share: float = 0.05) -> None:
 
 
 def _carry(layer: nn.Conv2d, values: Tensor) -> None:
-    """The first six outputs of a layer are ``values`` times its first inputs, and nothing else."""
+    """Sets the first six outputs of a layer to ``values`` times its first inputs."""
     assert layer.bias is not None
     layer.weight[:6] = 0
     layer.weight[:6, : values.shape[1], 0, 0] = values
@@ -99,7 +99,7 @@ def _carry(layer: nn.Conv2d, values: Tensor) -> None:
 
 
 def repulsion(points: Tensor, options: Repulsion = REPULSION) -> Tensor:
-    """`Repulsion` of clouds ``(B, N, 3)``, differentiable with neighbours held fixed: a number."""
+    """`Repulsion` of clouds ``(B, N, 3)``, differentiable with fixed neighbours; a scalar."""
     flat = points.flatten(0, 1)
     near = options.near(flat.detach(), [points.shape[1]] * len(points))
     apart = flat[:, None] - flat.index_select(0, near.flatten()).view(*near.shape, 3)
@@ -111,13 +111,13 @@ def repulsion(points: Tensor, options: Repulsion = REPULSION) -> Tensor:
 def upsampling_loss(points: Tensor, target: Tensor, weight: float) -> Tensor:
     """Reconstruction and repulsion of upsampled clouds, as in PU-Net.
 
-    Yu et al., CVPR 2018, https://arxiv.org/abs/1801.06761, with the Chamfer distance in place of the earth
-    mover's.
+    Yu et al., CVPR 2018, https://arxiv.org/abs/1801.06761, with the Chamfer distance instead of the earth
+    mover's distance.
 
     Args:
         points: ``(B, M, 3)``.
         target: ``(B, T, 3)`` even samples of the surfaces.
-        weight: of the repulsion.
+        weight: weight of the repulsion.
     """
     loss = RECONSTRUCTION * chamfer_distance(points, target).mean()
     return loss + weight * repulsion(points) if weight else loss
@@ -243,7 +243,7 @@ def train_command(
     device: torch.device,
     **settings: Any,
 ) -> None:
-    """Trains PU-Net, the network of dup-net; keeps the weights that validate best.
+    """Trains PU-Net, the network of dup-net; keeps the weights with the best validation score.
 
     Examples are 1,024 noisy samples of a surface and 4,096 even ones.
     """

@@ -1,4 +1,4 @@
-"""What the recipes of `onet` and `convonet` share: they learn the solids behind corrupted clouds."""
+"""Shared by the recipes of `onet` and `convonet`, which are trained on solids and corrupted clouds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ifdefense.training.recipes.implicit import Material, Recipe, train_implicit
 
 
 def shape_options(sampling: SamplingOptions) -> Callable[[Command], Command]:
-    """Options of the networks that learn from these shapes, beside `run_options`."""
+    """Options of the networks trained on solids, in addition to `run_options`."""
     options = (
         click.option(
             "--mix",
@@ -84,15 +84,15 @@ def train_on_solids(
     Args:
         kind: see `Recipe`, like the next four.
         config: dataclass of its sizes.
-        create: makes it.
+        create: creates it.
         adam_layers: its first and last layers.
         title: name and paper.
-        sampling: how examples are drawn.
+        sampling: sampling of the examples.
         mix: weights of the sources.
         root: data folder.
         clouds: folder of clouds, the source ``"points"``.
         up: up axis of these clouds.
-        labels: source of the solid behind a cloud.
+        labels: source of the occupancy labels of clouds.
         cache: folder of the prepared shapes.
         per_class: procedural shapes per class.
         settings: of `train_implicit`.
