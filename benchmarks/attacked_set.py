@@ -23,11 +23,10 @@ from ifdefense.data.formats import replacing
 from ifdefense.devices import device_of_weights
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.provenance import code_digest, digest, versions
-from ifdefense.training.attacked import AttackedClouds, Floats
 from ifdefense.training.commands import mix_of
-from ifdefense.training.dense import DenseSurfaces
-from ifdefense.training.local import SOURCES, collect
-from ifdefense.training.thickened import random_rotation
+from ifdefense.training.data.attacked_clouds import AttackedClouds, Floats
+from ifdefense.training.data.surfaces import SOURCES, DenseSurfaces, collect
+from ifdefense.training.examples.thickened_surfaces import random_rotation
 
 CHUNK = 16
 """Clouds of one attack on one classifier."""

@@ -18,10 +18,10 @@ from benchmarks.refinement import Oriented, compare
 from ifdefense.console import device_option
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.base import Calibration, Field, load_network
-from ifdefense.implicit.conditions import voxelise
-from ifdefense.implicit.latent import GenerativeOccupancyNetwork
+from ifdefense.reconstruction.conditions import voxelise
+from ifdefense.reconstruction.generative import GenerativeOccupancyNetwork
+from ifdefense.reconstruction.rendering import random_cameras, render
 from ifdefense.shapes.procedural import CLASSES, Shape, make_shape
-from ifdefense.shapes.rendering import random_cameras, render
 from ifdefense.stages.extraction import Extraction, ExtractionOptions, extract_meshes
 from ifdefense.stages.resampling import resample
 

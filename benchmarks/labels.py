@@ -18,10 +18,10 @@ from ifdefense.data.packed import load_packed_meshes
 from ifdefense.geometry.sampling import sample_surface
 from ifdefense.implicit.base import load_network
 from ifdefense.shapes.procedural import CLASSES, make_shape
-from ifdefense.training.collections import DENSE, POINTS
-from ifdefense.training.dense import held_out
-from ifdefense.training.occupancies import OccupancyGrid, grid_from_cloud, grid_from_mesh, grid_from_shape
-from ifdefense.training.taught import grids_from_network
+from ifdefense.training.data.network_labels import grids_from_network
+from ifdefense.training.data.solid_sources import DENSE, POINTS
+from ifdefense.training.data.solids import OccupancyGrid, grid_from_cloud, grid_from_mesh, grid_from_shape
+from ifdefense.training.data.surfaces import held_out
 
 SOURCES = ("procedural", "meshes")
 

@@ -25,7 +25,7 @@ from ifdefense.geometry.mesh import Mesh
 from ifdefense.geometry.points import chamfer_distance
 from ifdefense.geometry.sampling import sample_surface
 from ifdefense.purifiers.registry import METHODS
-from ifdefense.training.dense import held_out
+from ifdefense.training.data.surfaces import held_out
 
 POINTS = 1024
 INPUTS = ("clean", "corrupted")

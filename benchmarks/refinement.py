@@ -23,11 +23,11 @@ from ifdefense.geometry.mesh import Mesh
 from ifdefense.geometry.points import gather, knn
 from ifdefense.geometry.sampling import sample_surface
 from ifdefense.implicit.base import Calibration, Field, load_network
+from ifdefense.reconstruction.refinement import Refinement
+from ifdefense.reconstruction.simplification import Simplification
 from ifdefense.stages.extraction import Extraction
-from ifdefense.stages.refinement import Refinement
 from ifdefense.stages.resampling import resample
-from ifdefense.stages.simplification import Simplification
-from ifdefense.training.dense import held_out
+from ifdefense.training.data.surfaces import held_out
 
 NETWORKS = {"local": Extraction(40, 10), "onet": Extraction()}
 """Networks, with the extraction of their methods."""

@@ -34,7 +34,7 @@ from ifdefense.purifiers.surface import SurfacePurifier
 from ifdefense.restorers.mesh import RepairMesh
 from ifdefense.shapes.procedural import CLASSES, make_shapes
 from ifdefense.stages.repair import BulgeRepair
-from ifdefense.training.dense import SAMPLES, held_out
+from ifdefense.training.data.surfaces import SAMPLES, held_out
 
 VICTIM = "pointnet-modelnet40"
 ATTACKS = ("add-cluster", "add-object", "hit-adv", "pgd")

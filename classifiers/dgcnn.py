@@ -5,18 +5,18 @@ Tensor names and shapes are those of `antao97/dgcnn.pytorch
 
 Edge features are never materialised, which is exact: ``W [x_j - x_i, x_i] = W1 x_j + (W2 - W1) x_i`` needs
 one product per point, and the maximum over the neighbours commutes with batch norm and leaky ReLU, which are
-monotone (see `classifiers.layers.edge_max`).
+monotone (see `classifiers.neighbourhoods.edge_max`).
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from classifiers.layers import check_points, edge_max, in_part, max_and_mean_pooled, shared
-from classifiers.pointnet import added_product
+from classifiers.layers import added_product, check_points, max_and_mean_pooled, separate_aliases, shared
+from classifiers.neighbourhoods import edge_max, in_part
 from ifdefense.geometry.gathering import together
 
 SLOPE = 0.2
@@ -75,17 +75,6 @@ def smallest(values: Tensor, k: int, group: int = 8) -> Tensor:
         column = torch.cat([column, rest.expand(len(column), -1)], 1)
     chosen = values.gather(1, column).topk(k, dim=1, largest=False, sorted=False).indices
     return torch.gather(column, 1, chosen)
-
-
-def separate_aliases(_: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    """Gives each name of a tensor its own copy: safetensors refuses names that share memory."""
-    del metadata
-    seen: set[int] = set()
-    for name, value in state.items():
-        if name.startswith(prefix) and isinstance(value, Tensor):
-            if value.data_ptr() in seen:
-                state[name] = value.detach().clone()
-            seen.add(value.data_ptr())
 
 
 class DGCNN(nn.Module):

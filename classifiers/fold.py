@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from classifiers.pointnet import folded
+from classifiers.layers import folded
 
 
 @torch.no_grad()

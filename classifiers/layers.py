@@ -1,35 +1,24 @@
-"""Layers on neighbourhoods of points, exact and with little memory.
+"""Linear layers shared by the points, their batch norms, and what is pooled over the points, all exact.
 
-The first layer on an edge from a centre ``i`` to a neighbour ``j`` is a linear function of ``i`` plus one of
-``j``. It is computed once per point and its *result* gathered for every edge: with k neighbours, 1/k of the
-products, and the ``(B, S, k, C)`` tensor of edge features is never built.
+* Every batch norm is folded into the layer before it, in PointNet in training too: the statistics of a linear
+  layer's output follow from the mean and the covariance of its *input*, so that no second pass over the
+  activations is needed.
+* A layer that is used only through its maximum over the points is never materialised: `max_pooled_linear`
+  keeps the maximum and its position instead of the ``(B, N, K)`` activations.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast, runtime_checkable
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from classifiers.pointnet import (
-    added_product,
-    affine,
-    folded,
-    max_pooled_linear,
-    max_with_index,
-)
-from ifdefense.geometry.gathering import first_maximum, neighbour_max, numbers_per_block, together
-
-
-@runtime_checkable
-class Sized(Protocol):
-    """A network whose neighbourhoods depend on the number of points per cloud."""
-
-    def sized_for(self, points: int) -> None:
-        """Scales the neighbourhoods to clouds of so many points: all at 1,024."""
+from ifdefense.geometry.gathering import segments, together
 
 
 def check_points(points: Tensor) -> None:
@@ -42,9 +31,176 @@ def check_points(points: Tensor) -> None:
         raise ValueError(f"expected points of shape (B, N, 3), got {tuple(points.shape)}")
 
 
-def in_part(count: int, part: float) -> int:
-    """A part of ``count``, at least 8 (or all of fewer)."""
-    return max(min(count, 8), round(count * part))
+def separate_aliases(_: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Gives each name of a tensor its own copy: safetensors refuses names that share memory."""
+    del metadata
+    seen: set[int] = set()
+    for name, value in state.items():
+        if name.startswith(prefix) and isinstance(value, Tensor):
+            if value.data_ptr() in seen:
+                state[name] = value.detach().clone()
+            seen.add(value.data_ptr())
+
+
+def layer_lists(inputs: int, channels: Sequence[int]) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """Convolutions of width 1 and their batch norms."""
+    widths = [inputs, *channels]
+    convolutions = [nn.Conv2d(a, b, 1) for a, b in itertools.pairwise(widths)]
+    return nn.ModuleList(convolutions), nn.ModuleList([nn.BatchNorm2d(b) for b in channels])
+
+
+_BLOCK = 32  # columns per block: a vectorised maximum over blocks, then a search inside the best one
+
+
+def added_product(bias: Tensor, a: Tensor, b: Tensor, alpha: float = 1) -> Tensor:
+    """``bias + alpha a @ b`` of two matrices, or of two batches of them."""
+    add = torch.addmm if b.ndim == 2 else torch.baddbmm
+    return add(bias, a.expand(*b.shape[:-2], -1, -1), b, alpha=alpha)
+
+
+def max_with_index(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum of each row of ``(..., N)`` scores and its first index, faster than ``Tensor.max`` on a CPU."""
+    columns = scores.shape[-1]
+    whole = columns - columns % _BLOCK
+    if whole == 0:
+        return scores.max(-1)
+    blocks = scores[..., :whole].unflatten(-1, (-1, _BLOCK))
+    best, block = blocks.amax(-1).max(-1)
+    row = torch.arange(block.numel(), device=scores.device)
+    inner = blocks.flatten(0, -3)[row, block.flatten()].argmax(1).view(block.shape)
+    index = block * _BLOCK + inner
+    if whole == columns:
+        return best, index
+    tail, tail_index = scores[..., whole:].max(-1)
+    later = tail > best
+    return torch.where(later, tail, best), torch.where(later, tail_index + whole, index)
+
+
+class _MaxPooledLinear(torch.autograd.Function):
+    """``y[b, k] = max_n <x[b, n], w[k]>``, with the gradient at the points that reach the maximum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, search: torch.dtype | None) -> Tensor:
+        pooled = x.new_empty(len(x), len(weight))
+        index = torch.empty(pooled.shape, dtype=torch.long, device=x.device)
+        searched, by = (x, weight) if search is None else (x.to(search), weight.to(search))
+        for part in together(len(x), x.shape[1] * len(weight), x.device):
+            # Maxima of bfloat16 are several times slower than those of float32, also counting the conversion.
+            best, index[part] = max_with_index((by @ searched[part].mT).to(x.dtype))
+            if search is not None:
+                best = (x[part].take_along_dim(index[part].unsqueeze(-1), -2) * weight).sum(-1)
+            pooled[part] = best
+        ctx.save_for_backward(x, weight, index)
+        return pooled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight, index = ctx.saved_tensors
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0] and x.device.type == "cpu":
+            grad_x = torch.zeros_like(x)
+            for cloud in range(len(x)):
+                grad_x[cloud].index_add_(0, index[cloud], grad[cloud, :, None] * weight)
+        elif ctx.needs_input_grad[0]:
+            # Sums in a fixed order: those of `index_add_` on CUDA vary from run to run.
+            start = torch.arange(len(x), device=x.device).unsqueeze(1) * x.shape[1]
+            order, bounds = segments((index + start).flatten(), len(x) * x.shape[1])
+            grad_x = F.embedding_bag(
+                order % len(weight),
+                weight,
+                bounds,
+                mode="sum",
+                per_sample_weights=grad.flatten().index_select(0, order),
+            ).view(x.shape)
+        if ctx.needs_input_grad[1]:
+            start = torch.arange(len(x), device=x.device).unsqueeze(1) * x.shape[1]
+            # A weighted sum of B critical points for every channel, without gathering them.
+            grad_weight = F.embedding_bag(
+                (index + start).T.contiguous(),
+                x.flatten(0, 1),
+                mode="sum",
+                per_sample_weights=grad.T.contiguous(),
+            )
+        return grad_x, grad_weight, None
+
+
+def max_pooled_linear(x: Tensor, weight: Tensor, search: torch.dtype | None = None) -> Tensor:
+    """Maximum over the points of a shared linear layer, without the layer's activations.
+
+    Args:
+        x: ``(B, N, C)`` features.
+        weight: ``(K, C)`` weights.
+        search: dtype in which the largest point is searched, ``None`` for that of ``x``. With
+            ``torch.bfloat16``, at half the time, that point is the largest only up to rounding; the value at
+            it is exact.
+
+    Returns:
+        ``(B, K)``, equal to ``(x @ weight.T).amax(1)``. Where several points tie, the first takes the
+        gradient.
+    """
+    return cast(Tensor, _MaxPooledLinear.apply(x.contiguous(), weight, search))  # type: ignore[no-untyped-call]
+
+
+def _batch_statistics(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Mean and biased variance of ``x @ weight.T`` over all points, and the number of points."""
+    rows = x.flatten(0, -2)
+    centre = rows.sum(0) / len(rows)  # not mean(0), whose gradient divides every row
+    covariance = rows.T @ rows / len(rows) - torch.outer(centre, centre)
+    variance = ((weight @ covariance) * weight).sum(1).clamp_min(0)
+    return weight @ centre, variance, len(rows)
+
+
+def affine(
+    norm: nn.Module, bias: Tensor, statistics: Callable[[], tuple[Tensor, Tensor, int]]
+) -> tuple[Tensor | None, Tensor]:
+    """Scale and shift per channel by which a layer's bias and its batch norm change the layer's product.
+
+    In training the batch statistics are used, differentiably, and the running ones are updated as in
+    `torch.nn.BatchNorm1d`; in evaluation the running ones are used.
+
+    Args:
+        norm: batch norm of K channels, or `torch.nn.Identity` if it is folded already.
+        bias: ``(K,)`` bias of the layer before it.
+        statistics: returns mean and biased variance of the product, and the number of rows; only called in
+            training.
+
+    Returns:
+        ``(K,)`` scale, ``None`` for 1, and ``(K,)`` shift.
+    """
+    if isinstance(norm, nn.Identity):
+        return None, bias
+    norm = cast(nn.BatchNorm1d, norm)
+    running_mean, running_var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    if not norm.training:
+        scale = norm.weight * torch.rsqrt(running_var + norm.eps)
+        return scale, norm.bias + (bias - running_mean) * scale
+    mean, variance, count = statistics()
+    with torch.no_grad():
+        momentum = cast(float, norm.momentum)
+        running_mean.lerp_(mean + bias, momentum)
+        running_var.lerp_(variance * (count / max(count - 1, 1)), momentum)
+        cast(Tensor, norm.num_batches_tracked).add_(1)
+    scale = norm.weight * torch.rsqrt(variance + norm.eps)
+    return scale, norm.bias - mean * scale  # the layer's bias cancels
+
+
+def folded(layer: nn.Module, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the linear map that ``layer`` followed by ``norm`` is on the batch ``x``.
+
+    Args:
+        layer: linear layer, or convolution of width 1, from C to K channels.
+        norm: its batch norm, see `affine`.
+        x: ``(B, ..., C)`` input of the layer.
+
+    Returns:
+        ``(K, C)`` and ``(K,)``.
+    """
+    layer = cast(nn.Linear, layer)
+    weight = layer.weight.flatten(1)
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
+    scale, shift = affine(norm, bias, lambda: _batch_statistics(x, weight))
+    return weight if scale is None else weight * scale.unsqueeze(1), shift
 
 
 def activated(x: Tensor, slope: float = 0.0) -> Tensor:
@@ -93,144 +249,6 @@ def pooled(x: Tensor, layer: nn.Module, norm: nn.Module, slope: float = 0.0) -> 
     """`shared` and the maximum over the points: ``(B, N, C)`` to ``(B, K)``, without the ``(B, N, K)``."""
     weight, bias = folded(layer, norm, x)
     return activated(max_pooled_linear(x, weight) + bias, slope)
-
-
-def rows_of(values: Tensor, index: Tensor) -> Tensor:
-    """Rows ``(B, ..., K)`` of ``(B, N, K)`` values at ``(B, ...)`` indices."""
-    return F.embedding(_flat(index, values.shape[1]), values.flatten(0, 1))
-
-
-def _flat(index: Tensor, size: int) -> Tensor:
-    """Indices into each of B sets of ``size`` as indices into all of them."""
-    start = torch.arange(0, len(index) * size, size, device=index.device)
-    return index + start.view(-1, *[1] * (index.ndim - 1))
-
-
-class _GroupMaxLinear(torch.autograd.Function):
-    """``y[m, c] = max_j <x[m, j], w[c]>``, with the gradient at the row that reaches the maximum."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        size, channels = x.shape[1], len(weight)
-        best = x.new_empty(len(x), channels)
-        index = torch.empty(len(x), channels, dtype=torch.uint8, device=x.device)
-        groups = max(1, numbers_per_block(x.device) // (size * channels))
-        transposed = weight.T
-        for start in range(0, len(x), groups):
-            part = x[start : start + groups]
-            scores = (part.flatten(0, 1) @ transposed).unflatten(0, part.shape[:2])
-            best[start : start + groups], index[start : start + groups] = first_maximum(scores)
-        ctx.save_for_backward(x, weight, index)
-        return best
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, weight, index = ctx.saved_tensors
-        groups, size = x.shape[:2]
-        start = torch.arange(0, groups * size, size, device=x.device).unsqueeze(1)
-        row = index + start  # (M, K)
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            # The gradient of a row is a sum over the few channels whose maximum it is.
-            order = _argsort(index)
-            count = torch.bincount(row.flatten(), minlength=groups * size)
-            grad_x = F.embedding_bag(
-                order.flatten(),
-                weight,
-                count.cumsum(0) - count,
-                mode="sum",
-                per_sample_weights=grad.gather(1, order).flatten(),
-            ).view(x.shape)
-        if ctx.needs_input_grad[1]:
-            grad_weight = F.embedding_bag(
-                row.T.contiguous(), x.flatten(0, 1), mode="sum", per_sample_weights=grad.T.contiguous()
-            )
-        return grad_x, grad_weight
-
-
-def _argsort(values: Tensor) -> Tensor:
-    """Order of each row of uint8 values."""
-    if values.device.type == "cpu":  # NumPy's is a radix sort
-        return torch.from_numpy(values.numpy().argsort(axis=1, kind="stable"))
-    return values.argsort(1)
-
-
-def group_max_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """Maximum over each group of a shared linear layer, without the layer's activations.
-
-    Args:
-        x: ``(B, S, k, C)`` features of S groups per cloud with k members each, k at most 255.
-        weight: ``(K, C)`` weights.
-
-    Returns:
-        ``(B, S, K)``, equal to ``(x @ weight.T).amax(2)``. Where members tie, the first takes the gradient.
-    """
-    groups = x.flatten(0, 1).contiguous()
-    result = _GroupMaxLinear.apply(groups, weight)  # type: ignore[no-untyped-call]
-    return cast(Tensor, result).view(*x.shape[:2], -1)
-
-
-def group_pooled(x: Tensor, layer: nn.Module, norm: nn.Module) -> Tensor:
-    """`shared` and the maximum over each group: ``(B, S, k, C)`` to ``(B, S, K)``."""
-    weight, bias = folded(layer, norm, x)
-    return (group_max_linear(x, weight) + bias).relu_()
-
-
-def batched_neighbour_max(values: Tensor, index: Tensor) -> Tensor:
-    """Maximum of ``(B, N, K)`` values over the ``(B, S, k)`` neighbours, k at most 255: ``(B, S, K)``."""
-    flat = _flat(index, values.shape[1]).flatten(0, 1)
-    return neighbour_max(values.flatten(0, 1), flat).view(*index.shape[:2], -1)
-
-
-def _edge_statistics(of: Tensor, at: Tensor, index: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean and biased variance of ``of[index] + at`` over all edges, from sums over neighbours."""
-    flat = _flat(index, of.shape[1]).flatten(0, 1)
-    of, at = of.flatten(0, 1), at.flatten(0, 1)
-    size = flat.shape[1]
-    count = torch.bincount(flat.flatten(), minlength=len(of)).to(of).unsqueeze(1)
-    centre_of, centre_at = of.detach().mean(0), at.detach().mean(0)  # against cancellation
-    of, at = of - centre_of, at - centre_at
-    sums = F.embedding_bag(flat, of, mode="sum")
-    edges = flat.numel()
-    mean = (sums.sum(0) + size * at.sum(0)) / edges
-    square = ((count * of * of).sum(0) + 2 * (at * sums).sum(0) + size * (at * at).sum(0)) / edges
-    return mean + centre_of + centre_at, (square - mean * mean).clamp_min(0), edges
-
-
-def edge(of: Tensor, at: Tensor, index: Tensor, bias: Tensor | None, norm: nn.Module) -> Tensor:
-    """First layer on edges, its batch norm and ReLU.
-
-    Args:
-        of: ``(B, N, K)``, the part of the layer that depends on the neighbour.
-        at: ``(B, S, K)``, the part that depends on the centre.
-        index: ``(B, S, k)`` neighbours of each centre.
-        bias: ``(K,)`` bias of the layer.
-        norm: its batch norm.
-
-    Returns:
-        ``(B, S, k, K)``: ``relu(norm(of[index] + at + bias))``.
-    """
-    if bias is None:
-        bias = of.new_zeros(of.shape[2])
-    if norm.training and not isinstance(norm, nn.Identity):
-        return normalised(rows_of(of, index).add_((at + bias).unsqueeze(2)), norm, 0.0)
-    scale, shift = affine(norm, bias, lambda: _edge_statistics(of, at, index))
-    if scale is not None:
-        of, at = of * scale, at * scale
-    return rows_of(of, index).add_((at + shift).unsqueeze(2)).relu_()
-
-
-def edge_max(of: Tensor, at: Tensor, index: Tensor, norm: nn.Module, slope: float) -> Tensor:
-    """`edge` with leaky ReLU and the maximum over the neighbours, ``(B, S, K)``, without the edges.
-
-    Batch norm and leaky ReLU are monotone in each channel, so the maximum can be taken before them once the
-    values are multiplied by the scale.
-    """
-    scale, shift = affine(norm, of.new_zeros(of.shape[2]), lambda: _edge_statistics(of, at, index))
-    if scale is not None:
-        of, at = of * scale, at * scale
-    return activated(batched_neighbour_max(of, index) + (at + shift), slope)
 
 
 class _MaxAndMean(torch.autograd.Function):

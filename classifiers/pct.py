@@ -10,9 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from classifiers.dgcnn import SLOPE, separate_aliases
-from classifiers.layers import check_points, edge, group_pooled, pooled, shared
+from classifiers.layers import check_points, pooled, separate_aliases, shared
+from classifiers.neighbourhoods import edge, group_pooled
 from ifdefense.geometry.points import farthest_point_sampling, gather, knn
+
+SLOPE = 0.2
+"""Negative slope of the leaky ReLUs of the last layers."""
 
 
 class Neighbourhoods(nn.Module):

@@ -15,8 +15,8 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from classifiers.layers import check_points, edge, rows_of, shared
-from classifiers.pointnet2 import centres_of, layer_lists
+from classifiers.layers import check_points, layer_lists, shared
+from classifiers.neighbourhoods import centres_of, edge, rows_of
 from ifdefense.geometry.points import gather, knn, squared_distances
 
 

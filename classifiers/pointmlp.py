@@ -12,7 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from classifiers.layers import activated, check_points, edge, linear, rows_of, shared
+from classifiers.layers import activated, check_points, linear, shared
+from classifiers.neighbourhoods import edge, rows_of
 from ifdefense.geometry.points import farthest_point_sampling, gather, knn
 
 STAGES = 4

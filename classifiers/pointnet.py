@@ -2,180 +2,20 @@
 
 Tensor names and shapes are those of `yanx27/Pointnet_Pointnet2_pytorch
 <https://github.com/yanx27/Pointnet_Pointnet2_pytorch>`_, whose checkpoints load; the output is logits, not
-their log-softmax. Two things are computed differently, both exact:
-
-* Every batch norm is folded into the layer before it, in training too: the statistics of a linear layer's
-  output follow from the mean and the covariance of its *input*, so that no second pass over the activations
-  is needed.
-* The layers from 128 to 1,024 channels are used only through their maximum over the points.
-  `max_pooled_linear` keeps that maximum and its position instead of the ``(B, N, 1024)`` activations; the
-  gradient reaches at most 1,024 points per cloud, so the backward pass is cheap.
+their log-softmax. Batch norms are folded into the layers before them, in training too, and the layers from
+128 to 1,024 channels are used only through their maximum over the points, see `classifiers.layers`: the
+gradient reaches at most 1,024 points per cloud, so the backward pass is cheap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from ifdefense.geometry.gathering import segments, together
-
-_BLOCK = 32  # columns per block: a vectorised maximum over blocks, then a search inside the best one
-
-
-def added_product(bias: Tensor, a: Tensor, b: Tensor, alpha: float = 1) -> Tensor:
-    """``bias + alpha a @ b`` of two matrices, or of two batches of them."""
-    add = torch.addmm if b.ndim == 2 else torch.baddbmm
-    return add(bias, a.expand(*b.shape[:-2], -1, -1), b, alpha=alpha)
-
-
-def max_with_index(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum of each row of ``(..., N)`` scores and its first index, faster than ``Tensor.max`` on a CPU."""
-    columns = scores.shape[-1]
-    whole = columns - columns % _BLOCK
-    if whole == 0:
-        return scores.max(-1)
-    blocks = scores[..., :whole].unflatten(-1, (-1, _BLOCK))
-    best, block = blocks.amax(-1).max(-1)
-    row = torch.arange(block.numel(), device=scores.device)
-    inner = blocks.flatten(0, -3)[row, block.flatten()].argmax(1).view(block.shape)
-    index = block * _BLOCK + inner
-    if whole == columns:
-        return best, index
-    tail, tail_index = scores[..., whole:].max(-1)
-    later = tail > best
-    return torch.where(later, tail, best), torch.where(later, tail_index + whole, index)
-
-
-class _MaxPooledLinear(torch.autograd.Function):
-    """``y[b, k] = max_n <x[b, n], w[k]>``, with the gradient at the points that reach the maximum."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, search: torch.dtype | None) -> Tensor:
-        pooled = x.new_empty(len(x), len(weight))
-        index = torch.empty(pooled.shape, dtype=torch.long, device=x.device)
-        searched, by = (x, weight) if search is None else (x.to(search), weight.to(search))
-        for part in together(len(x), x.shape[1] * len(weight), x.device):
-            # Maxima of bfloat16 are several times slower than those of float32, also counting the conversion.
-            best, index[part] = max_with_index((by @ searched[part].mT).to(x.dtype))
-            if search is not None:
-                best = (x[part].take_along_dim(index[part].unsqueeze(-1), -2) * weight).sum(-1)
-            pooled[part] = best
-        ctx.save_for_backward(x, weight, index)
-        return pooled
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight, index = ctx.saved_tensors
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0] and x.device.type == "cpu":
-            grad_x = torch.zeros_like(x)
-            for cloud in range(len(x)):
-                grad_x[cloud].index_add_(0, index[cloud], grad[cloud, :, None] * weight)
-        elif ctx.needs_input_grad[0]:
-            # Sums in a fixed order: those of `index_add_` on CUDA vary from run to run.
-            start = torch.arange(len(x), device=x.device).unsqueeze(1) * x.shape[1]
-            order, bounds = segments((index + start).flatten(), len(x) * x.shape[1])
-            grad_x = F.embedding_bag(
-                order % len(weight),
-                weight,
-                bounds,
-                mode="sum",
-                per_sample_weights=grad.flatten().index_select(0, order),
-            ).view(x.shape)
-        if ctx.needs_input_grad[1]:
-            start = torch.arange(len(x), device=x.device).unsqueeze(1) * x.shape[1]
-            # A weighted sum of B critical points for every channel, without gathering them.
-            grad_weight = F.embedding_bag(
-                (index + start).T.contiguous(),
-                x.flatten(0, 1),
-                mode="sum",
-                per_sample_weights=grad.T.contiguous(),
-            )
-        return grad_x, grad_weight, None
-
-
-def max_pooled_linear(x: Tensor, weight: Tensor, search: torch.dtype | None = None) -> Tensor:
-    """Maximum over the points of a shared linear layer, without the layer's activations.
-
-    Args:
-        x: ``(B, N, C)`` features.
-        weight: ``(K, C)`` weights.
-        search: dtype in which the largest point is searched, ``None`` for that of ``x``. With
-            ``torch.bfloat16``, at half the time, that point is the largest only up to rounding; the value at
-            it is exact.
-
-    Returns:
-        ``(B, K)``, equal to ``(x @ weight.T).amax(1)``. Where several points tie, the first takes the
-        gradient.
-    """
-    return cast(Tensor, _MaxPooledLinear.apply(x.contiguous(), weight, search))  # type: ignore[no-untyped-call]
-
-
-def _batch_statistics(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean and biased variance of ``x @ weight.T`` over all points, and the number of points."""
-    rows = x.flatten(0, -2)
-    centre = rows.sum(0) / len(rows)  # not mean(0), whose gradient divides every row
-    covariance = rows.T @ rows / len(rows) - torch.outer(centre, centre)
-    variance = ((weight @ covariance) * weight).sum(1).clamp_min(0)
-    return weight @ centre, variance, len(rows)
-
-
-def affine(
-    norm: nn.Module, bias: Tensor, statistics: Callable[[], tuple[Tensor, Tensor, int]]
-) -> tuple[Tensor | None, Tensor]:
-    """Scale and shift per channel by which a layer's bias and its batch norm change the layer's product.
-
-    In training the batch statistics are used, differentiably, and the running ones are updated as in
-    `torch.nn.BatchNorm1d`; in evaluation the running ones are used.
-
-    Args:
-        norm: batch norm of K channels, or `torch.nn.Identity` if it is folded already.
-        bias: ``(K,)`` bias of the layer before it.
-        statistics: returns mean and biased variance of the product, and the number of rows; only called in
-            training.
-
-    Returns:
-        ``(K,)`` scale, ``None`` for 1, and ``(K,)`` shift.
-    """
-    if isinstance(norm, nn.Identity):
-        return None, bias
-    norm = cast(nn.BatchNorm1d, norm)
-    running_mean, running_var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-    if not norm.training:
-        scale = norm.weight * torch.rsqrt(running_var + norm.eps)
-        return scale, norm.bias + (bias - running_mean) * scale
-    mean, variance, count = statistics()
-    with torch.no_grad():
-        momentum = cast(float, norm.momentum)
-        running_mean.lerp_(mean + bias, momentum)
-        running_var.lerp_(variance * (count / max(count - 1, 1)), momentum)
-        cast(Tensor, norm.num_batches_tracked).add_(1)
-    scale = norm.weight * torch.rsqrt(variance + norm.eps)
-    return scale, norm.bias - mean * scale  # the layer's bias cancels
-
-
-def folded(layer: nn.Module, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the linear map that ``layer`` followed by ``norm`` is on the batch ``x``.
-
-    Args:
-        layer: linear layer, or convolution of width 1, from C to K channels.
-        norm: its batch norm, see `affine`.
-        x: ``(B, ..., C)`` input of the layer.
-
-    Returns:
-        ``(K, C)`` and ``(K,)``.
-    """
-    layer = cast(nn.Linear, layer)
-    weight = layer.weight.flatten(1)
-    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
-    scale, shift = affine(norm, bias, lambda: _batch_statistics(x, weight))
-    return weight if scale is None else weight * scale.unsqueeze(1), shift
+from classifiers.layers import check_points, folded, max_pooled_linear
 
 
 def _shared(x: Tensor, layer: nn.Module, norm: nn.Module) -> Tensor:
@@ -304,8 +144,7 @@ class PointNet(nn.Module):
 
     def with_alignment(self, points: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits, and the ``(B, 64, 64)`` feature alignment that training penalises, if there is one."""
-        if points.ndim != 3 or points.shape[-1] != 3:
-            raise ValueError(f"expected points of shape (B, N, 3), got {tuple(points.shape)}")
+        check_points(points)
         x, alignment = self.feat(points)
         x = self.bn1(self.fc1(x)).relu()
         x = self.bn2(self.dropout(self.fc2(x))).relu()

@@ -12,15 +12,14 @@ that code:
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from classifiers.layers import check_points, edge, group_pooled, in_part, pooled, shared
-from ifdefense.geometry.points import ball_query, farthest_point_sampling, gather
+from classifiers.layers import check_points, layer_lists, pooled, shared
+from classifiers.neighbourhoods import centres_of, edge, group_pooled, in_part
+from ifdefense.geometry.points import ball_query
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,20 +35,6 @@ class Scale:
     radius: float
     neighbours: int
     channels: tuple[int, int, int]
-
-
-def layer_lists(inputs: int, channels: Sequence[int]) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """Convolutions of width 1 and their batch norms."""
-    widths = [inputs, *channels]
-    convolutions = [nn.Conv2d(a, b, 1) for a, b in itertools.pairwise(widths)]
-    return nn.ModuleList(convolutions), nn.ModuleList([nn.BatchNorm2d(b) for b in channels])
-
-
-def centres_of(points: Tensor, count: int) -> Tensor:
-    """At most ``count`` farthest points of ``(B, N, 3)``, differentiable in their positions."""
-    if points.shape[1] <= count:
-        return points
-    return gather(points, farthest_point_sampling(points.detach(), count))
 
 
 def ball_layers(

@@ -85,22 +85,31 @@ def main() -> None:
 @main.group(
     cls=LazyGroup,
     lazy={
-        "anomaly": ("ifdefense.training.anomaly:train_command", "The anomaly network of the mesh repair."),
-        "autoencoder": ("ifdefense.training.autoencoder:train_command", "The auto-encoder of sor-ae, AdvPC."),
-        "convonet": ("ifdefense.training.convonet:train_command", "The Convolutional Occupancy Network."),
+        "anomaly": (
+            "ifdefense.training.recipes.anomaly:train_command",
+            "The anomaly network of the mesh repair.",
+        ),
+        "autoencoder": (
+            "ifdefense.training.recipes.autoencoder:train_command",
+            "The auto-encoder of sor-ae, AdvPC.",
+        ),
+        "convonet": (
+            "ifdefense.training.recipes.convonet:train_command",
+            "The Convolutional Occupancy Network.",
+        ),
         "generative": (
-            "ifdefense.training.conditions:generative_command",
+            "ifdefense.reconstruction.recipes:generative_command",
             "The Occupancy Network that draws shapes.",
         ),
         "image": (
-            "ifdefense.training.conditions:image_command",
+            "ifdefense.reconstruction.recipes:image_command",
             "The Occupancy Network that sees an image.",
         ),
-        "local": ("ifdefense.training.local:train_command", "The local occupancy network."),
-        "onet": ("ifdefense.training.onet:train_command", "The Occupancy Network."),
-        "punet": ("ifdefense.training.punet:train_command", "PU-Net, which upsamples clouds."),
+        "local": ("ifdefense.training.recipes.local:train_command", "The local occupancy network."),
+        "onet": ("ifdefense.training.recipes.onet:train_command", "The Occupancy Network."),
+        "punet": ("ifdefense.training.recipes.punet:train_command", "PU-Net, which upsamples clouds."),
         "voxel": (
-            "ifdefense.training.conditions:voxel_command",
+            "ifdefense.reconstruction.recipes:voxel_command",
             "The Occupancy Network that sees voxels.",
         ),
     },

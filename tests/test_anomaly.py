@@ -27,17 +27,16 @@ from ifdefense.shapes.procedural import make_shape
 from ifdefense.stages.anomaly import AnomalyRepair
 from ifdefense.stages.extraction import ExtractionOptions, extract_meshes
 from ifdefense.stages.repair import cut_out
-from ifdefense.training.anomaly import (
+from ifdefense.training.examples.anomalies import (
     KEPT,
     OFF,
     POINTS,
     WholeClouds,
     draw_example,
     examples,
-    fit_head,
-    recall,
     scattered,
 )
+from ifdefense.training.recipes.anomaly import fit_head, recall
 
 Cloud = NDArray[np.float32]
 RADIUS = 0.3

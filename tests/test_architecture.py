@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import classifiers
+
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "ifdefense": {"ifdefense"},
@@ -55,6 +57,17 @@ def test_imports_run_one_way(package: str) -> None:
         if (bad := imported_packages(file.read_text(), package) & (ALLOWED.keys() - ALLOWED[package]))
     }
     assert not wrong
+
+
+def test_networks_of_classifiers_import_nothing_from_each_other() -> None:
+    known = modules("classifiers")
+    networks = {module for module, _, _ in classifiers.NETWORKS.values()}
+    found = {
+        name: sorted(networks & imported_modules(file.read_text(), known) - {name})
+        for name, file in known.items()
+    }
+    # Training knows PointNet's penalty.
+    assert {name for name, imports in found.items() if imports} <= {"classifiers.run"}
 
 
 ROOMS: dict[str, set[str]] = {
@@ -108,6 +121,15 @@ ROOMS: dict[str, set[str]] = {
         "restorers",
         "shapes",
         "stages",
+    },
+    "reconstruction": {
+        "console",
+        "geometry",
+        "implicit",
+        "provenance",
+        "shapes",
+        "stages",
+        "training",
     },
     "batch": {"arguments", "clouds", "data", "purifiers", "report"},
     "cli": {"batch", "console", "data", "geometry", "ifdefense", "purifiers"},
@@ -202,6 +224,36 @@ def test_rooms_import_only_what_they_may() -> None:
     assert {room(name) for name in known} == set(ROOMS), "a room without a line in ROOMS, or a line too many"
     # What is allowed is without circles itself, but for the package's own lazy names.
     assert circle({name: allowed - {"ifdefense"} for name, allowed in ROOMS.items()}) == []
+
+
+def test_shelves_of_training_import_downwards() -> None:
+    """Recipes use examples, examples use data; and no file imports from one that defines a command."""
+    shelves = ["data", "examples", "recipes"]
+    known = modules("ifdefense")
+    commands = {name for name, file in known.items() if "@click.command(" in file.read_text()}
+    assert "ifdefense.training.recipes.local" in commands
+    for name, file in known.items():
+        imported = imported_modules(file.read_text(), known) - {name}
+        assert not imported & commands - {"ifdefense.batch", "ifdefense.cli"}, name
+        if not name.startswith("ifdefense.training."):
+            continue
+        shelf = name.split(".")[2]
+        above = shelves[shelves.index(shelf) + 1 :] if shelf in shelves else shelves
+        assert not [
+            other for other in imported if other.split(".")[1:3] in [["training", s] for s in above]
+        ], name
+
+
+def test_the_defence_never_imports_reconstruction() -> None:
+    """Its networks and commands are found by name alone, in two registries."""
+    assert not [room for room, allowed in ROOMS.items() if "reconstruction" in allowed]
+    inside = ROOT / "ifdefense" / "reconstruction"
+    named = {
+        name
+        for name, file in modules("ifdefense").items()
+        if inside not in file.parents and "ifdefense.reconstruction" in file.read_text()
+    }
+    assert named == {"ifdefense.cli", "ifdefense.implicit.base"}
 
 
 def python(code: str) -> str:

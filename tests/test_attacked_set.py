@@ -15,9 +15,9 @@ from test_train_local import SAMPLING, solids
 import attacks
 from benchmarks import attacked_set
 from ifdefense.data.errors import DataError
-from ifdefense.training.attacked import AttackedClouds
-from ifdefense.training.dense import DenseSurfaces
-from ifdefense.training.thickened import Surface, ThickenedSampler
+from ifdefense.training.data.attacked_clouds import AttackedClouds
+from ifdefense.training.data.surfaces import DenseSurfaces
+from ifdefense.training.examples.thickened_surfaces import Surface, ThickenedSampler
 
 DELTA = 0.1
 SHORT = {"pgd": (1, attacks.PGD, {"norm": "linf", "delta": DELTA, "iterations": 2})}

@@ -18,9 +18,9 @@ from ifdefense.data.modelnet import load_modelnet40
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.geometry.points import chamfer_distance
 from ifdefense.point_networks.autoencoder import SHIPPED, AutoEncoder
-from ifdefense.training import autoencoder as train
-from ifdefense.training.autoencoder import AutoencoderOptions, AutoencoderRun, reconstruction_error
-from ifdefense.training.clouds import TrainingClouds
+from ifdefense.training.data.clouds import TrainingClouds
+from ifdefense.training.recipes import autoencoder as train
+from ifdefense.training.recipes.autoencoder import AutoencoderOptions, AutoencoderRun, reconstruction_error
 
 TINY = AutoencoderOptions(epochs=3, batch_size=4, points=20)
 

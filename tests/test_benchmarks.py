@@ -21,7 +21,7 @@ from benchmarks.layout import text_table
 from benchmarks.purify_speed import peak_memory, stage_seconds
 from ifdefense.implicit.base import Calibration
 from ifdefense.restorers.optimised import OptimisedRestorer
-from ifdefense.training.occupancies import interpolate
+from ifdefense.training.data.solids import interpolate
 
 
 def bench(*arguments: object) -> str:

@@ -17,7 +17,8 @@ from ifdefense.checkpoints import save_safetensors
 from ifdefense.cli import main
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.base import Calibration, load_network
-from ifdefense.implicit.conditions import (
+from ifdefense.reconstruction import examples, recipes
+from ifdefense.reconstruction.conditions import (
     VOXEL_BOX,
     VOXELS,
     BasicBlock,
@@ -29,13 +30,12 @@ from ifdefense.implicit.conditions import (
     voxel_centres,
     voxelise,
 )
+from ifdefense.reconstruction.examples import ImageSampler, PairSampler, QueryOptions, VoxelSampler
+from ifdefense.reconstruction.rendering import AMBIENT, Camera, render
 from ifdefense.shapes import procedural
 from ifdefense.shapes.procedural import Shape, make_shape
-from ifdefense.shapes.rendering import AMBIENT, Camera, render
 from ifdefense.shapes.sdf import Part, Placed, RoundedBox, Solid
-from ifdefense.training import conditions
-from ifdefense.training.collections import from_procedural
-from ifdefense.training.conditions import ImageSampler, PairSampler, QueryOptions, VoxelSampler
+from ifdefense.training.data.solid_sources import from_procedural
 
 VOXEL = ConditionConfig(width=2, code=5, decoder=8, frequencies=1)
 LOCAL = ConditionConfig(width=2, code=5, decoder=8, frequencies=1, local=3)
@@ -233,7 +233,7 @@ def solids() -> Any:
 
 
 def test_examples_agree_with_the_solids(solids: Any) -> None:
-    shapes = [make_shape(name, np.random.default_rng([5, i, 0])) for i, name in enumerate(conditions.CLASSES)]
+    shapes = [make_shape(name, np.random.default_rng([5, i, 0])) for i, name in enumerate(procedural.CLASSES)]
     options = QueryOptions(batch_size=6, queries=80)
     sampler = VoxelSampler(solids, options)
     exact = torch.stack([voxelise(shape.sdf) for shape in shapes])
@@ -273,8 +273,9 @@ def test_images_are_mirrored_with_their_solids(solids: Any) -> None:
 def test_the_commands_train_resume_and_export(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conditions, "HELD_PER_CLASS", 1)
-    for module in (conditions, procedural):
+    for module in (examples, recipes):
+        monkeypatch.setattr(module, "HELD_PER_CLASS", 1)
+    for module in (examples, recipes, procedural):
         monkeypatch.setattr(module, "CLASSES", ("bottle", "table"))
     widths = {"generative": "3 6 8", "voxel": "2 5 8", "image": "4 5 8"}[kind].split()
     line = ["train", kind, "--run", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]
@@ -327,7 +328,7 @@ def test_measurement_of_exact_fields() -> None:
             return lambda points, cloud: 50 * (self.calibration.offset + 0.5 - points.norm(dim=-1))
 
     means, by_class = bench.figures("voxel", Exact(), [ball()], 512, 0)
-    assert means["iou"] == 1 and means["missing"] == 0 and by_class == {conditions.CLASSES[0]: 1}
+    assert means["iou"] == 1 and means["missing"] == 0 and by_class == {procedural.CLASSES[0]: 1}
     assert 0.05 < means["chamfer"] < 0.4 and means["normals"] > 0.98  # the floor of so few samples
 
 

@@ -23,10 +23,11 @@ from attacks import Attack, AttackResult
 from benchmarks.demo import predict
 from benchmarks.protocol import Bench
 from classifiers.adversarial import attacked
-from classifiers.train import ClassifierOptions, ClassifierRun, accuracy
+from classifiers.options import ClassifierOptions
+from classifiers.run import ClassifierRun, accuracy
 from ifdefense import Defended
 from ifdefense.logits import classify
-from ifdefense.training.clouds import TrainingClouds
+from ifdefense.training.data.clouds import TrainingClouds
 
 
 @pytest.fixture(scope="module")

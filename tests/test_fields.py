@@ -21,9 +21,9 @@ from ifdefense.implicit.convolutional import (
     PlaneDecoder,
     PlaneEncoder,
 )
-from ifdefense.implicit.latent import GenerativeConfig, GenerativeOccupancyNetwork
 from ifdefense.implicit.local import LocalConfig, LocalOccupancyNetwork
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
+from ifdefense.reconstruction.generative import GenerativeConfig, GenerativeOccupancyNetwork
 
 SMALL = LocalConfig(
     width=8, coarse=8, values=6, heads=2, hidden=8, neighbours=5, moments=9, nearest=4, blocks=1

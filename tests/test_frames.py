@@ -26,7 +26,7 @@ from ifdefense.purifiers.mapped import MappedPurifier
 from ifdefense.purifiers.specs import describe, rebuild
 from ifdefense.purifiers.surface import SurfacePurifier
 from ifdefense.restorers.mesh import MeshRestorer
-from ifdefense.training.onet import Shapes
+from ifdefense.training.data.solid_sources import SolidSources
 from ifdefense.training.runs import ResumableRun
 
 WEIGHTS = [
@@ -130,7 +130,7 @@ def test_training_writes_the_axis(tmp_path):
 def test_clouds_of_a_folder_are_turned_before_training(tmp_path):
     clouds = np.random.default_rng(4).normal(size=(20, 64, 3)).astype(np.float32)
     np.save(tmp_path / "scans.npy", clouds)
-    shapes = Shapes({"points": 1.0}, None, tmp_path, "estimated", tmp_path / "cache", 1, 0, "y")
+    shapes = SolidSources({"points": 1.0}, None, tmp_path, "estimated", tmp_path / "cache", 1, 0, "y")
     np.testing.assert_array_equal(shapes._read, turned(clouds, "y"))
     assert "--up [z|y|x|-z|-y|-x]" in CliRunner().invoke(cli.main, ["train", "onet", "--help"]).output
 

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from ifdefense.checkpoints import save_safetensors
 from ifdefense.implicit.base import Calibration, load_network
-from ifdefense.implicit.latent import (
+from ifdefense.implicit.occupancy import ConditionalDecoder, OccupancyField, occupancy_loss
+from ifdefense.reconstruction.generative import (
     GenerativeConfig,
     GenerativeOccupancyNetwork,
     LatentEncoder,
     generative_loss,
     kl_divergence,
 )
-from ifdefense.implicit.occupancy import ConditionalDecoder, OccupancyField, occupancy_loss
 from ifdefense.stages.extraction import ExtractionOptions, extract_meshes
 
 FREE = GenerativeConfig(encoder=0, decoder=8, latent=5, hidden=6, frequencies=1)

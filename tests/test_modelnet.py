@@ -18,7 +18,7 @@ from ifdefense.data.modelnet import holdout, load_modelnet40
 from ifdefense.data.packed import DataError, load_packed_meshes
 from ifdefense.geometry.axes import turned
 from ifdefense.geometry.mesh import Mesh
-from ifdefense.training.sets import training_sets
+from ifdefense.training.data.clouds import training_sets
 
 CLASSES = ("bed", "night_stand", "sofa")
 POINTS = 32

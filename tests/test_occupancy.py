@@ -14,8 +14,9 @@ from ifdefense.data.errors import DataError
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.base import load_network
 from ifdefense.shapes.procedural import make_shape
-from ifdefense.training.collections import POINTS, from_clouds, read_folder
-from ifdefense.training.occupancies import (
+from ifdefense.training.data.network_labels import grids_from_network
+from ifdefense.training.data.solid_sources import POINTS, from_clouds, read_folder
+from ifdefense.training.data.solids import (
     BOX,
     OFFSET,
     RESOLUTION,
@@ -29,7 +30,6 @@ from ifdefense.training.occupancies import (
     grid_from_shape,
     interpolate,
 )
-from ifdefense.training.taught import grids_from_network
 
 CELL = BOX / RESOLUTION
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import classifiers
 from classifiers import pointnet
-from classifiers.pointnet import PointNet, folded, max_pooled_linear, orthogonality_penalty
+from classifiers.layers import folded, max_pooled_linear
+from classifiers.pointnet import PointNet, orthogonality_penalty
 from ifdefense.checkpoints import save_safetensors
 
 NORMS = ("weight", "bias", "running_mean", "running_var")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from classifiers import layers
-from classifiers.layers import batched_neighbour_max, group_max_linear, rows_of
+from classifiers import neighbourhoods
+from classifiers.neighbourhoods import batched_neighbour_max, group_max_linear, rows_of
 from classifiers.pointnet2 import MultiScaleAbstraction, PointNet2, Scale, SetAbstraction
 from ifdefense.geometry.points import farthest_point_sampling
 
@@ -122,7 +122,7 @@ def test_points_of_another_layout_are_refused() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 1 << 18])
 def test_maximum_over_groups_is_exact_in_any_chunk(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "numbers_per_block", lambda _: chunk)
+    monkeypatch.setattr(neighbourhoods, "numbers_per_block", lambda _: chunk)
     x, weight = clouds(2, 3, 5, 4).requires_grad_(), clouds(6, 4, seed=1).requires_grad_()
     torch.testing.assert_close(group_max_linear(x, weight), (x @ weight.T).amax(2))
     assert torch.autograd.gradcheck(group_max_linear, (x, weight))

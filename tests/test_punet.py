@@ -32,12 +32,12 @@ from ifdefense.purifiers.mapped import MappedPurifier
 from ifdefense.purifiers.pretrained import dup_net
 from ifdefense.purifiers.specs import rebuild
 from ifdefense.restorers.optimised import Repulsion
-from ifdefense.training import punet as train
-from ifdefense.training.dense import DenseSurfaces, from_procedural
-from ifdefense.training.punet import (
+from ifdefense.training.data.surfaces import DenseSurfaces, from_procedural
+from ifdefense.training.examples.upsampling import UpsamplingSampler
+from ifdefense.training.recipes import punet as train
+from ifdefense.training.recipes.punet import (
     PUNetOptions,
     PUNetRun,
-    UpsamplingSampler,
     repulsion,
     spacing,
     start_at_the_input,

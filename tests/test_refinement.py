@@ -12,10 +12,10 @@ from torch import Tensor
 from benchmarks.refinement import compare, table
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.base import Calibration, Field
+from ifdefense.reconstruction.refinement import RefinedExtraction, Refinement, refinement_loss
+from ifdefense.reconstruction.simplification import Simplification
 from ifdefense.restorers.mesh import MeshRestorer
 from ifdefense.stages.extraction import Extraction
-from ifdefense.stages.refinement import RefinedExtraction, Refinement, refinement_loss
-from ifdefense.stages.simplification import Simplification
 
 CALIBRATION = Calibration()
 RADII = (0.4, 0.3)

@@ -11,11 +11,13 @@ from click.testing import CliRunner
 
 import classifiers
 from classifiers import train
+from classifiers.augmentation import augment
+from classifiers.options import ClassifierOptions
 from classifiers.pointnet import PointNet
-from classifiers.train import ClassifierOptions, ClassifierRun, accuracy, augment
+from classifiers.run import ClassifierRun, accuracy
 from ifdefense.data.errors import DataError
 from ifdefense.shapes.procedural import CLASSES
-from ifdefense.training.clouds import TrainingClouds
+from ifdefense.training.data.clouds import TrainingClouds
 from ifdefense.training.runs import RunError
 
 TINY = ClassifierOptions(schedule=((8, 2), (32, 2)), batch_size=8, lr=1e-3)
@@ -137,7 +139,7 @@ def test_jitter_and_shift_stay_in_their_bounds() -> None:
 def test_purified_copies_are_trained_and_validated_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ifdefense.training.sets.make_dataset", lambda *_, seed: blob_set(seed))
+    monkeypatch.setattr("ifdefense.training.data.clouds.make_dataset", lambda *_, seed: blob_set(seed))
     np.savez(
         tmp_path / "copies.npz",
         points=np.random.default_rng(0).normal(size=(10, 32, 3)) * 9,
@@ -197,7 +199,7 @@ def test_the_command_refuses_bad_options_before_it_trains(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("IFDEFENSE_DATA", raising=False)
-    monkeypatch.setattr("ifdefense.training.sets.make_dataset", lambda *_, **__: blob_set())
+    monkeypatch.setattr("ifdefense.training.data.clouds.make_dataset", lambda *_, **__: blob_set())
     monkeypatch.setattr(ClassifierRun, "__call__", lambda *_: pytest.fail("a training began"))
     for name in ("file", "there.safetensors"):
         (tmp_path / name).touch()

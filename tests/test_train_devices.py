@@ -21,16 +21,13 @@ from benchmarks import cli as bench
 from classifiers import train as classifier_training
 from ifdefense.cli import main
 from ifdefense.data.cloudset import CloudSet
+from ifdefense.reconstruction import examples, recipes
 from ifdefense.shapes import procedural
-from ifdefense.training import anomaly, autoencoder, local, onet, punet
-from ifdefense.training import conditions as conditioned
-from ifdefense.training.clouds import TrainingClouds
-from ifdefense.training.dense import DenseSurfaces, from_procedural
+from ifdefense.training.data.clouds import TrainingClouds
+from ifdefense.training.data.surfaces import DenseSurfaces, from_procedural
 from ifdefense.training.fit import TrainOptions, fit
+from ifdefense.training.recipes import anomaly, autoencoder, implicit, local, punet
 from ifdefense.training.runs import ResumableRun
-from ifdefense.training.surfaces import chamfer_l1
-
-MEASURES = ("clean", "corrupted", "missing")
 
 
 def balls(count: int = 12, points: int = 32) -> TrainingClouds:
@@ -59,13 +56,13 @@ def surfaces() -> DenseSurfaces:
 def little(surfaces: DenseSurfaces, monkeypatch: pytest.MonkeyPatch) -> None:
     """As little data as the trainings can do with."""
     clouds = balls()
-    for module in (conditioned, procedural):
+    for module in (examples, recipes, procedural):
         monkeypatch.setattr(module, "CLASSES", ("bottle", "table"))
-    monkeypatch.setattr(onet, "chamfer_l1", functools.partial(chamfer_l1, count=1))
-    monkeypatch.setattr(conditioned, "HELD_PER_CLASS", 1)
-    monkeypatch.setattr(local, "chamfer_l1", lambda *_, **__: dict.fromkeys(MEASURES, 0.0))
+    monkeypatch.setattr(implicit, "MEASURED", 1)
+    for module in (examples, recipes):
+        monkeypatch.setattr(module, "HELD_PER_CLASS", 1)
     monkeypatch.setattr(local, "VALIDATED", 2)
-    monkeypatch.setattr(local, "from_procedural", lambda _: surfaces)
+    monkeypatch.setattr(local, "collect", lambda *_: surfaces)
     monkeypatch.setattr(autoencoder, "load_training_clouds", lambda _: (clouds, clouds, 2))
     monkeypatch.setattr(punet, "collect", lambda *_: surfaces)
     small = functools.partial(punet.PUNetOptions, points=32)

@@ -21,21 +21,26 @@ from ifdefense.corruptions.combined import KINDS, CombinedOptions, draw_corrupte
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.implicit.base import Calibration, Field, load_network
 from ifdefense.implicit.local import LocalConfig, LocalOccupancyNetwork
-from ifdefense.stages.outliers import statistical_outlier_removal
-from ifdefense.training import local
-from ifdefense.training.collections import cached_set
-from ifdefense.training.dense import DenseSurfaces, from_clouds, from_meshes, from_procedural, held_out
-from ifdefense.training.fit import ImplicitRun, TrainOptions, fit
-from ifdefense.training.thickened import (
+from ifdefense.training.data import surfaces as data
+from ifdefense.training.data.cache import cached_set
+from ifdefense.training.data.surfaces import (
+    DenseSurfaces,
+    from_clouds,
+    from_meshes,
+    from_procedural,
+    held_out,
+)
+from ifdefense.training.examples.thickened_surfaces import (
     Surface,
     ThickenedOptions,
     ThickenedSampler,
     draw_cloud,
     draw_queries,
-    inliers,
     random_rotation,
     soft_labels,
 )
+from ifdefense.training.fit import ImplicitRun, TrainOptions, fit
+from ifdefense.training.recipes import implicit, local
 
 Floats = NDArray[np.float32]
 
@@ -228,12 +233,6 @@ def test_bad_corruptions_are_refused(options: dict[str, float], message: str) ->
         CombinedOptions(**options)
 
 
-def test_outliers_are_those_of_the_purifier() -> None:
-    cloud = np.random.default_rng(0).normal(size=(400, 3)).astype(np.float32)
-    expected = statistical_outlier_removal(torch.from_numpy(cloud)[None])[0].numpy()
-    assert (inliers(cloud) == expected).all() and not expected.all()
-
-
 def test_clouds_are_in_their_own_unit_cube_without_outliers() -> None:
     dense = ball(5000)[0]
     for filtered in (0.0, 1.0):
@@ -424,9 +423,9 @@ SMALL = "--width 16 --coarse 16 --values 12 --hidden 16 --queries 32 --batch-siz
 
 
 def test_the_command_writes_weights_and_their_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "MEASURED", 1)
+    monkeypatch.setattr(implicit, "MEASURED", 1)
     monkeypatch.setattr(local, "VALIDATED", 2)
-    monkeypatch.setattr(local, "from_procedural", lambda per_class: from_procedural(per_class, samples=1000))
+    monkeypatch.setattr(data, "from_procedural", lambda per_class: from_procedural(per_class, samples=1000))
     paths = [f"--{name}={tmp_path / name}" for name in ("cache", "run")]
     out = tmp_path / "local.safetensors"
     arguments = ["train", "local", *SMALL.split(), "--per-class", "5", *paths, "--out", str(out)]
@@ -465,7 +464,7 @@ def test_the_command_refuses_bad_options_before_it_trains(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("IFDEFENSE_DATA", raising=False)
-    monkeypatch.setattr(local, "fit", lambda *_, **__: pytest.fail("a training began"))
+    monkeypatch.setattr(implicit, "fit", lambda *_, **__: pytest.fail("a training began"))
     Path("there.safetensors").touch()
     outcome = CliRunner().invoke(main, ["train", "local", "--run", "run", *arguments.split()])
     assert outcome.exit_code in (1, 2) and message in outcome.output, outcome.output

@@ -13,8 +13,11 @@ from click.testing import CliRunner
 
 from classifiers import build, load, train
 from classifiers.adversarial import attacked
-from classifiers.train import ClassifierOptions, ClassifierRun, _parse_schedule, cut_mix
-from ifdefense.training.clouds import TrainingClouds
+from classifiers.augmentation import cut_mix
+from classifiers.options import ClassifierOptions
+from classifiers.run import ATTACK_STEPS, ClassifierRun
+from classifiers.train import _parse_schedule
+from ifdefense.training.data.clouds import TrainingClouds
 
 TINY = ClassifierOptions(schedule=((16, 3),), batch_size=8, lr=1e-3, mix=0.5, warmup=0.0)
 
@@ -198,9 +201,9 @@ def test_adversarial_training_attacks_that_share_of_every_batch_and_all_validati
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spy = Spy()
-    monkeypatch.setattr(train, "attacked", spy)
+    monkeypatch.setattr("classifiers.run.attacked", spy)
     best = run(tmp_path, "pointnet", dataclasses.replace(TINY, adversarial=0.75))()
-    assert spy.seen == [(6, 3, 1), (6, 3, 1), (8, train.ATTACK_STEPS, 1)] * 3
+    assert spy.seen == [(6, 3, 1), (6, 3, 1), (8, ATTACK_STEPS, 1)] * 3
     assert best["validation, attacked"] == best["validation"] == best["mean"]
 
 
@@ -208,13 +211,13 @@ def test_validation_clouds_are_attacked_by_the_most_averaged_shifts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spy = Spy()
-    monkeypatch.setattr(train, "attacked", spy)
+    monkeypatch.setattr("classifiers.run.attacked", spy)
     trained = run(tmp_path, "pointnet", dataclasses.replace(TINY, adversarial=0.75, coherent=64))
     trained()
     together = 64 * trained.validation["validation"].points.shape[1] // 256
     assert together > 1
-    seen = [one for one in spy.seen if one[1] == train.ATTACK_STEPS]
-    assert seen == [(8, train.ATTACK_STEPS, together)] * 3
+    seen = [one for one in spy.seen if one[1] == ATTACK_STEPS]
+    assert seen == [(8, ATTACK_STEPS, together)] * 3
 
 
 def test_a_share_of_the_batches_is_attacked_by_averaged_shifts(tmp_path: Path) -> None:
@@ -239,7 +242,7 @@ def test_the_precision_of_products_holds_in_training_alone(
         seen.append((points.shape[1], torch.get_float32_matmul_precision()))
         return points
 
-    monkeypatch.setattr(train, "attacked", recorded)
+    monkeypatch.setattr("classifiers.run.attacked", recorded)
     run(tmp_path, "pointnet", dataclasses.replace(TINY, adversarial=1.0, matmul_precision="medium"))()
     assert set(seen) == {(16, "medium"), (32, before)}  # batches of 16 points, validation clouds of 32
     assert torch.get_float32_matmul_precision() == before

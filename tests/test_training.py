@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import json
 import math
@@ -21,15 +20,15 @@ from ifdefense.implicit.base import Calibration, load_network
 from ifdefense.implicit.convolutional import ConvolutionalConfig, ConvolutionalNetwork
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
 from ifdefense.shapes.procedural import make_shape
-from ifdefense.training import convonet
-from ifdefense.training.collections import cached, from_procedural, to_unit_cube
+from ifdefense.training.chamfer import chamfer_l1
+from ifdefense.training.data.solid_sources import cached, from_procedural, to_unit_cube
+from ifdefense.training.data.solids import OFFSET, OccupancySet, cell_centres, grid_from_shape
+from ifdefense.training.examples.occupancy import OccupancySampler, SamplingOptions
 from ifdefense.training.fit import Batch, ImplicitRun, TrainOptions, fit, schedule
 from ifdefense.training.muon import Muon, orthogonalise, split_parameters
-from ifdefense.training.occupancies import OFFSET, OccupancySet, cell_centres, grid_from_shape
-from ifdefense.training.onet import train_command
+from ifdefense.training.recipes import convonet
+from ifdefense.training.recipes.onet import train_command
 from ifdefense.training.runs import RunError
-from ifdefense.training.sampling import OccupancySampler, SamplingOptions
-from ifdefense.training.surfaces import chamfer_l1
 
 TINY = TrainOptions(steps=8, warmup=2)
 SAMPLING = SamplingOptions(batch_size=4, points=40, queries=64)
@@ -269,7 +268,7 @@ def command(tmp_path: Path, *arguments: str) -> tuple[int, str]:
 def test_the_command_writes_weights_with_their_calibration_and_a_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ifdefense.training.onet.chamfer_l1", functools.partial(chamfer_l1, count=2))
+    monkeypatch.setattr("ifdefense.training.recipes.implicit.MEASURED", 2)
     out = tmp_path / "weights" / "onet.safetensors"
     code, output = command(tmp_path, "--out", str(out))
     assert code == 0, output
@@ -299,7 +298,7 @@ def test_the_command_writes_weights_with_their_calibration_and_a_card(
 def test_the_convolutional_network_learns_from_the_same_shapes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ifdefense.training.onet.chamfer_l1", functools.partial(chamfer_l1, count=2))
+    monkeypatch.setattr("ifdefense.training.recipes.implicit.MEASURED", 2)
     out = tmp_path / "convonet.safetensors"
     options = "--steps 4 --batch-size 4 --queries 32 --points 200 --per-class 1 --every 2"
     options += " --widths 8 8 8 8 --depth 2 --resolution 12"
@@ -320,7 +319,7 @@ def test_the_convolutional_network_learns_from_the_same_shapes(
 
 
 def test_the_command_learns_from_a_folder_of_clouds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ifdefense.training.onet.chamfer_l1", functools.partial(chamfer_l1, count=2))
+    monkeypatch.setattr("ifdefense.training.recipes.implicit.MEASURED", 2)
     (tmp_path / "clouds").mkdir()
     rng = np.random.default_rng(0)
     shapes = [make_shape("mug", rng).sample_surface(400, rng)[0] for _ in range(20)]
@@ -363,7 +362,9 @@ def test_the_command_refuses_bad_options_before_it_trains(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("IFDEFENSE_DATA", raising=False)
-    monkeypatch.setattr("ifdefense.training.onet.from_procedural", lambda *_: pytest.fail("shapes were made"))
+    monkeypatch.setattr(
+        "ifdefense.training.data.solid_sources.from_procedural", lambda *_: pytest.fail("shapes were made")
+    )
     code, output = command(tmp_path, *arguments.split())
     assert code in (1, 2) and message in output
     assert not list(tmp_path.glob("run/*"))

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.base import load_network
-from ifdefense.implicit.latent import GenerativeOccupancyNetwork
+from ifdefense.reconstruction.generative import GenerativeOccupancyNetwork
 from ifdefense.stages.extraction import ExtractionOptions, extract_meshes
 
 SAMPLED, PATHS, COLUMNS, SEED = 20, 2, 10, 0

@@ -26,11 +26,11 @@ inside.
 
 NETWORKS = {
     "convolutional": "ifdefense.implicit.convolutional:ConvolutionalNetwork",
-    "generative": "ifdefense.implicit.latent:GenerativeOccupancyNetwork",
-    "image": "ifdefense.implicit.conditions:ImageNetwork",
+    "generative": "ifdefense.reconstruction.generative:GenerativeOccupancyNetwork",
+    "image": "ifdefense.reconstruction.conditions:ImageNetwork",
     "local": "ifdefense.implicit.local:LocalOccupancyNetwork",
     "occupancy": "ifdefense.implicit.occupancy:OccupancyNetwork",
-    "voxel": "ifdefense.implicit.conditions:VoxelNetwork",
+    "voxel": "ifdefense.reconstruction.conditions:VoxelNetwork",
 }
 """Classes of networks by the name in the metadata of their weights."""
 

@@ -1,1 +1,1 @@
-"""Training of the networks: data, resumable runs and what they write."""
+"""Trainings: `data` are drawn into `examples`, from which `recipes` train networks in a resumable run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -109,7 +110,12 @@ def output_options(folder: Path | None) -> Callable[[Command], Command]:
         ),
         click.option("--out", type=path, help="Where the weights go (.safetensors), with a model card."),
         click.option("--force", is_flag=True, help="Replace OUT if it exists."),
-        click.option("--progress/--no-progress", default=None, help="Show a bar; by default on a terminal."),
+        click.option(
+            "--progress/--no-progress",
+            default=None,
+            callback=lambda _, __, value: sys.stderr.isatty() if value is None else value,
+            help="Show a bar; by default on a terminal.",
+        ),
     )
     return with_options(*options)
 

@@ -1,34 +1,24 @@
-"""``ifdefense train anomaly``: the head that tells points which do not belong to their shape."""
+"""Training examples of the anomaly network: clouds with points that do not belong to their shape."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol
 
-import click
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ifdefense.console import device_option
 from ifdefense.corruptions.combined import CombinedOptions, draw_corrupted
 from ifdefense.corruptions.planted import KINDS, plant
-from ifdefense.data.modelnet import load_modelnet40
 from ifdefense.devices import device_of_weights
 from ifdefense.geometry.frame import Frame
 from ifdefense.implicit.anomaly import AnomalyNetwork
 from ifdefense.stages.outliers import statistical_outlier_removal
-from ifdefense.training.collections import to_unit_cube
-from ifdefense.training.commands import prepare, reported
-from ifdefense.training.dense import held_out
-from ifdefense.training.local import collect
+from ifdefense.training.data.solid_sources import to_unit_cube
 
 MIX = {"modelnet40": 0.4, "meshes": 0.34, "furniture": 0.13, "procedural": 0.13}
 """Shares of the sources."""
@@ -47,17 +37,11 @@ NEAR = 0.015
 KEPT = 400
 """Points per cloud that are learned from, drawn at random: the others tell little more."""
 
-VALIDATED = 0.05
-"""Share of the clouds, of shapes held out from the head, that validates."""
-
-BATCH = 2048
-RATE = 2e-3
-
 Floats = NDArray[np.float32]
 
 
 class Surfaces(Protocol):
-    """Shapes as dense samples, such as `ifdefense.training.dense.DenseSurfaces`."""
+    """Shapes as dense samples, such as `ifdefense.training.data.surfaces.DenseSurfaces`."""
 
     @property
     def held(self) -> NDArray[np.bool_]:
@@ -182,82 +166,3 @@ def examples(
         inputs.append(values[use.to(device)].half().cpu())
         labels.append(known[match][use])
     return torch.cat(inputs), torch.cat(labels)
-
-
-def fit_head(network: AnomalyNetwork, inputs: Tensor, labels: Tensor, steps: int, seed: int) -> None:
-    """Trains the head of a network in place: AdamW with a cosine schedule on the binary cross-entropy."""
-    generator = torch.Generator().manual_seed(seed)
-    head, device = network.head, device_of_weights(network)
-    inputs, labels = inputs.to(device), labels.to(device)
-    order = torch.randperm(len(inputs), generator=generator)[:50_000]
-    part = inputs[order.to(device)].float()
-    head.mean.copy_(part.mean(0))
-    head.std.copy_(part.std(0) + 1e-3)
-    optimiser = torch.optim.AdamW(head.parameters(), RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for _ in tqdm(range(steps), desc="head", mininterval=5):
-        index = torch.randint(len(inputs), (BATCH,), generator=generator).to(device)
-        loss = F.binary_cross_entropy_with_logits(head(inputs[index].float()), labels[index].float())
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-
-
-@torch.no_grad()
-def recall(network: AnomalyNetwork, inputs: Tensor, labels: Tensor, false: float = 0.01) -> float:
-    """Share of the anomalous points found where a share ``false`` of the others is marked."""
-    device = device_of_weights(network)
-    logits = torch.cat([network.head(part.float().to(device)).cpu() for part in inputs.split(8192)])
-    ordered = logits[labels == 0].sort().values
-    limit = ordered[min(len(ordered) - 1, int((1 - false) * len(ordered)))]
-    return float((logits[labels == 1] > limit).float().mean())
-
-
-@click.command("anomaly")
-@click.option("--data", "root", help="Data folder; by default that in IFDEFENSE_DATA.")
-@click.option("--cache", type=click.Path(path_type=Path), default=Path("cache/surfaces"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Weights, .safetensors.")
-@click.option("--force", is_flag=True, help="Replace the weights.")
-@click.option("--local", "local_weights", default="local", show_default=True, help="Local network.")
-@click.option("--prior", "prior_weights", default="onet", show_default=True, help="Occupancy Network.")
-@click.option("--clouds", type=click.IntRange(min=20), default=5000, show_default=True)
-@click.option("--steps", type=click.IntRange(min=1), default=4000, show_default=True)
-@click.option("--per-class", default=60, show_default=True, help="Procedural shapes per class.")
-@click.option("--seed", default=0, show_default=True)
-@device_option
-@reported()
-def train_command(
-    root: str | None,
-    cache: Path,
-    out: Path,
-    force: bool,
-    local_weights: str,
-    prior_weights: str,
-    clouds: int,
-    steps: int,
-    per_class: int,
-    seed: int,
-    device: torch.device,
-) -> None:
-    """Trains the head of the anomaly network on planted anomalies; both its networks stay as they are.
-
-    The weights are those of the head; they name those of the networks.
-    """
-    prepare(out, force, cache)
-    torch.manual_seed(seed)
-    network = AnomalyNetwork.untrained(local_weights, prior_weights).to(device)
-    started = time.process_time()
-    whole = load_modelnet40(root, "train")
-    sources: dict[str, Surfaces] = {"modelnet40": WholeClouds(whole.points, held_out(whole.labels))}
-    for name in MIX:
-        if name not in sources:
-            sources[name] = collect(name, root, cache, per_class, None, 0, device)
-    fit_head(network, *examples(network, sources, clouds, seed, held=False), steps, seed)
-    found = recall(network, *examples(network, sources, max(20, int(VALIDATED * clouds)), seed, held=True))
-    used = time.process_time() - started
-    settings = {"clouds": clouds, "steps": steps, "seed": seed, "recall": round(found, 3)}
-    network.save(out, training=json.dumps(settings))
-    click.echo(
-        f"anomalous points found where 1% of the others is marked: {found:.1%}; {used:.0f} s of a core"
-    )

@@ -13,7 +13,7 @@ from ifdefense.stages.extraction import ExtractionOptions, extract_meshes
 from ifdefense.stages.resampling import resample
 
 
-class Shapes(Protocol):
+class ValidationShapes(Protocol):
     """Source of validation shapes."""
 
     def surfaces(self, count: int, corrupted: bool) -> tuple[Tensor, Tensor]:
@@ -27,7 +27,7 @@ class Shapes(Protocol):
 @torch.no_grad()
 def chamfer_l1(
     network: ImplicitNetwork,
-    validation: Shapes,
+    validation: ValidationShapes,
     count: int = 64,
     device: torch.device | str | None = None,
 ) -> dict[str, float]:

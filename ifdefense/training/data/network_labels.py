@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from ifdefense.implicit.base import ImplicitNetwork
 from ifdefense.stages.extraction import ExtractionOptions, track
-from ifdefense.training.occupancies import BOX, RESOLUTION, STEP, OccupancyGrid, filled_grid
-from ifdefense.training.thickened import ThickenedOptions
+from ifdefense.training.data.solids import BOX, RESOLUTION, STEP, OccupancyGrid, filled_grid
+from ifdefense.training.data.surfaces import SOFTNESS
 
 COARSE = 6
 """Cells per side of the grid on which parts without points are searched."""
@@ -24,7 +24,7 @@ def grids_from_network(
     """The thickened surface that a local network sees behind each cloud, and what it encloses.
 
     Args:
-        network: its logit falls linearly with the distance from the surface, see `ThickenedOptions`.
+        network: its logit falls linearly with the distance from the surface, see `SOFTNESS`.
         clouds: ``(N_i, 3)`` samples of surfaces, unit-cube frame.
     """
     # Corners of the extraction's grid are moved onto centres of cells.
@@ -37,6 +37,6 @@ def grids_from_network(
         ExtractionOptions(RESOLUTION, COARSE, network.calibration.threshold, BOX),
         seeds=[cloud - half for cloud in points],
     )
-    distances = ThickenedOptions.softness * (grid.values - network.calibration.level)
+    distances = SOFTNESS * (grid.values - network.calibration.level)
     sheets = torch.where(grid.known, distances, -127 * STEP)[:, :-1, :-1, :-1].numpy()
     return [filled_grid(sheet, sheet > 0) for sheet in sheets]

@@ -5,30 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import click
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ifdefense.console import device_option
 from ifdefense.devices import device_of_weights
-from ifdefense.geometry.points import Neighbours, chamfer_distance, gather, spread_sampling
+from ifdefense.geometry.points import Neighbours, chamfer_distance
 from ifdefense.point_networks.punet import PUNet
 from ifdefense.restorers.optimised import Repulsion
 from ifdefense.training.commands import mix_of, options_of, output_options, prepare, reported
-from ifdefense.training.dense import DenseSurfaces
-from ifdefense.training.local import collect
+from ifdefense.training.data.surfaces import WITH_SURFACES, collect, mixed
+from ifdefense.training.examples.upsampling import Example, UpsamplingOptions, UpsamplingSampler
 from ifdefense.training.runs import ResumableRun, check_ranges
-from ifdefense.training.thickened import random_rotation
-
-SOURCES = ("meshes", "furniture", "procedural")
 
 VALIDATED = 24
 """Held-out surfaces that choose the weights."""
@@ -41,17 +34,13 @@ REPULSION = Repulsion()
 
 
 @dataclasses.dataclass(frozen=True)
-class PUNetOptions:
-    """Settings of a run. Lengths are in the unit-sphere frame.
+class PUNetOptions(UpsamplingOptions):
+    """Settings of a run, with those of its examples.
 
     Attributes:
         steps: steps of the optimiser.
-        batch_size: clouds per step.
-        points: points per cloud, of which PU-Net makes four times as many.
         lr: largest learning rate of Adam, reached after a tenth of the steps, then a cosine to nearly zero.
         repulsion: weight of the repulsion against a reconstruction of 100.
-        jitter: largest standard deviation of the noise on the points, drawn per cloud.
-        max_scale: each axis is scaled by a factor between the inverse of this and this.
         seed: seed of the initial weights and the examples.
 
     Raises:
@@ -59,32 +48,13 @@ class PUNetOptions:
     """
 
     steps: int = 600
-    batch_size: int = 4
-    points: int = 1024
     lr: float = 1e-3
     repulsion: float = 1.0
-    jitter: float = 0.01
-    max_scale: float = 1.3
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            steps=(1, math.inf),
-            batch_size=(1, math.inf),
-            points=(16, math.inf),
-            lr=(1e-12, 10),
-            repulsion=(0, math.inf),
-            jitter=(0, 1),
-            max_scale=(1, 10),
-        )
-
-
-class Example(NamedTuple):
-    """A batch: noisy points ``(B, N, 3)`` and even samples of their surfaces ``(B, 4 N, 3)``."""
-
-    points: Tensor
-    target: Tensor
+        super().__post_init__()
+        check_ranges(self, steps=(1, math.inf), lr=(1e-12, 10), repulsion=(0, math.inf))
 
 
 def _moved(example: Example, device: torch.device) -> Example:
@@ -151,86 +121,6 @@ def upsampling_loss(points: Tensor, target: Tensor, weight: float) -> Tensor:
     """
     loss = RECONSTRUCTION * chamfer_distance(points, target).mean()
     return loss + weight * repulsion(points) if weight else loss
-
-
-class UpsamplingSampler:
-    """Draws examples from dense surfaces.
-
-    Args:
-        sources: sets by name.
-        options: settings.
-        mix: weight of each source; its surfaces are drawn equally often.
-
-    Raises:
-        ValueError: if ``mix`` does not name the sources, or a set has too few samples.
-    """
-
-    def __init__(
-        self, sources: Mapping[str, DenseSurfaces], options: PUNetOptions, mix: Mapping[str, float]
-    ) -> None:
-        if mix.keys() != sources.keys():
-            raise ValueError(f"the mix names {sorted(mix)}, the sources are {sorted(sources)}")
-        for name, data in sources.items():
-            if data.points.shape[1] < 5 * options.points:
-                raise ValueError(f"{name} has {data.points.shape[1]} samples per surface, too few")
-        self.sources, self.options, self.mix = dict(sources), options, dict(mix)
-        self._train = self._rows(held=False)
-        self._held = self._rows(held=True)
-
-    def _rows(self, held: bool) -> tuple[list[tuple[str, int]], NDArray[np.float64]]:
-        """Surfaces as source and index, and their probabilities."""
-        rows: list[tuple[str, int]] = []
-        weights = []
-        for name, data in self.sources.items():
-            members = np.flatnonzero(data.held == held)
-            rows += [(name, int(index)) for index in members]
-            weights += [self.mix[name] / len(members)] * len(members)
-        if not rows:
-            raise ValueError(f"no surface is {'held out for validation' if held else 'left for training'}")
-        return rows, np.array(weights) / sum(weights)
-
-    def describe(self) -> dict[str, Any]:
-        """What determines the examples, for the settings of a run."""
-        return {"mix": self.mix, "surfaces": {name: data.digest() for name, data in self.sources.items()}}
-
-    def draw(self, generator: torch.Generator) -> Example:
-        """The batch of one training step."""
-        rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
-        rows, weight = self._train
-        limit = math.log(self.options.max_scale)
-        surfaces = []
-        for index in rng.choice(len(rows), self.options.batch_size, p=weight):
-            name, number = rows[index]
-            scale = np.exp(rng.uniform(-limit, limit, 3))
-            surfaces.append(self.sources[name].surface(number, scale, random_rotation(rng))[0])
-        return self._example(surfaces, rng, rng.uniform(0, self.options.jitter, (len(surfaces), 1, 1)))
-
-    def validation(self, count: int) -> list[Example]:
-        """Batches of at most ``count`` held-out surfaces, neither augmented nor noisy; always the same."""
-        rows, weight = self._held
-        rng = np.random.default_rng(1)
-        chosen = rng.choice(len(rows), min(count, len(rows)), replace=False, p=weight)
-        surfaces = [self.sources[rows[index][0]].surface(rows[index][1])[0] for index in chosen]
-        size = self.options.batch_size
-        return [
-            self._example(surfaces[start : start + size], rng, np.zeros((1, 1, 1)))
-            for start in range(0, len(surfaces), size)
-        ]
-
-    def _example(
-        self, surfaces: list[NDArray[np.float32]], rng: np.random.Generator, sigma: NDArray[np.float64]
-    ) -> Example:
-        """Random samples as points, and even ones of the others as target, in the points' unit sphere."""
-        count = self.options.points
-        dense = np.stack([rng.permutation(surface) for surface in surfaces])
-        points = dense[:, :count] + sigma * rng.normal(size=(len(dense), count, 3))
-        centre = points.mean(1, keepdims=True)
-        radius = np.linalg.norm(points - centre, axis=2).max(1)[:, None, None]
-        given, rest = (
-            torch.from_numpy(((part - centre) / radius).astype(np.float32))
-            for part in (points, dense[:, count:])
-        )
-        return Example(given, gather(rest, spread_sampling(rest, 4 * count)))
 
 
 def spacing(points: Tensor) -> Tensor:
@@ -313,7 +203,7 @@ class PUNetRun(ResumableRun):
 @click.option(
     "--mix",
     multiple=True,
-    callback=mix_of(SOURCES, {"procedural": 1.0}),
+    callback=mix_of(WITH_SURFACES, {"procedural": 1.0}),
     help="NAME=WEIGHT of a source: meshes, furniture or procedural.",
 )
 @click.option("--data", "root", type=click.Path(), help="Data folder; IFDEFENSE_DATA by default.")
@@ -349,7 +239,7 @@ def train_command(
     force: bool,
     per_class: int,
     every: int,
-    progress: bool | None,
+    progress: bool,
     device: torch.device,
     **settings: Any,
 ) -> None:
@@ -365,19 +255,15 @@ def train_command(
     start_at_the_input(model)
     run = PUNetRun(model.to(device), UpsamplingSampler(sources, options, mix), options, every, folder)
     run.resume()
-    best = run(sys.stderr.isatty() if progress is None else progress)
+    best = run(progress)
     if out is not None:
         size = sum(parameter.numel() for parameter in model.parameters())
         about = (
             f"PU-Net of {size:,} parameters, trained here: 1,024 points to 4,096, mean-centred and of "
             "largest norm 1. Tensors have the names of the public checkpoint."
         )
-        parts = ", ".join(
-            f"{name} (weight {weight:g}, {int((~sources[name].held).sum()):,} surfaces)"
-            for name, weight in mix.items()
-        )
         lines = [
-            f"data: {parts}",
+            f"data: {mixed(mix, sources)}",
             f"validation, {VALIDATED} held-out surfaces: Chamfer distance (squared, both ways) "
             f"{best['chamfer']:.6f}, mean distance to the nearest point {best['spacing']:.0%} of that of "
             "farthest-point samples",

@@ -1,12 +1,13 @@
-"""Occupancy sets of ModelNet40's clouds, of triangle soups and of procedural solids."""
+"""Where solids come from: ModelNet40's clouds, folders of clouds, triangle soups and procedural solids."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,19 +17,24 @@ from tqdm import tqdm
 from ifdefense.data.errors import DataError
 from ifdefense.data.formats import CLOUD_SUFFIXES, read_clouds
 from ifdefense.data.modelnet import Split
+from ifdefense.data.packed import data_folder
+from ifdefense.geometry.axes import UP, turned
 from ifdefense.geometry.frame import Frame
 from ifdefense.implicit.base import load_network
-from ifdefense.training.occupancies import (
+from ifdefense.provenance import digest
+from ifdefense.training.data.cache import cached_set
+from ifdefense.training.data.network_labels import grids_from_network
+from ifdefense.training.data.solids import (
     BOX,
     OFFSET,
     STEP,
     OccupancyGrid,
     OccupancySet,
+    concatenate,
     grid_from_cloud,
     grid_from_mesh,
     grid_from_shape,
 )
-from ifdefense.training.taught import grids_from_network
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +45,12 @@ FEWEST_POINTS = 64
 FEWEST_CLOUDS = 20
 
 Labels = Literal["local", "estimated"]
-"""Who says which solid is behind a cloud."""
+"""Source of the solid behind a cloud: the local network, or planes and rays."""
+
+FOLDER = "points"
+"""Name of the source that is a folder of clouds."""
+
+SOURCES = ("modelnet40", "meshes", "procedural", FOLDER)
 
 Pair = tuple[NDArray[np.floating], OccupancyGrid | None]
 
@@ -167,34 +178,87 @@ def from_procedural(per_class: int, seed: int = 0) -> OccupancySet:
     return _gather(pairs(), per_class * len(CLASSES), "procedural")
 
 
-class Savable(Protocol):
-    """A set that can be written into a folder."""
-
-    def save(self, folder: Path) -> None:
-        """Writes the set."""
-        ...
-
-
-S = TypeVar("S", bound=Savable)
-
-
-def cached_set(
-    folder: Path, build: Callable[[], S], load: Callable[[Path], S], settings: Mapping[str, Any]
-) -> S:
-    """Loads a set from ``folder``; builds and saves it first if it is not there with these settings."""
-    stamp = folder / "settings.json"
-    text = json.dumps(settings, sort_keys=True)
-    if not stamp.is_file() or stamp.read_text() != text:
-        data = build()
-        stamp.unlink(missing_ok=True)
-        data.save(folder)
-        stamp.write_text(text)  # last, so that an interrupted save is not taken for a set
-    return load(folder)
-
-
 def cached(
     folder: Path, build: Callable[[], OccupancySet], settings: Mapping[str, Any] | None = None
 ) -> OccupancySet:
     """`cached_set` of occupancies, whose settings include those of the grids."""
     wanted = {"box": BOX, "offset": OFFSET, "step": STEP, **(settings or {})}
     return cached_set(folder, build, OccupancySet.load, wanted)
+
+
+@dataclasses.dataclass(frozen=True)
+class SolidSources:
+    """Where solids come from.
+
+    Attributes:
+        mix: weights of the sources.
+        root: data folder.
+        clouds: folder of clouds, the source ``"points"``.
+        labels: source of the solid behind a cloud.
+        cache: folder of the prepared shapes.
+        per_class: procedural shapes per class.
+        seed: of their draw.
+        up: up axis of the clouds, which are turned z up, as the other sources are.
+    """
+
+    mix: dict[str, float]
+    root: str | None
+    clouds: Path | None
+    labels: Labels
+    cache: Path
+    per_class: int
+    seed: int
+    up: str = UP
+
+    def train(self) -> OccupancySet:
+        """Shapes of all sources, named by them."""
+        parts = {name: self._collect(name) for name in self.mix}
+        return concatenate([dataclasses.replace(part, sources=(name,)) for name, part in parts.items()])
+
+    def validation(self) -> OccupancySet:
+        """Shapes that no training sees."""
+        if self.clouds is not None:
+            return self._clouds(held=True)
+        if "modelnet40" in self.mix:
+            return self._modelnet40("validation")
+        seed = self.seed + 2
+        return cached(self.cache / "procedural-validation", lambda: from_procedural(4, seed), {"seed": seed})
+
+    def _collect(self, name: str) -> OccupancySet:
+        """The training shapes of a source."""
+        seed = self.seed
+        if name == FOLDER:
+            return self._clouds(held=False)
+        if name == "modelnet40":
+            return self._modelnet40("train")
+        if name == "procedural":
+            settings: dict[str, Any] = {"per_class": self.per_class, "seed": seed + 1}
+            return cached(self.cache / name, lambda: from_procedural(self.per_class, seed + 1), settings)
+        folder = str(data_folder(self.root, name).resolve())
+        return cached(
+            self.cache / name, lambda: from_meshes(self.root, seed), {"folder": folder, "seed": seed}
+        )
+
+    def _modelnet40(self, split: Split) -> OccupancySet:
+        folder = str(data_folder(self.root, "modelnet40").resolve())
+        return cached(
+            self.cache / f"modelnet40-{split}",
+            lambda: from_modelnet40(self.root, split, self.labels),
+            {"folder": folder, "labels": self.labels},
+        )
+
+    @functools.cached_property
+    def _read(self) -> list[NDArray[np.floating]]:
+        """The clouds of the folder, z up."""
+        assert self.clouds is not None
+        return [turned(cloud, self.up) for cloud in read_folder(self.clouds)]
+
+    def _clouds(self, held: bool) -> OccupancySet:
+        """Every tenth cloud of the folder, or the others."""
+        part = [cloud for index, cloud in enumerate(self._read) if (index % 10 == 0) == held]
+        name = "points-validation" if held else FOLDER
+        return cached(
+            self.cache / name,
+            lambda: from_clouds(part, name, self.labels, self.seed),
+            {"clouds": digest(*part), "labels": self.labels, "seed": self.seed},
+        )

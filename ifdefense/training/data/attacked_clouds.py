@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ifdefense.data.errors import DataError
 from ifdefense.provenance import digest
-from ifdefense.training.dense import DenseSurfaces
+from ifdefense.training.data.surfaces import DenseSurfaces
 
 Floats = NDArray[np.float32]
 

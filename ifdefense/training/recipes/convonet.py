@@ -9,9 +9,9 @@ from torch import nn
 
 from ifdefense.implicit.convolutional import ConvolutionalConfig, ConvolutionalNetwork
 from ifdefense.training.commands import options_of, reported, run_options
+from ifdefense.training.examples.occupancy import SamplingOptions
 from ifdefense.training.fit import TrainOptions
-from ifdefense.training.onet import shape_options, train_on_shapes
-from ifdefense.training.sampling import SamplingOptions
+from ifdefense.training.recipes.solids import shape_options, train_on_solids
 
 # Evidence is local: the encoder sees all points of a usual cloud.
 SAMPLING = SamplingOptions(batch_size=16, points=1024)
@@ -57,7 +57,7 @@ def train_command(
     """
     encoder, features, filters, decoder = widths
     config = ConvolutionalConfig(encoder, features, filters, depth, decoder, resolution)
-    train_on_shapes(
+    train_on_solids(
         "convolutional",
         config,
         lambda calibration: ConvolutionalNetwork(config, calibration),

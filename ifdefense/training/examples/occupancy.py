@@ -14,8 +14,8 @@ from torch import Tensor
 from ifdefense.corruptions.simulated import simulate_attack
 from ifdefense.geometry.frame import bounding_cubes
 from ifdefense.provenance import digest
+from ifdefense.training.data.solids import OccupancySet, interpolate
 from ifdefense.training.fit import Batch
-from ifdefense.training.occupancies import OccupancySet, interpolate
 from ifdefense.training.runs import check_ranges
 
 

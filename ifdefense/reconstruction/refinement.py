@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.base import Calibration, Field
+from ifdefense.reconstruction.simplification import Simplification
 from ifdefense.stages.extraction import Extraction
-from ifdefense.stages.simplification import Simplification
 
 
 @dataclasses.dataclass(frozen=True)

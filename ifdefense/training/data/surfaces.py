@@ -4,31 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from tqdm import tqdm
 
 from ifdefense.data.cloudset import CloudSet
-from ifdefense.data.packed import load_packed_meshes
+from ifdefense.data.modelnet import load_modelnet40
+from ifdefense.data.packed import data_folder, load_packed_meshes
 from ifdefense.geometry.frame import Frame
 from ifdefense.geometry.points import knn
 from ifdefense.geometry.sampling import sample_surface
-from ifdefense.implicit.base import ImplicitNetwork
+from ifdefense.implicit.base import ImplicitNetwork, load_network
 from ifdefense.provenance import digest
 from ifdefense.shapes.procedural import CLASSES, make_shape
 from ifdefense.stages.extraction import ExtractionOptions, extract_meshes
 from ifdefense.stages.resampling import resample
+from ifdefense.training.data.cache import cached_set
 
 logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 
+WITH_SURFACES = ("meshes", "furniture", "procedural")
+"""Sets of shapes whose surface is known."""
+
+SOURCES = (*WITH_SURFACES, "modelnet40")
+"""All sets that `collect` knows."""
+
 SAMPLES = 16384
 """Samples per surface."""
+
+SOFTNESS = 0.004
+"""Width of the logistic in the distance from a thickened surface that is learned as its label, unit cube."""
 
 FAR = 0.05
 """Samples of a teacher's surface farther than this from the cloud are dropped, unit cube."""
@@ -210,4 +223,50 @@ def _pack(rows: Iterable[tuple[Floats, Floats, int, bool]], name: str) -> DenseS
         np.stack([row[1] for row in packed]),
         np.array([row[2] for row in packed], dtype=np.int64),
         np.array([row[3] for row in packed], dtype=bool),
+    )
+
+
+def collect(
+    name: str, root: str | None, cache: Path, per_class: int, teacher: Path | None, limit: int, device: Any
+) -> DenseSurfaces:
+    """The surfaces of a source, cached in a folder of that name.
+
+    Args:
+        name: one of `SOURCES`.
+        root: data folder.
+        cache: folder of the sets.
+        per_class: procedural solids per class.
+        teacher: weights that label ModelNet40's training clouds.
+        limit: clouds that the teacher tries.
+        device: of the teacher.
+
+    Raises:
+        DataError: if the data is missing or cannot be used.
+        ValueError: if a teacher is needed and not given.
+    """
+    settings: dict[str, Any] = {"samples": SAMPLES}
+    if name == "procedural":
+        settings["per_class"] = per_class
+        return cached_set(cache / name, lambda: from_procedural(per_class), DenseSurfaces.load, settings)
+    settings["folder"] = str(data_folder(root, name).resolve())
+    if name != "modelnet40":
+        return cached_set(cache / name, lambda: from_meshes(root, name), DenseSurfaces.load, settings)
+    if teacher is None:
+        raise ValueError("ModelNet40's clouds have no surfaces: they need a teacher")
+
+    def label() -> DenseSurfaces:
+        network = load_network(teacher)
+        if isinstance(network, nn.Module):
+            network.to(device)
+        return from_clouds(load_modelnet40(root, "train"), network, limit, device=device)
+
+    settings |= {"teacher": None if teacher is None else digest(teacher.read_bytes()), "limit": limit}
+    return cached_set(cache / name, label, DenseSurfaces.load, settings)
+
+
+def mixed(mix: Mapping[str, float], sources: Mapping[str, DenseSurfaces]) -> str:
+    """A mix of sets in words, for model cards."""
+    return ", ".join(
+        f"{name} (weight {weight:g}, {int((~sources[name].held).sum()):,} surfaces)"
+        for name, weight in mix.items()
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,8 +19,8 @@ from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.geometry.points import chamfer_distance, gather
 from ifdefense.point_networks.autoencoder import AutoEncoder
 from ifdefense.provenance import digest
-from ifdefense.training.clouds import load_training_clouds
 from ifdefense.training.commands import options_of, output_options, prepare, reported
+from ifdefense.training.data.clouds import load_training_clouds
 from ifdefense.training.runs import ResumableRun, check_ranges
 
 
@@ -154,7 +153,7 @@ def train_command(
     folder: Path,
     out: Path | None,
     force: bool,
-    progress: bool | None,
+    progress: bool,
     device: torch.device,
     **settings: Any,
 ) -> None:
@@ -166,7 +165,7 @@ def train_command(
     model = AutoEncoder().to(device)
     run = AutoencoderRun(model, train.points, validation.points, options, folder)
     run.resume()
-    best = run(sys.stderr.isatty() if progress is None else progress)
+    best = run(progress)
     if out is not None:
         size = sum(parameter.numel() for parameter in model.parameters())
         about = (

@@ -1,4 +1,4 @@
-"""Clouds that classifiers and auto-encoders are trained on, in the unit sphere."""
+"""Clouds that classifiers and auto-encoders are trained on, in the unit sphere, and their sources."""
 
 from __future__ import annotations
 
@@ -11,12 +11,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.errors import DataError
 from ifdefense.data.formats.arrays import read_npz
+from ifdefense.data.modelnet import load_modelnet40
 from ifdefense.data.packed import require
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.provenance import digest
-from ifdefense.training.sets import training_sets
+from ifdefense.shapes.procedural import make_dataset
+
+NAMES = ("modelnet40", "procedural")
+
+
+def training_sets(name: str) -> tuple[CloudSet, CloudSet]:
+    """Training and validation clouds; none of a test set.
+
+    Args:
+        name: ``"modelnet40"`` (root from ``IFDEFENSE_DATA``), of whose training set both are parts, as
+            `ifdefense.data.modelnet.holdout` cuts it; or ``"procedural"``, 300 and 30 clouds a class.
+
+    Raises:
+        ValueError: if there is no such set.
+    """
+    if name == "modelnet40":
+        return load_modelnet40(split="train"), load_modelnet40(split="validation")
+    if name == "procedural":
+        return make_dataset(300, 1024, seed=1), make_dataset(30, 1024, seed=2)
+    raise ValueError(f"there is no training set {name!r}; there are {', '.join(NAMES)}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,7 +97,7 @@ def load_training_clouds(name: str) -> tuple[TrainingClouds, TrainingClouds, int
     """Training clouds, validation clouds and the number of classes.
 
     Args:
-        name: of the data set, as for `ifdefense.training.sets.training_sets`.
+        name: of the data set, as for `training_sets`.
 
     Raises:
         DataError: if the data is missing or cannot be used.

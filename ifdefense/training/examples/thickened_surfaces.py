@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ifdefense.corruptions.combined import CombinedOptions, draw_corrupted
-from ifdefense.training.attacked import AttackedClouds
-from ifdefense.training.dense import DenseSurfaces
+from ifdefense.stages.outliers import statistical_outlier_removal
+from ifdefense.training.data.attacked_clouds import AttackedClouds
+from ifdefense.training.data.surfaces import SOFTNESS, DenseSurfaces
 from ifdefense.training.fit import Batch
 from ifdefense.training.runs import check_ranges
 
@@ -52,7 +53,7 @@ class ThickenedOptions:
     counts: tuple[int, ...] = (384, 512, 640, 640, 768, 768, 864, 864, 928, 928, 976, 976)
     queries: int = 512
     offset: float = 0.015
-    softness: float = 0.004
+    softness: float = SOFTNESS
     box: float = 1.2
     uniform: float = 0.36
     near_surface: float = 0.27
@@ -139,16 +140,6 @@ def random_rotation(rng: np.random.Generator) -> NDArray[np.float64]:
     return matrix
 
 
-def inliers(cloud: Floats, k: int = 2, alpha: float = 1.1) -> NDArray[np.bool_]:
-    """`statistical_outlier_removal` of one cloud ``(N, 3)``, by a tree: several times as fast on a CPU."""
-    from scipy.spatial import cKDTree
-
-    distances = cKDTree(cloud).query(cloud, list(range(2, k + 2)))[0]  # without the point itself
-    value = np.square(distances).mean(1)
-    keep: NDArray[np.bool_] = value <= (value.mean() + alpha * value.std(ddof=1)) * (1 + 1e-5)
-    return keep
-
-
 def draw_cloud(
     dense: Floats, count: int, filtered: float, corruption: CombinedOptions, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
@@ -174,7 +165,7 @@ def as_given(
     """A cloud ``(N, 3)`` in random order as a network gets it; arguments and result as `draw_cloud`."""
     keep = np.ones(len(cloud), bool)
     if rng.random() < filtered:
-        keep = inliers(cloud)
+        keep = statistical_outlier_removal(torch.from_numpy(cloud)[None])[0].numpy()
     # Outliers return only where too few points are left.
     order = np.concatenate([np.flatnonzero(keep), np.flatnonzero(~keep)])
     if len(order) < count:

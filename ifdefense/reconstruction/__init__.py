@@ -1,0 +1,1 @@
+"""Occupancy Networks beyond purification: drawing shapes, seeing voxels or an image, refining meshes."""
