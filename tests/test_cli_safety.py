@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import ifdefense
 from ifdefense import batch, cli
+from ifdefense.clouds import Unpacked
 from ifdefense.data.formats import (
     CLOUD_SUFFIXES,
     read_cloud,
@@ -204,8 +205,8 @@ def test_a_crash_in_one_file_does_not_stop_the_others(here: Path, monkeypatch: p
 def test_a_crash_of_the_method_is_an_error_of_its_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Purifier.trace
 
-    def crash(self: Purifier, clouds: list[Points], *arguments: object, **options: object) -> list[Trace]:
-        if any(len(cloud) == 150 for cloud in clouds):
+    def crash(self: Purifier, clouds: Unpacked, *arguments: object, **options: object) -> list[Trace]:
+        if any(len(cloud) == 150 for cloud in clouds.clouds):
             raise MemoryError
         return real(self, clouds, *arguments, **options)  # type: ignore[arg-type]
 
@@ -243,7 +244,7 @@ def test_a_report_says_how_much_it_shows(here: Path, box_cloud: Points) -> None:
     assert "many.npz, cloud 13" in (here / "r.html").read_text()
 
 
-def fallback(self: Purifier, clouds: list[Points], *_: object, **__: object) -> list[Trace]:
+def fallback(self: Purifier, clouds: Unpacked, *_: object, **__: object) -> list[Trace]:
     """A method that finds a surface for clouds of 200 points alone."""
     mesh = ifdefense.Mesh(np.eye(3) + 5e6, np.int64([[0, 1, 2]]))
     return [
@@ -251,7 +252,7 @@ def fallback(self: Purifier, clouds: list[Points], *_: object, **__: object) -> 
             cloud, np.ones(len(cloud), bool), None, None, None,
             mesh if len(cloud) == 200 else None, cloud, None if len(cloud) == 200 else "no surface", {},
         )
-        for cloud in clouds
+        for cloud in (each.numpy() for each in clouds.clouds)
     ]  # fmt: skip
 
 

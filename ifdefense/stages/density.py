@@ -85,19 +85,21 @@ class DensitySampling:
         """
         share = len(evidence) / num_points if share is None else share
         size = math.ceil(self.oversample * num_points)
-        drawn = resample([mesh], size, seed=seed, method="uniform", inset=inset, device=evidence.device)
-        weights = self.weights(drawn.points[0], evidence, size // num_points, seed)
+        # On the CPU, where the samples are drawn: an accelerator gets those that are kept.
+        drawn = resample([mesh], size, seed=seed, method="uniform", inset=inset)
+        weights = self.weights(drawn.points[0], evidence.detach().cpu(), size // num_points, seed)
         order = drawn_without_replacement(weights, size, seed)
         matched = min(round(num_points * share), num_points)
         # Samples are in random order, so that the first ones are uniform.
         kept = torch.cat([order[:matched], order[matched:].sort().values])[:num_points]
         shuffled = torch.randperm(num_points, generator=torch.Generator().manual_seed(seed))
-        kept = kept[shuffled.to(kept.device)]
-        return Samples(drawn.points[:, kept], drawn.normals[:, kept])
+        kept = kept[shuffled]
+        points, normals = drawn.points[:, kept], drawn.normals[:, kept]
+        return Samples(points.to(evidence.device), normals.to(evidence.device))
 
     @torch.no_grad()
     def weights(self, samples: Tensor, evidence: Tensor, every: int = 1, seed: int = 0) -> Tensor:
-        """Weights ``(M,)`` of samples ``(M, 3)``, float64, for input points ``(K, 3)``.
+        """Weights ``(M,)`` of samples ``(M, 3)``, float64, for input points ``(K, 3)``, all on the CPU.
 
         Args:
             samples: uniform samples of a surface, in random order.
@@ -106,7 +108,7 @@ class DensitySampling:
             seed: of the subset.
         """
         some = samples[: max(1, len(samples) // every)]
-        evidence = random_subset(evidence.detach().to(samples), len(some), seed)
+        evidence = random_subset(evidence.to(samples), len(some), seed)
         own = round(self.neighbours * len(some) / len(evidence))
         ratio = _reach(samples, some, own) / _reach(samples, evidence, self.neighbours)
         # A sample stands for as many input points as its ratio says.
@@ -117,13 +119,13 @@ class DensitySampling:
 
 
 def drawn_without_replacement(weights: Tensor, count: int, seed: int) -> Tensor:
-    """``count`` indices drawn one after another with probabilities in proportion to ``(M,)`` weights.
+    """``count`` indices drawn one after another with probabilities in proportion to weights ``(M,)``.
 
     By the order of exponential variables with these rates (Efraimidis and Spirakis, 2006,
     https://doi.org/10.1016/j.ipl.2005.11.003).
     """
     noise = torch.rand(len(weights), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    waiting = -torch.log1p(-noise).to(weights.device) / weights
+    waiting = -torch.log1p(-noise) / weights
     return waiting.argsort(stable=True)[:count]
 
 
