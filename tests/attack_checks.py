@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from attacks.base import DISTANCES, Attack, AttackResult
+from attacks.base import DISTANCES, Attack, AttackResult, Norm
 
 CLASSES = 4
 
@@ -90,17 +91,38 @@ def check(attack: Attack, targeted: bool = False, within: float = 1e-6) -> Attac
     return result
 
 
-def linear_case() -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor, Tensor]:
-    """A classifier that is linear in the mean of the points, clouds of its class 0, their labels, its normal.
+class MeanClassifier(nn.Module):
+    """Two classes, linear in the mean of the points: the nearest adversarial cloud is known.
 
-    The logits differ by ``<mean, normal> - 1``.
+    The logits differ by ``<mean, normal> - 1``. Of all shifts that carry the mean over the distance that is
+    missing, the smallest in every norm moves all points alike.
     """
-    normal = torch.tensor([9.0, -3.0, 6.0], dtype=torch.float64)
 
-    def model(points: Tensor) -> Tensor:
-        gap = points.mean(1) @ normal - 1
+    def __init__(self, normal: Tensor) -> None:
+        super().__init__()
+        self.normal = normal
+
+    def forward(self, points: Tensor) -> Tensor:
+        gap = points.mean(1) @ self.normal - 1
         return torch.stack([-gap, gap], 1) / 2
 
+    def optimum(self, points: Tensor, norm: Norm) -> Tensor:
+        """``(B,)`` smallest shift, in a norm, onto the boundary."""
+        gap = (self(points)[:, 0] - self(points)[:, 1]).abs()
+        count = points.shape[1]
+        return (
+            gap
+            / {
+                "l2": self.normal.norm() / math.sqrt(count),
+                "point-l2": self.normal.norm(),
+                "linf": self.normal.abs().sum(),
+            }[norm]
+        )
+
+
+def linear_case() -> tuple[MeanClassifier, Tensor, Tensor, Tensor]:
+    """A linear classifier, three clouds of its class 0 with their mean at the origin, labels, its normal."""
+    normal = torch.tensor([9.0, -3.0, 6.0], dtype=torch.float64)
     points = clouds()[:3]
     points = points - points.mean(1, keepdim=True)
-    return model, points, torch.zeros(3, dtype=torch.long), normal
+    return MeanClassifier(normal), points, torch.zeros(3, dtype=torch.long), normal

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 
 import numpy as np
 import torch
@@ -23,7 +25,17 @@ CLOUDS = torch.from_numpy(
 
 
 def quick(method: str) -> Purifier:
-    """A method with its weights and stages, but with coarse grids and few steps."""
+    """A method with its weights and stages, but with coarse grids and few steps: the caller's own copy."""
+    return copy.deepcopy(_loaded(method))
+
+
+@functools.cache
+def _loaded(method: str) -> Purifier:
+    return load_quick(method)
+
+
+def load_quick(method: str) -> Purifier:
+    """As `quick`, but read from its files again."""
     purifier = ifdefense.load(method)
     for part in purifier.modules():
         if isinstance(part, SurfacePurifier):

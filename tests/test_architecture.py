@@ -263,16 +263,18 @@ def python(code: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
 
 
-@pytest.mark.parametrize("module", ["ifdefense", "ifdefense.cli", "attacks", "classifiers", "benchmarks.cli"])
-def test_import_loads_nothing_heavy(module: str) -> None:
+def test_import_loads_nothing_heavy() -> None:
+    """One interpreter imports all in turn: the first module after which something heavy is there is named."""
     # What torch itself brings along is not ours to answer for.
     loaded = python(
-        "import sys, torch\n"
+        "import importlib, sys, torch\n"
         "before = set(sys.modules)\n"
-        f"import {module}\n"
-        "print(*{name.split('.')[0] for name in set(sys.modules) - before})\n"
+        "for name in ('ifdefense', 'ifdefense.cli', 'attacks', 'classifiers', 'benchmarks.cli'):\n"
+        "    importlib.import_module(name)\n"
+        "    print(name, *{name.split('.')[0] for name in set(sys.modules) - before})\n"
     )
-    assert HEAVY.isdisjoint(loaded.split())
+    heavy = {module: HEAVY & set(names) for module, *names in map(str.split, loaded.splitlines())}
+    assert len(heavy) == 5 and not any(heavy.values()), heavy
 
 
 def test_import_costs_little_on_top_of_torch() -> None:
@@ -283,5 +285,5 @@ def test_import_costs_little_on_top_of_torch() -> None:
         "ifdefense.purify\n"
         "print(time.process_time() - start)\n"
     )
-    # The fastest of three: a busy machine only ever makes it slower.
-    assert min(float(python(code)) for _ in range(3)) <= 0.3
+    # A busy machine only ever makes it slower: the second and the third try are for that.
+    assert any(float(python(code)) <= 0.3 for _ in range(3))

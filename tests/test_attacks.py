@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attack_checks import MeanClassifier, SmallNet, linear_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -38,47 +39,6 @@ ATTACKS: dict[str, tuple[Attack, bool]] = {  # by name: the attack, and whether 
 }
 
 
-class SmallNet(nn.Module):
-    """A small PointNet with a batch norm and dropout, so that training mode shows."""
-
-    def __init__(self, classes: int = 4) -> None:
-        super().__init__()
-        self.local = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 16))
-        self.head = nn.Sequential(nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, classes))
-
-    def forward(self, points: Tensor) -> Tensor:
-        return self.head(self.local(points).amax(1))
-
-
-class MeanClassifier(nn.Module):
-    """Two classes, linear in the mean of the points: the nearest adversarial cloud is known.
-
-    The logits differ by an affine function of the mean of the points. Of all shifts that carry the mean over
-    the distance that is missing, the smallest in every norm moves all points alike.
-    """
-
-    def __init__(self, normal: Tensor) -> None:
-        super().__init__()
-        self.normal = normal
-
-    def forward(self, points: Tensor) -> Tensor:
-        gap = points.mean(1) @ self.normal - self.normal.norm()
-        return torch.stack([-gap / 2, gap / 2], 1)
-
-    def optimum(self, points: Tensor, norm: Norm) -> Tensor:
-        """``(B,)`` smallest shift, in a norm, onto the boundary."""
-        gap = (self(points)[:, 0] - self(points)[:, 1]).abs()
-        count = points.shape[1]
-        return (
-            gap
-            / {
-                "l2": self.normal.norm() / math.sqrt(count),
-                "point-l2": self.normal.norm(),
-                "linf": self.normal.abs().sum(),
-            }[norm]
-        )
-
-
 @pytest.fixture
 def victim() -> SmallNet:
     torch.manual_seed(0)
@@ -103,11 +63,11 @@ def attacked(name: str, model: Callable[[Tensor], Tensor], clouds: Tensor, label
 # The optimum of a linear classifier
 
 
-def linear_case() -> tuple[MeanClassifier, Tensor, Tensor]:
-    model = MeanClassifier(torch.tensor([90.0, -30.0, 60.0], dtype=torch.float64))
-    points = torch.randn(5, 16, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * 0.3
-    labels = model(points).argmax(1)
-    assert (labels == 0).all()
+def shifted_case() -> tuple[MeanClassifier, Tensor, Tensor]:
+    """The linear case with clouds at different distances from the boundary."""
+    model, points, labels, normal = linear_case()
+    points = points - torch.tensor([0.0, 0.4, 1.5])[:, None, None] * normal / normal.square().sum()
+    assert (model(points).argmax(1) == labels).all()
     return model, points, labels
 
 
@@ -117,7 +77,7 @@ def linear_case() -> tuple[MeanClassifier, Tensor, Tensor]:
 def test_pgd_succeeds_within_105_percent_of_the_optimum_only(
     norm: Norm, random_start: bool, targeted: bool
 ) -> None:
-    model, points, labels = linear_case()
+    model, points, labels = shifted_case()
     for example in range(len(points)):
         cloud, label = points[example : example + 1], labels[example : example + 1]
         optimum = float(model.optimum(cloud, norm))
@@ -130,7 +90,7 @@ def test_pgd_succeeds_within_105_percent_of_the_optimum_only(
 
 @pytest.mark.parametrize("targeted", [True, False])
 def test_perturb_comes_within_105_percent_of_the_optimum(targeted: bool) -> None:
-    model, points, labels = linear_case()
+    model, points, labels = shifted_case()
     optimum = model.optimum(points, "l2")
     result = Perturb(searches=6, iterations=150)(model, points, labels, 1 - labels if targeted else None)
     assert result.success.all()

@@ -13,8 +13,9 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
+import attacks
 import ifdefense
-from benchmarks import attack_speed, labels, optimisation, tables
+from benchmarks import attack_speed, labels, optimisation, purify_speed, tables
 from benchmarks.clock import make_clouds, median_seconds
 from benchmarks.purify_speed import peak_memory, stage_seconds
 from benchmarks.text_tables import text_table
@@ -65,7 +66,10 @@ def test_stages_add_up_to_the_whole() -> None:
     assert 0 < sum(stages.values()) <= time.perf_counter() - start
 
 
-def test_speed_command_writes_its_result(tmp_path: Path) -> None:
+def test_speed_command_writes_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(purify_speed, "LARGE", 5_000)
+    monkeypatch.setattr(purify_speed, "NEIGHBOURS", 1)
+    monkeypatch.setattr(purify_speed, "PGD", lambda iterations: attacks.PGD(iterations=1))
     output = bench(
         "purify-speed", "--method", "sor", "--repeats", 1, "--out", tmp_path / "new" / "speed.json"
     )
@@ -76,6 +80,7 @@ def test_speed_command_writes_its_result(tmp_path: Path) -> None:
     assert set(result["growth"]) == {"4", "16", "64"}
     assert result["machine"]["torch"]
     assert result["spec"] == ifdefense.load("sor").spec()
+    assert result["large"]["points"] == 5_000 and result["neighbours"]["processes"] == 1
     assert "all of purify" in output
 
 
@@ -115,13 +120,18 @@ def test_unknown_table(tmp_path: Path) -> None:
         tables.fill("<!-- table magic -->\n<!-- end -->", tmp_path)
 
 
-def test_attack_speed_times_attacks_against_bare_passes(tmp_path: Path) -> None:
-    few = ["--clouds", 1, "--repeats", 1, "--attack", "PGD", "--attack", "Add-CD"]
-    output = bench("attack-speed", *few, "--out", tmp_path / "speed.json")
+def test_attack_speed_times_attacks_against_bare_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attack_speed, "make_clouds", lambda count: make_clouds(count)[:, :256])
+    few = {"PGD": (attacks.PGD(iterations=10), 10), "Add-CD": (attacks.AddCD(searches=2, iterations=5), 10)}
+    monkeypatch.setattr(attack_speed, "TIMED", few)
+    options = ["--clouds", 1, "--repeats", 1, "--attack", "PGD", "--attack", "Add-CD"]
+    output = bench("attack-speed", *options, "--out", tmp_path / "speed.json")
     result = json.loads((tmp_path / "speed.json").read_text())
     assert list(result["attacks"]) == ["PGD", "Add-CD"]
     assert all(0.3 < row["ratio"] < 30 for row in result["attacks"].values()), output
-    assert "| PGD | 50 |" in tables.attack_speed(result)
+    assert "| PGD | 10 |" in tables.attack_speed(result)
 
 
 def test_bare_passes_are_as_many_as_an_attack_makes() -> None:

@@ -16,9 +16,14 @@ from benchmarks import demo as module
 from benchmarks.cli import main
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.purifiers.registry import DEFAULT, METHODS
+from ifdefense.shapes.procedural import make_dataset
 
 
-def test_quick_demo(tmp_path: Path) -> None:
+def test_quick_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every third class and with two defences; the whole of it runs from the wheel, in ``test_wheel``."""
+    assert DEFAULT in module.DEFENCES and set(module.DEFENCES) < set(METHODS)
+    monkeypatch.setattr(module, "DEFENCES", ("sor", DEFAULT))
+    monkeypatch.setattr(module, "make_dataset", lambda count, seed: make_dataset(count, seed=seed)[::3])
     output = tmp_path / "demo"
     result = CliRunner().invoke(main, ["demo", "--quick", "--output", str(output)])
     assert result.exit_code == 0, result.output
@@ -33,7 +38,6 @@ def test_quick_demo(tmp_path: Path) -> None:
     assert rows["PGD"]["none"] <= 30
     assert rows["PGD"][DEFAULT] >= rows["PGD"]["none"] + 30
     assert list(rows["PGD"]) == ["none", *module.DEFENCES]
-    assert DEFAULT in module.DEFENCES and set(module.DEFENCES) < set(METHODS)
     picture = (output / "demo.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     width, height = struct.unpack(">II", picture[16:24])

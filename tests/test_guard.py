@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from quick import CLOUDS, quick
+from quick import CLOUDS, load_quick, quick
 from torch import Tensor, nn
 
 from attacks.defence_aware.model import DefenceAware
@@ -136,7 +136,7 @@ def test_no_setting_reaches_the_loading(
     purifier, _ = methods[method]
     with STATES[state]():
         before = settings()
-        loaded = quick(method)
+        loaded = load_quick(method)
         assert settings() == before  # new layers would draw from the caller's generator
     assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
     assert loaded.spec() == purifier.spec()

@@ -411,16 +411,6 @@ def test_a_tiny_network_learns_two_solids(tmp_path: Path) -> None:
     assert run.best["clean"] > 0.5, "0.38 if everything is inside"
 
 
-def test_an_interrupted_run_resumes_bit_for_bit(tmp_path: Path) -> None:
-    options = dataclasses.replace(local.DEFAULTS, steps=6, warmup=2, max_norm=1.0)
-    whole = train(tmp_path / "whole", options, every=3)
-    train(tmp_path / "cut", options, every=3, stop_after=3)
-    resumed = train(tmp_path / "cut", options, every=3)
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
-    assert resumed.best == whole.best
-
-
 SMALL = "--width 16 --coarse 16 --values 12 --hidden 16 --queries 32 --batch-size 2 --steps 2 --warmup 1"
 
 

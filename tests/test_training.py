@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from ifdefense.implicit.convolutional import ConvolutionalConfig, ConvolutionalN
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
 from ifdefense.shapes.procedural import make_shape
 from ifdefense.training.chamfer import chamfer_l1
+from ifdefense.training.data import solid_sources
 from ifdefense.training.data.solid_sources import cached, solids_from_procedural, to_unit_cube
 from ifdefense.training.data.solids import OFFSET, OccupancySet, cell_centres, grid_from_shape
 from ifdefense.training.examples.occupancy import OccupancySampler, SamplingOptions
@@ -52,6 +55,14 @@ def train(
 
 def curve(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shapes_are_made_once() -> Iterator[None]:
+    """Commands of several tests are given the same shapes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solid_sources, "solids_from_procedural", functools.cache(solids_from_procedural))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -211,8 +222,8 @@ def test_training_stops_where_the_loss_is_not_finite(shapes: OccupancySet, tmp_p
 
 
 def test_training_learns(shapes: OccupancySet, tmp_path: Path) -> None:
-    options = dataclasses.replace(TINY, steps=120, warmup=10)
-    train(shapes, tmp_path, options, dataclasses.replace(SAMPLING, batch_size=16, queries=128), every=40)
+    options = dataclasses.replace(TINY, steps=60, warmup=10)
+    train(shapes, tmp_path, options, dataclasses.replace(SAMPLING, batch_size=16, queries=128), every=20)
     assert curve(tmp_path)[-1] < 0.93 * curve(tmp_path)[0]
 
 

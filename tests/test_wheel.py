@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -45,5 +46,12 @@ def test_demo_runs_from_an_installed_wheel(tmp_path: Path) -> None:
     assert Path(installed.strip()).is_relative_to(tmp_path / "venv")
     table = run(python.parent / "ifdefense-bench", "demo", "--quick", "--output", "demo", cwd=tmp_path)
     assert "onet-mesh" in table
+    figures = json.loads((tmp_path / "demo" / "demo.json").read_text())["Accuracy, %"]
+    rows = {row["attack"]: row for row in figures}
+    # The strongest attack breaks the classifier, and the defence gives most of it back.
+    assert float(rows["clean"]["none"]) >= 85
+    assert float(rows["PGD"]["none"]) <= 30
+    assert float(rows["PGD"]["local-mesh"]) >= float(rows["PGD"]["none"]) + 30
+    assert len(rows["PGD"]) == 2 + 6, "the attack, no defence and six defences"
     assert (tmp_path / "demo" / "report.html").stat().st_size > 10_000
     assert (tmp_path / "demo" / "demo.png").stat().st_size > 10_000
