@@ -112,7 +112,7 @@ def _read(path: Path, key: str, device: torch.device) -> AttackResult | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             if str(file["digest"]) != key:
-                _LOG.warning("%s: it belongs to another run and is computed again", path)
+                _LOG.warning("%s: belongs to another run, computed again", path)
                 return None
             arrays = {
                 name: torch.from_numpy(file[name]).to(device) for name in file.files if name != "digest"
@@ -124,7 +124,7 @@ def _read(path: Path, key: str, device: torch.device) -> AttackResult | None:
         }
         return AttackResult(distances=sizes, **{name: arrays[name] for name in _FIELDS})
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        _LOG.warning("%s: it cannot be read (%s) and is computed again", path, error)
+        _LOG.warning("%s: cannot be read (%s), computed again", path, error)
         return None
 
 

@@ -93,7 +93,7 @@ def load(name: str, weights: str | Path | None = None, *, up: str | None = None)
     last = _LAST.get(network, "fc3.bias")
     if last not in state:
         title = _TITLE.get(network, network)
-        raise CheckpointError(f"{path} is no {title}: tensor {last} is missing; {unlike(state, names)}")
+        raise CheckpointError(f"{path} is not a {title}: tensor {last} is missing; {unlike(state, names)}")
     options: dict[str, Any] = {}
     if network == "pointnet":
         options["feature_transform"] = any(tensor.startswith("feat.fstn.") for tensor in state)

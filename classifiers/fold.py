@@ -43,7 +43,9 @@ def fold(model: nn.Module) -> nn.Module:
             _replace(result, norm, nn.Identity())
     left = [name for name, part in result.named_modules() if isinstance(part, _BatchNorm)]
     if left:
-        raise ValueError(f"{type(model).__name__} has batch norms behind no known layer: {', '.join(left)}")
+        raise ValueError(
+            f"{type(model).__name__} has batch norms without a known layer before them: {', '.join(left)}"
+        )
     return result.requires_grad_(False)
 
 

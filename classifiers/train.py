@@ -55,7 +55,7 @@ def _parse_schedule(text: str) -> Schedule:
         parts = [part.split("x") for part in text.split(",")]
         schedule = tuple((int(points), float(epochs)) for points, epochs in parts)
     except ValueError:
-        raise click.BadParameter(f"{text!r} is no schedule such as 256x18,512x4,1024x0.5") from None
+        raise click.BadParameter(f"{text!r} is not a schedule such as 256x18,512x4,1024x0.5") from None
     if not all(points >= 1 and 0 < epochs < math.inf for points, epochs in schedule):
         raise click.BadParameter(f"{text!r} has an entry without points or epochs")
     return schedule
@@ -75,7 +75,7 @@ def _parse_schedule(text: str) -> Schedule:
     batch_size="Clouds per step.",
     lr="Largest learning rate.",
     weight_decay="Of AdamW.",
-    label_smoothing="Share of the label that all classes divide.",
+    label_smoothing="Label smoothing.",
     max_rotation="Largest rotation about the up axis, degrees.",
     max_scale="Largest factor along each axis.",
     max_shift="Largest shift along each axis.",
@@ -85,8 +85,8 @@ def _parse_schedule(text: str) -> Schedule:
     adversarial="Share of each batch that is attacked in L∞ (adversarial training).",
     delta="Radius of that attack, unit sphere.",
     attack_steps="Gradients of that attack.",
-    coherent="It moves up to so many of 256 points together, proportionally more of more.",
-    coherent_share="Share of the batches in which it does; in the others every point by itself.",
+    coherent="Average its shifts over up to this number of 256 points, proportionally for more.",
+    coherent_share="Share of the batches with averaged shifts.",
     average="Decay of a moving average of the weights.",
     half_search="Search PointNet's largest points in bfloat16.",
 )

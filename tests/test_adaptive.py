@@ -533,7 +533,7 @@ def attacked(purifier: FunctionPurifier, **settings: str) -> object:
         (lambda: DefenceAware(victim(), fixed(sor), seed=-1), "seed must be at least 0, got -1"),
         (
             lambda: attacked(fixed(first_half), gradient="identity"),
-            r"as many points as came in: \(2, 10, 3\) came out for \(2, 20, 3\)",
+            r"as many points as the input: got \(2, 10, 3\) for \(2, 20, 3\)",
         ),
         (lambda: attacked(fixed(lambda x: x[0])), r"shape \(2, M, 3\), it returned \(20, 3\)"),
         (lambda: attacked(fixed(lambda x: x[:1])), r"it returned \(1, 20, 3\)"),

@@ -64,5 +64,5 @@ def test_folding_a_training_model_and_folding_twice() -> None:
 
 def test_norms_behind_no_known_layer_are_named() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    with pytest.raises(ValueError, match="Sequential has batch norms behind no known layer: 1"):
+    with pytest.raises(ValueError, match="Sequential has batch norms without a known layer before them: 1"):
         fold(model)

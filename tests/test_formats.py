@@ -224,7 +224,7 @@ def test_misuse_is_refused_by_name(tmp_path, call, match):
         (
             "a.xyz",
             b"0 1 2\n3 four 5\n",
-            "not numbers in columns: line 2, column column_1: 'four' is no number",
+            "not numbers in columns: line 2, column column_1: 'four' is not a number",
         ),
         ("a.xyz", b"0 1 2\n3 nan 5\n", "point 1 is not finite"),
         ("a.xyz", b"\xff\xfe\x00", "not a text file: 'utf-16"),

@@ -223,13 +223,13 @@ def test_what_cannot_be_is_an_error() -> None:
         given(points, occupied, points)
     with pytest.raises(ValueError, match="not conditioned on clouds"):
         free.encode([points[0]])
-    with pytest.raises(ValueError, match="give the code of one"):
+    with pytest.raises(ValueError, match="pass the code of a cloud"):
         given.sample(2)
     with pytest.raises(ValueError, match="not conditioned, but got a code"):
         free.sample(2, code=torch.zeros(1, 7))
     with pytest.raises(ValueError, match=r"latents must be \(B, 5\), got \(1, 4\)"):
         free.decode(torch.zeros(1, 4))
-    with pytest.raises(ValueError, match="at least its two ends, got 1 steps"):
+    with pytest.raises(ValueError, match="needs at least 2 steps, got 1"):
         free.interpolate(torch.zeros(5), torch.zeros(5), 1)
     with pytest.raises(ValueError, match=r"latents must be \(5,\), got \(5,\) and \(1, 5\)"):
         free.interpolate(torch.zeros(5), torch.zeros(1, 5), 3)

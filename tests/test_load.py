@@ -118,7 +118,7 @@ def test_a_network_with_normals_is_refused_by_its_tensor(tmp_path: Path) -> None
 
 def test_another_network_is_refused_by_what_is_missing(tmp_path: Path) -> None:
     torch.save(build("pointnet2-ssg").state_dict(), tmp_path / "a.pth")
-    with pytest.raises(ValueError, match=r"is no DGCNN: tensor linear3\.bias is missing"):
+    with pytest.raises(ValueError, match=r"is not a DGCNN: tensor linear3\.bias is missing"):
         load("dgcnn", tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"does not fit PointNet2: \d+ tensors differ: sa1\.bn_blocks"):
         load("pointnet2-msg", tmp_path / "a.pth")

@@ -291,7 +291,7 @@ def test_the_root_is_an_argument_or_a_variable_and_either_folder(tmp_path, monke
     expected = load_modelnet40(tmp_path, "test", POINTS).points
     np.testing.assert_array_equal(load_modelnet40(tmp_path / "modelnet40", "test", POINTS).points, expected)
     with pytest.raises(
-        DataError, match=r"where is modelnet40\? Give its folder as root, or set .* IFDEFENSE_DATA"
+        DataError, match=r"no folder of modelnet40 is given: pass root, or set .* IFDEFENSE_DATA"
     ):
         load_modelnet40()
     monkeypatch.setenv("IFDEFENSE_DATA", str(tmp_path))

@@ -181,7 +181,7 @@ def test_purified_copies_are_trained_and_validated_on(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--schedule many", "'many' is no schedule such as"),
+        ("--schedule many", "'many' is not a schedule such as"),
         ("--batch-size 0", "batch_size must be at least 1, got 0"),
         ("--lr nan", "lr must be from 1e-12 to 10, got nan"),
         ("--model pointnet3", "'pointnet3' is not one of"),

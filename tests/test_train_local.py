@@ -444,7 +444,7 @@ def test_the_command_writes_weights_and_their_card(tmp_path: Path, monkeypatch: 
         ("--mix modelnet40 --mix meshes", "--mix modelnet40 and --teacher are given together"),
         ("--teacher there.safetensors", "--mix modelnet40 and --teacher are given together"),
         ("--mix modelnet40 --teacher there.safetensors", "the mix needs a second source"),
-        ("--mix shapenet", "'shapenet' is none of meshes, furniture, procedural, modelnet40"),
+        ("--mix shapenet", "'shapenet' is not one of meshes, furniture, procedural, modelnet40"),
         ("--width 4", "width must be at least 8, got 4"),
         ("--coarse 4", "coarse must be at least 8, got 4"),
         ("--values 50", "values must be a multiple of 6"),

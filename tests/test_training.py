@@ -352,7 +352,7 @@ def test_the_command_learns_from_a_folder_of_clouds(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--mix shapenet=1", "'shapenet' is none of modelnet40, meshes, procedural"),
+        ("--mix shapenet=1", "'shapenet' is not one of modelnet40, meshes, procedural"),
         ("--mix procedural=-1", "the weight of procedural must be positive"),
         ("--mix procedural=nan", "the weight of procedural must be positive"),
         ("--mix procedural --mix procedural=2", "procedural is given twice"),

@@ -245,7 +245,7 @@ STL = (
         ("a.stl", STL.replace("vertex 0 0 1\n", "", 1), "a facet of 2 corners"),
         ("a.obj", "v 0 0 0\nv 1 0\n", "line 2: 2 numbers"),
         ("a.obj", "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 4\n", "names a vertex outside 1..3"),
-        ("a.obj", "this is no obj\n", "'this' is no statement"),
+        ("a.obj", "this is no obj\n", "'this' is not a statement"),
     ],
 )
 def test_text_that_is_cut_or_inconsistent_is_refused(
@@ -299,7 +299,7 @@ def test_a_lack_of_memory_is_an_error_of_the_file(tmp_path: Path, monkeypatch: p
 
 def test_a_pipe_is_no_regular_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.ply")
-    with pytest.raises(DataError, match=r"a\.ply: it is no regular file"):
+    with pytest.raises(DataError, match=r"a\.ply: not a regular file"):
         read_mesh(tmp_path / "a.ply")
 
 

@@ -197,7 +197,7 @@ def test_misfits_list_names_found_and_expected(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "a.pth")
     found = r"its tensors are model\.encoder\.0\.weight, model\.encoder\.0\.bias, model\.encoder\.2.*\(14\)"
     expected = r"expected are bn1\.weight, bn1\.bias, bn1\.running_mean, … \(70\)"
-    with pytest.raises(CheckpointError, match=f"is no DGCNN: tensor .* is missing; {found}; {expected}"):
+    with pytest.raises(CheckpointError, match=f"is not a DGCNN: tensor .* is missing; {found}; {expected}"):
         classifiers.load("dgcnn", tmp_path / "a.pth")
     expected = r"expected are decoder\.fc_p\.weight, decoder\.fc_out\.weight"
     with pytest.raises(

@@ -126,7 +126,7 @@ class BPDA(ByCode, nn.Module):
         if self.gradient == "identity":
             if purified.shape != points.shape:
                 raise ValueError(
-                    f'gradient="identity" needs as many points as came in: {tuple(purified.shape)} came out '
+                    f'gradient="identity" needs as many points as the input: got {tuple(purified.shape)} '
                     f"for {tuple(points.shape)}"
                 )
             source = points

@@ -27,7 +27,7 @@ def data_folder(root: str | Path | None, name: str) -> Path:
     """
     root = root or os.environ.get(ROOT_VARIABLE)
     if not root:
-        raise DataError(f"where is {name}? Give its folder as root, or set the variable {ROOT_VARIABLE}")
+        raise DataError(f"no folder of {name} is given: pass root, or set the variable {ROOT_VARIABLE}")
     folder = Path(root)
     if not folder.exists():
         raise DataError(f"{folder}: there is no such folder")

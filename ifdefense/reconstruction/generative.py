@@ -245,7 +245,7 @@ class GenerativeOccupancyNetwork(nn.Module):
             raise ValueError(
                 "this network is not conditioned, but got a code"
                 if self.encoder is None
-                else "this network is conditioned on clouds: give the code of one, from encode"
+                else "this network is conditioned on clouds: pass the code of a cloud, from encode"
             )
         return OccupancyField(self.decoder, latent if code is None else code.expand(len(latent), -1), latent)
 
@@ -272,7 +272,7 @@ class GenerativeOccupancyNetwork(nn.Module):
             ValueError: if there are fewer than 2 steps, or a latent has a wrong shape.
         """
         if steps < 2:
-            raise ValueError(f"an interpolation has at least its two ends, got {steps} steps")
+            raise ValueError(f"an interpolation needs at least 2 steps, got {steps}")
         if a.shape != (self.config.latent,) or b.shape != a.shape:
             raise ValueError(
                 f"latents must be ({self.config.latent},), got {tuple(a.shape)} and {tuple(b.shape)}"
@@ -287,7 +287,7 @@ class GenerativeOccupancyNetwork(nn.Module):
             ValueError: if the network is not conditioned on clouds.
         """
         if self.encoder is None:
-            raise ValueError("this network draws shapes of its own: it is not conditioned on clouds")
+            raise ValueError("this network is not conditioned on clouds")
         given = (random_subset(cloud, self.calibration.points, seed) for cloud in clouds)
         return torch.cat([self.encoder(cloud[None].to(self._like.device)) for cloud in given])
 

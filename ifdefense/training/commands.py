@@ -108,7 +108,7 @@ def output_options(folder: Path | None) -> Callable[[Command], Command]:
             show_default=folder is not None,
             help="Folder of the run; an interrupted one is resumed.",
         ),
-        click.option("--out", type=path, help="Where the weights go (.safetensors), with a model card."),
+        click.option("--out", type=path, help="File of the weights (.safetensors), with a model card."),
         click.option("--force", is_flag=True, help="Replace OUT if it exists."),
         click.option(
             "--progress/--no-progress",
@@ -181,13 +181,13 @@ def mix_of(
         for value in values:
             name, _, weight = value.partition("=")
             if name not in sources:
-                raise click.BadParameter(f"{name!r} is none of {', '.join(sources)}")
+                raise click.BadParameter(f"{name!r} is not one of {', '.join(sources)}")
             if name in mix:
                 raise click.BadParameter(f"{name} is given twice")
             try:
                 mix[name] = float(weight or 1)
             except ValueError:
-                raise click.BadParameter(f"{weight!r} is no number") from None
+                raise click.BadParameter(f"{weight!r} is not a number") from None
             if not 0 < mix[name] < math.inf:
                 raise click.BadParameter(f"the weight of {name} must be positive, got {weight}")
         return mix or dict(default)

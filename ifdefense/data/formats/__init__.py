@@ -190,7 +190,7 @@ def read_mesh(path: str | Path, *, max_points: int = MAX_POINTS) -> Mesh:
     with naming(name):
         geometry = form.decode(data, options)
         if not isinstance(geometry, Geometry) or not len(geometry.faces):
-            raise DataError("it has no face, so it is no mesh")
+            raise DataError("it has no faces, so it is not a mesh")
         return _mesh(geometry)
 
 

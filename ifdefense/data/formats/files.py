@@ -58,7 +58,7 @@ def read_bytes(path: str | Path, options: Options) -> bytes:
         if stat.S_ISDIR(state.st_mode):
             raise DataError("it is a folder")
         if not stat.S_ISREG(state.st_mode):
-            raise DataError("it is no regular file; - reads standard input")
+            raise DataError("not a regular file; use - for standard input")
         limit = BYTES_ON_DISK * options.max_points
         if state.st_size > limit:
             raise DataError(
@@ -83,7 +83,7 @@ def check_content(data: bytes) -> None:
     if not data:
         raise DataError("the file is empty")
     if data.startswith(b"version https://git-lfs"):
-        raise DataError("it is a pointer of git-lfs and not the file itself; `git lfs pull` fetches it")
+        raise DataError("it is a git-lfs pointer; run `git lfs pull` to fetch the file")
 
 
 def decoded_text(data: bytes) -> str:

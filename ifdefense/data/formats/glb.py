@@ -117,7 +117,7 @@ def _chunks(data: bytes) -> tuple[Json, bytes]:
     except ValueError as error:
         raise DataError(f"not a complete glb file: its json is damaged: {error}") from None
     if not isinstance(document, dict):
-        raise DataError("not a glb file: its json is no object")
+        raise DataError("not a glb file: its json is not an object")
     return document, chunks.get(BINARY, b"")
 
 
@@ -204,7 +204,7 @@ class _Plain:
         first = offset + int(accessor.get("byteOffset", 0))
         end = first + (count - 1) * stride + row
         if count < 1 or stride < row or first < offset or offset < 0:
-            raise DataError("the file is damaged: an accessor makes no sense")
+            raise DataError("the file is damaged: an accessor is invalid")
         if end > offset + length or offset + length > self.size:
             raise short(end, min(offset + length, self.size), "bytes of points")
         self.bytes += count * row + (length if self.views[accessor["bufferView"]] is not view else 0)
@@ -217,7 +217,7 @@ class _Plain:
         """Nodes and scenes.
 
         Raises:
-            DataError: if the nodes are no tree.
+            DataError: if the nodes are not a tree.
         """
         keys = ("mesh", "children", "matrix", "translation", "rotation", "scale")
         source: list[Json] = self.source.get("nodes", [])
@@ -229,7 +229,7 @@ class _Plain:
         scenes = self.source.get("scenes") or [{"nodes": free}]
         roots = scenes[self.source.get("scene", 0)].get("nodes", [])
         if len({*children, *roots}) < len(children) + len(roots):
-            raise DataError("the file is damaged: its nodes are no tree")
+            raise DataError("the file is damaged: its nodes are not a tree")
         return {"nodes": nodes, "scene": 0, "scenes": [{"nodes": roots}]}
 
 

@@ -99,7 +99,7 @@ def _statements(text: str) -> tuple[list[str], list[str], list[str]]:
             rows[keyword].append(values)
         elif keyword and keyword not in IGNORED:
             raise DataError(
-                f"not a complete obj file: line {number}: {keyword[:40]!r} is no statement of an obj file"
+                f"not a complete obj file: line {number}: {keyword[:40]!r} is not a statement of an obj file"
             )
     return rows["v"], rows["vn"], rows["f"]
 
@@ -122,7 +122,7 @@ def _fault(keyword: str, words: list[str]) -> str:
         return f"a face names vertex {wrong[:40]}, they count from 1"
     for word in words:
         if not re.fullmatch(NUMBER, word, re.ASCII | re.IGNORECASE):
-            return f"{word[:40]!r} is no number"
+            return f"{word[:40]!r} is not a number"
     return f"{len(words)} numbers, {'3' if keyword == 'vn' else '3 or 4 or 6 or 7'} are expected"
 
 

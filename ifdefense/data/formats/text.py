@@ -276,7 +276,7 @@ def _cells(rows: Rows, delimiter: str | None, names: list[str] | None, options: 
         columns[name] = _column(cells)
         if index in chosen and columns[name].dtype.kind not in "fi":
             wrong = next(position for position, cell in enumerate(cells) if _number(cell) is None)
-            what = f"{cells[wrong]!r} is no number" if cells[wrong] else "a blank cell"
+            what = f"{cells[wrong]!r} is not a number" if cells[wrong] else "a blank cell"
             raise DataError(f"not numbers in columns: line {rows[wrong][0]}, column {name}: {what}")
     return columns
 
