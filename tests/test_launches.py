@@ -10,15 +10,15 @@ import ifdefense
 from ifdefense.geometry.points import farthest_point_sampling, farthest_samples, neighbours_of_each
 from ifdefense.shapes.procedural import make_dataset
 
-CLOUDS, POINTS = 8, 512
+CLOUDS = 16
 
 
-@pytest.mark.parametrize(("method", "launches"), [("local-mesh", 1100), ("dup-net", 500)])
+@pytest.mark.parametrize(("method", "launches"), [("local-mesh", 1000), ("dup-net", 500)])
 def test_a_batch_takes_few_launches_and_waits_per_cloud(
     method: str, launches: int, stand_in: torch.device
 ) -> None:
-    clouds = torch.from_numpy(make_dataset(1, POINTS, seed=5).points[:CLOUDS])
-    assert clouds.shape == (CLOUDS, POINTS, 3)
+    clouds = torch.from_numpy(make_dataset(1, 1024, seed=5).points[:CLOUDS])
+    assert clouds.shape == (CLOUDS, 1024, 3)
     purifier = ifdefense.load(method)
     expected = purifier(clouds[:2])
     purifier.to(stand_in)
