@@ -176,7 +176,7 @@ BAD = {
     "member shape": ([CLOUD, CLOUD[:, :2]], ValueError, r"cloud 1 must have shape \(N, 3\)"),
     "transposed": (CLOUD.T, ValueError, r"3 distinct points.*the layout is \(N, 3\), a row per point"),
     "no axes": (np.zeros(()), ValueError, r"an array of shape \(\)"),
-    "object array": (CLOUD.astype(object), TypeError, "dtype object.*given as a list"),
+    "object array": (CLOUD.astype(object), TypeError, "dtype object.*sizes as a list"),
     "masked": (
         np.ma.array(CLOUD, mask=CLOUD > 2),
         ValueError,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -141,7 +142,12 @@ def test_a_command_with_an_option_that_does_not_exist_is_noticed() -> None:
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_the_commands_of_make_weights_can_be_called() -> None:
     dry = subprocess.run(
-        ["make", "--file", "weights.mk", "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "--file", "weights.mk", "--dry-run"],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     lines = dry.stdout.replace("\\\n", " ").splitlines()
     commands = [" ".join(line.removeprefix(".venv/bin/").split()) for line in lines]

@@ -203,7 +203,7 @@ def test_misfits_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"fc1\.weight is \(3, 3\), not \(512, 1024\)"):
         classifiers.load("pointnet", weights=tmp_path / "a.pth")
     torch.save({"a": torch.zeros(1)}, tmp_path / "b.pth")
-    with pytest.raises(ValueError, match=r"no PointNet: tensor fc3\.bias is missing"):
+    with pytest.raises(ValueError, match=r"not a PointNet: tensor fc3\.bias is missing"):
         classifiers.load("pointnet", weights=tmp_path / "b.pth")
 
 
