@@ -9,6 +9,7 @@ import functools
 import numpy as np
 import torch
 from conftest import sample_box
+from torch import Tensor, nn
 
 import ifdefense
 from ifdefense import Purifier
@@ -22,6 +23,17 @@ CLOUDS = torch.from_numpy(
     np.stack([sample_box(sides, 160, np.random.default_rng(0)) for sides in ((1, 0.7, 0.7), (1, 0.9, 0.8))])
 )
 """``(2, 160, 3)``: the smallest clouds of which every method finds the surface."""
+
+
+class Pooled(nn.Module):
+    """A small classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 5)
+
+    def forward(self, points: Tensor) -> Tensor:
+        return self.layer(points).amax(1)
 
 
 def quick(method: str) -> Purifier:

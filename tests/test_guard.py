@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from quick import CLOUDS, load_quick, quick
+from quick import CLOUDS, Pooled, load_quick, quick
 from torch import Tensor, nn
 
 from attacks.defence_aware.model import DefenceAware
@@ -142,17 +142,6 @@ def test_no_setting_reaches_the_loading(
     assert loaded.spec() == purifier.spec()
     points = CLOUDS.clone().requires_grad_()  # a weight made in inference mode would be no part of a graph
     assert torch.equal(loaded(points, POINTS, seed=1).detach(), purifier(points, POINTS, seed=1).detach())
-
-
-class Pooled(nn.Module):
-    """A small classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3, 5)
-
-    def forward(self, points: Tensor) -> Tensor:
-        return self.layer(points).amax(1)
 
 
 @pytest.mark.parametrize("state", ["autocast", "default device", "everything"])

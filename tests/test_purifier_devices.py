@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from quick import CLOUDS, quick
-from torch import Tensor, nn
+from quick import CLOUDS, Pooled, quick
+from torch import Tensor
 
 from attacks.defence_aware.model import EOT, DefenceAware
 from ifdefense import Compose, Defended, Purifier, purify
@@ -21,17 +21,6 @@ from ifdefense.purifiers.filters import StatisticalOutlierRemoval
 POINTS = 24
 METHODS = ["local-mesh", "local-random", "onet-opt", "sor-ae", "sor"]
 """One of each kind of network, filter and restorer."""
-
-
-class Pooled(nn.Module):
-    """A small classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3, 5)
-
-    def forward(self, points: Tensor) -> Tensor:
-        return self.layer(points).amax(1)
 
 
 @pytest.fixture(scope="module", params=METHODS)

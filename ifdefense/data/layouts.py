@@ -10,6 +10,7 @@ are described in their modules. docs/data.md lists the sources of the up axes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import pickle
@@ -39,7 +40,7 @@ from ifdefense.data.parts import (
     first,
     found,
     numbered,
-    read_hdf5_arrays,
+    read_ply_data,
     read_rows,
     stacked,
 )
@@ -178,18 +179,11 @@ def _read_packed(root: Path, request: Request) -> CloudSet:
 
 
 def _read_hdf5(root: Path, request: Request) -> CloudSet:
-    points, labels, names = [], [], []
-    for path in found(sorted(root.glob(f"ply_data_{request.part}*.h5")), root, request.part):
-        arrays = read_hdf5_arrays(path)
-        require(arrays, ("data", "label"), path)
-        points.append(first(batch_of(arrays["data"], path), request.points, path))
-        labels.append(arrays["label"].reshape(-1))
-        names += _names_beside(path, request.part, len(points[-1]))
-    classes = read_classes(root / "shape_names.txt")
-    return cloud_set(np.concatenate(points), np.concatenate(labels), names, classes)
+    points, labels, names = read_ply_data(root, request, functools.partial(_names_beside, request.part))
+    return cloud_set(points, labels, names, read_classes(root / "shape_names.txt"))
 
 
-def _names_beside(path: Path, part: Part, count: int) -> list[str]:
+def _names_beside(part: Part, path: Path, count: int) -> list[str]:
     """Names of the shapes of an h5 file, from the list next to it if there is one."""
     number = path.stem.removeprefix(f"ply_data_{part}")
     listing = path.with_name(f"ply_data_{part}_{number}_id2file.json")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from ifdefense.data.formats import hdf5, text
 from ifdefense.data.formats.arrays import Arrays, clouds_of, load_npy
 from ifdefense.data.formats.files import naming, read_bytes
 from ifdefense.data.formats.table import Options
+from ifdefense.data.packed import require
 
 Part = Literal["train", "val", "test"]
 
@@ -104,6 +105,26 @@ def read_hdf5_arrays(path: Path) -> Arrays:
     """All arrays of an .h5 file."""
     with naming(path):
         return hdf5.load(read_bytes(path, Options()), Options())
+
+
+def read_ply_data(
+    root: Path, request: Request, names_of: Callable[[Path, int], list[str]]
+) -> tuple[NDArray[Any], NDArray[Any], list[str]]:
+    """Points, labels and names of a part that is stored as ``ply_data_PART*.h5``.
+
+    Args:
+        root: folder of the set.
+        request: the part and its number of points.
+        names_of: names of the clouds of a file, from its path and their number.
+    """
+    points, labels, names = [], [], []
+    for path in found(sorted(root.glob(f"ply_data_{request.part}*.h5")), root, request.part):
+        arrays = read_hdf5_arrays(path)
+        require(arrays, ("data", "label"), path)
+        points.append(first(batch_of(arrays["data"], path), request.points, path))
+        labels.append(arrays["label"].reshape(-1))
+        names += names_of(path, len(points[-1]))
+    return np.concatenate(points), np.concatenate(labels), names
 
 
 def read_array(path: Path) -> NDArray[Any]:

@@ -12,19 +12,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
-
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.errors import DataError
-from ifdefense.data.packed import read_classes, require
+from ifdefense.data.packed import read_classes
 from ifdefense.data.parts import (
     Request,
-    batch_of,
     cloud_set,
-    first,
     found,
     numbered,
-    read_hdf5_arrays,
+    read_ply_data,
     read_rows,
     stacked,
 )
@@ -44,14 +40,8 @@ def is_hdf5(root: Path) -> bool:
 
 def read_hdf5(root: Path, request: Request) -> CloudSet:
     """Reads a part of the HDF5 release."""
-    points, labels, names = [], [], []
-    for path in found(sorted(root.glob(f"ply_data_{request.part}*.h5")), root, request.part):
-        arrays = read_hdf5_arrays(path)
-        require(arrays, ("data", "label"), path)
-        points.append(first(batch_of(arrays["data"], path), request.points, path))
-        labels.append(arrays["label"].reshape(-1))
-        names += numbered(path, len(points[-1]))
-    return cloud_set(np.concatenate(points), np.concatenate(labels), names, CLASSES)
+    points, labels, names = read_ply_data(root, request, numbered)
+    return cloud_set(points, labels, names, CLASSES)
 
 
 def is_text(root: Path) -> bool:

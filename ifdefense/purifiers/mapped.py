@@ -60,20 +60,15 @@ class MappedPurifier(Purifier):
 
     def _mapped(self, clouds: list[Tensor], seed: int) -> list[Tensor]:
         """The results of the network, ``(M_i, 3)`` in the unit cube."""
-        device = next(self.network.parameters()).device
         up = trained_axis(self.network) or UP
-        given = [
-            turned(random_subset(cloud, self.network.points, seed).to(device), UP, up) for cloud in clouds
-        ]
+        given = [turned(random_subset(cloud, self.network.points, seed), UP, up) for cloud in clouds]
         centres = [cloud.mean(0) for cloud in given]
         radii = [(cloud - centre).norm(dim=1).max() for cloud, centre in zip(given, centres, strict=True)]
         spheres = [
             (cloud - centre) / radius for cloud, centre, radius in zip(given, centres, radii, strict=True)
         ]
-        results = zip(self.network.mapped(spheres), centres, radii, clouds, strict=True)
-        return [
-            turned(points * radius + centre, up).to(cloud.device) for points, centre, radius, cloud in results
-        ]
+        results = zip(self.network.mapped(spheres), centres, radii, strict=True)
+        return [turned(points * radius + centre, up) for points, centre, radius in results]
 
     def _taken(self, clouds: list[Tensor], counts: Sequence[int | None], seed: int) -> list[Tensor | None]:
         """Indices ``(count,)`` of the points selected from each cloud; ``None`` for all."""

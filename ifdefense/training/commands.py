@@ -120,6 +120,16 @@ def output_options(folder: Path | None) -> Callable[[Command], Command]:
     return with_options(*options)
 
 
+surfaces_per_class = click.option(
+    "--per-class",
+    type=click.IntRange(min=5),
+    default=60,
+    show_default=True,
+    help="Procedural shapes per class.",
+)
+"""Option of trainings on surfaces, some of which are held out per class."""
+
+
 def prepare(out: Path | None, force: bool, folder: Path) -> None:
     """Sets up logging, and checks that the run folder and the weights can be written.
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ifdefense.implicit.local import LocalConfig, LocalOccupancyNetwork
-from ifdefense.training.commands import mix_of, options_of, reported, run_options
+from ifdefense.training.commands import mix_of, options_of, reported, run_options, surfaces_per_class
 from ifdefense.training.data.attacked_clouds import AttackedClouds
 from ifdefense.training.data.surfaces import SOURCES, collect, mixed
 from ifdefense.training.examples.thickened_surfaces import ThickenedOptions, ThickenedSampler
@@ -97,13 +97,7 @@ def adam_layers(network: LocalOccupancyNetwork) -> list[nn.Module]:
     values="Size of a point's affine map; a multiple of 6.",
     hidden="Width of the decoder.",
 )
-@click.option(
-    "--per-class",
-    type=click.IntRange(min=5),
-    default=60,
-    show_default=True,
-    help="Procedural shapes per class.",
-)
+@surfaces_per_class
 @reported()
 def train_command(
     mix: dict[str, float],

@@ -18,7 +18,14 @@ from ifdefense.devices import device_of_weights
 from ifdefense.geometry.points import Neighbours, chamfer_distance
 from ifdefense.point_networks.punet import PUNet
 from ifdefense.restorers.optimised import Repulsion
-from ifdefense.training.commands import mix_of, options_of, output_options, prepare, reported
+from ifdefense.training.commands import (
+    mix_of,
+    options_of,
+    output_options,
+    prepare,
+    reported,
+    surfaces_per_class,
+)
 from ifdefense.training.data.surfaces import WITH_SURFACES, collect, mixed
 from ifdefense.training.examples.upsampling import Example, UpsamplingOptions, UpsamplingSampler
 from ifdefense.training.runs import ResumableRun, check_ranges
@@ -217,13 +224,7 @@ class PUNetRun(ResumableRun):
     repulsion="Weight of the repulsion.",
     jitter="Largest noise, unit sphere.",
 )
-@click.option(
-    "--per-class",
-    type=click.IntRange(min=5),
-    default=60,
-    show_default=True,
-    help="Procedural shapes per class.",
-)
+@surfaces_per_class
 @click.option(
     "--every", type=click.IntRange(min=1), default=100, show_default=True, help="Steps between validations."
 )
