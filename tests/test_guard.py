@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -328,22 +330,50 @@ def test_an_explicit_wish_makes_a_purifier_trainable() -> None:
     assert sum(weight.grad is not None and bool(weight.grad.any()) for weight in purifier.parameters()) > 100
 
 
-def test_a_defended_model_in_ddp(tmp_path: Any) -> None:
-    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+DDP = """
+import sys
+
+import torch
+from quick import CLOUDS, Pooled, quick
+from torch import nn
+
+from ifdefense import Defended
+
+
+def losses(model, points):
+    parallel = nn.parallel.DistributedDataParallel(model).train()
+    optimiser = torch.optim.SGD(parallel.parameters(), 0.1)
+    for _ in range(2):
+        optimiser.zero_grad()
+        loss = parallel(points).square().sum()
+        loss.backward()
+        optimiser.step()
+        yield loss.item()
+
+
+torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+first, second = losses(nn.Linear(3, 1), CLOUDS[0, :4])
+print("DDP works", flush=True)
+first, second = losses(Defended(Pooled(), quick("local-mesh"), num_points=24, seed=1), CLOUDS)
+print("learns" if second < first else "does not learn")
+"""
+
+
+def test_a_defended_model_in_ddp() -> None:
+    """In a process of its own: where sockets are forbidden, Gloo may wait for hours and hears no signal."""
+    environment = os.environ | {
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
+    }
+    command = [sys.executable, "-c", DDP]
     try:
-        model = Defended(Pooled(), quick("local-mesh"), num_points=POINTS, seed=1)
-        parallel = nn.parallel.DistributedDataParallel(model).train()
-        optimiser = torch.optim.SGD(parallel.parameters(), 0.1)
-        losses = []
-        for _ in range(2):
-            optimiser.zero_grad()
-            loss = parallel(CLOUDS).square().sum()
-            loss.backward()
-            optimiser.step()
-            losses.append(loss.item())
-        assert losses[1] < losses[0]
-    finally:
-        torch.distributed.destroy_process_group()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        out, error = done.stdout, done.stderr
+    except subprocess.TimeoutExpired as expired:
+        out, error = (expired.stdout or b"").decode(), "no answer after 120 s"
+    if "DDP works" not in out:
+        pytest.skip(f"DDP of one linear layer does not work here: {error[-300:]}")
+    assert "learns" in out.splitlines(), error
 
 
 def test_a_guarded_function_keeps_its_name_and_arguments() -> None:
