@@ -34,6 +34,7 @@ COMMANDS = {
         "Meshes before and after simplification and refinement.",
     ),
     "repair": ("benchmarks.repair:repair", "Anomalies that the mesh repair finds, and what it costs."),
+    "run": ("benchmarks.run:run", "Measures a defence under static and adaptive attacks."),
     "robustness": ("benchmarks.robustness:robustness", "Every attack against every defence."),
 }
 
