@@ -24,14 +24,13 @@ from tqdm import tqdm
 
 from benchmarks import result_files, statistics
 from benchmarks.cells import BASELINES, BLOCK, NO_DEFENCE, Cell, grid
-from benchmarks.clouds import LabelledClouds, load_clouds
+from benchmarks.clouds import PROCEDURAL, LabelledClouds, load_clouds
 from benchmarks.executors import EXECUTORS, Executor, Failure
 from benchmarks.flags import flags
-from benchmarks.foreign import Victim, defence_of, model_of, victim_of
+from benchmarks.foreign import Victim, defence_of, model_of, shipped_victims, victim_of
 from benchmarks.shards import Store, Task
 from benchmarks.suite import IF_DEFENSE, RECENT, SUITE, SUITES, slow
 from benchmarks.text_tables import text_table
-from ifdefense.logits import classify
 from ifdefense.provenance import digest, versions
 
 FORMAT = 1
@@ -49,8 +48,6 @@ MODELNET40_VICTIMS = (
     "dgcnn-modelnet40-hybrid",
     "pointnet-modelnet40-adversarial",
 )
-PROCEDURAL_VICTIMS = ("pointnet-procedural",)
-
 ALL = "all"
 _LOG = logging.getLogger(__name__)
 Json = dict[str, Any]
@@ -86,7 +83,8 @@ class Result:
     @property
     def flags(self) -> list[str]:
         """Names of what makes the figures unreliable; empty is good."""
-        return list(dict.fromkeys(flag["name"] for flag in self.data["flags"]))
+        raised = [flag["name"] for flag in self.data["flags"] if flag["defence"] == self.data["row"]]
+        return list(dict.fromkeys(raised))
 
     @property
     def headline(self) -> Json:
@@ -137,7 +135,11 @@ class Result:
             if one["family"] == ALL
         ]
         header = ["accuracy in %", "clean", "static, mean", "adaptive, worst", "worst of all"]
-        raised = [f"flag {flag['name']}: {flag['says']}" for flag in self.data["flags"]]
+        raised = [
+            f"flag {flag['name']}, {flag['victim']}: {flag['says']}"
+            for flag in self.data["flags"]
+            if flag["defence"] == self.data["row"]
+        ]
         return "\n".join([text_table(header, lines), *raised, self.in_words()])
 
     def to_json(self, path: str | Path | None = None) -> str:
@@ -203,7 +205,7 @@ def evaluate(
         folder = stack.enter_context(tempfile.TemporaryDirectory()) if store is None else store
         run = _Run(
             suite=suite,
-            data=data if data is not None else "procedural",
+            data=data if data is not None else PROCEDURAL,
             seed=seed,
             store=Store(Path(folder)),
             executor=_executor(executor),
@@ -229,7 +231,12 @@ def _victims(victim: Any, model: Any, data: Any) -> list[Any]:
         return [model]
     if victim is not None:
         return list(victim) if isinstance(victim, list | tuple) else [victim]
-    return list(MODELNET40_VICTIMS if str(data).startswith("modelnet40") else PROCEDURAL_VICTIMS)
+    name = data.name if isinstance(data, LabelledClouds) else str(data or PROCEDURAL)
+    if name.partition(":")[0] in ("modelnet40", "modelnet40-c"):
+        return list(MODELNET40_VICTIMS)
+    if name == PROCEDURAL:
+        return [victim for victim in reversed(shipped_victims()) if victim.endswith("-procedural")]
+    raise ValueError(f"no shipped classifier was trained on {name}: give a victim")
 
 
 @dataclasses.dataclass(eq=False)
@@ -248,16 +255,16 @@ class _Run:
     what: Any
 
     def __post_init__(self) -> None:
-        find = model_of if self.model else victim_of
-        found = [(find(what), what) for what in self.whats]
+        find, device = model_of if self.model else victim_of, torch.device(self.device)
+        found = [(find(what, device=device), what) for what in self.whats]
         self.victims: dict[str, Victim] = {victim.title: victim for victim, _ in found}
         self.victim_whats = {victim.title: what for victim, what in found}
         if len(self.victims) < len(found):
             raise ValueError("two victims have the same title")
-        self.defence = defence_of(self.what)
+        self.defence = defence_of(self.what, device=device)
         names = (NO_DEFENCE,) if self.model else BASELINES
         self.defence_whats: dict[str, Any] = {name: name for name in names}
-        self.defences: dict[str, Any] = {name: defence_of(name) for name in names}
+        self.defences: dict[str, Any] = {name: defence_of(name, device=device) for name in names}
         self.row = NO_DEFENCE if self.defence is None else str(getattr(self.defence, "name", self.what))
         if self.row not in self.defences:
             self.defence_whats[self.row] = self.what
@@ -277,23 +284,22 @@ class _Run:
         if clouds is not None:
             counts = dict.fromkeys(counts, clouds)
         labelled = self._clouds(max(counts.values()))
-        counts = {cell: min(count, len(labelled.points)) for cell, count in counts.items()}
+        if minutes is None and clouds is not None and clouds > len(labelled):
+            raise ValueError(f"{labelled.name}: {clouds} clouds are asked for, there are {len(labelled)}")
+        counts = {cell: min(count, len(labelled)) for cell, count in counts.items()}
         failures = self._execute(counts, labelled)
         return Result(self._summary(counts, labelled), failures)
 
-    def _clouds(self, count: int) -> LabelledClouds:
+    def _clouds(self, count: int | None) -> LabelledClouds:
+        """The first clouds; all with ``None``, and where there are fewer."""
         if isinstance(self.data, LabelledClouds):
-            found = self.data.block(0, count)
-        else:
+            found = self.data[:count]
+        elif self.data == PROCEDURAL:
             found = load_clouds(self.data, clouds=count, seed=self.seed)
-        for title, victim in self.victims.items():
-            with torch.no_grad():
-                outputs = classify(victim.model, found.points[:1]).shape[1]
-            if outputs < len(found.classes):
-                raise ValueError(
-                    f"{title} has {outputs} classes, and {found.name} {len(found.classes)}: give a victim "
-                    "that was trained on its classes"
-                )
+        else:
+            found = load_clouds(self.data, seed=self.seed)[:count]
+        for victim in self.victims.values():
+            victim.check(found)
         return found
 
     def _tasks(self, counts: Mapping[Cell, int], labelled: LabelledClouds) -> Iterator[Task]:
@@ -303,7 +309,7 @@ class _Run:
         def task(kind: Any, cell: Cell, block: int, count: int) -> Task:
             size = min(BLOCK, count - block * BLOCK)
             if (block, size) not in blocks:
-                blocks[block, size] = labelled.block(block, BLOCK).block(0, size)
+                blocks[block, size] = labelled.block(block, BLOCK)[:size]
             known = cell.knowledge.partition(":")[2]
             return Task(
                 kind=kind,
@@ -379,13 +385,8 @@ class _Run:
         for cell, (task, *_) in tasks.items():
             if cell.source == "probe":
                 arrays = self.store.read(task.path)
-                evidence = {} if arrays is None else json.loads(str(arrays["evidence"]))
-                own = [
-                    one for one in cells if one["victim"] == cell.victim and one["defence"] == cell.defence
-                ]
-                raised += [
-                    {"victim": cell.victim, "defence": cell.defence, **flag} for flag in flags(evidence, own)
-                ]
+                if arrays is not None:
+                    raised += flags(json.loads(str(arrays["evidence"])), cells)
         spec = getattr(self.defence, "spec", None)
         return {
             "format": FORMAT,
@@ -401,9 +402,9 @@ class _Run:
             },
             "data": {
                 "name": labelled.name,
-                "clouds": len(labelled.points),
+                "clouds": len(labelled),
                 "seed": self.seed,
-                "digest": digest(labelled.points, labelled.labels),
+                "digest": labelled.digest(),
             },
             "suite": self.suite,
             "date": result_files.today(),
@@ -448,9 +449,8 @@ class _Run:
             **dataclasses.asdict(cell),
             "title": cell.source if entry is None else entry.title,
             "family": cell.family,
-            "clouds": count,
             "draws": len(right),
-            **statistics.accuracy(right, labels),
+            **_accuracy(right, labels),
             "success": round(100 * float(torch.cat(success).float().mean()), 2) if success else None,
             "budget": None
             if threat is None
@@ -464,7 +464,7 @@ class _Run:
             "passes": round(float(torch.cat(queries).float().mean()), 1) if queries else 0,
             "milliseconds": round(1000 * sum(seconds) / count, 3),
             "attack_seconds": round(sum(attack_seconds), 3),
-            "right": ["".join("01"[value] for value in draw) for draw in right.int().tolist()],
+            "right": statistics.packed(right),
             "labels_digest": digest(labels),
         }
 
@@ -495,7 +495,8 @@ def _figures(
     worst = _worst([*clean, *attacked.values()])
     found["clouds"] = worst.shape[1]
     found["clean"] = _accuracy(clean[0], labels)
-    found["static"] = _accuracy(torch.stack(_common(strong)).float().mean(0), labels) if strong else None
+    # As if they were draws: the mean over attacks and clouds, with the error over clouds.
+    found["static"] = _accuracy(torch.cat(_common(strong)), labels) if strong else None
     found["adaptive"] = _accuracy(_worst(adaptive), labels) if adaptive else None
     found["worst"] = _accuracy(worst, labels)
     return found
@@ -513,7 +514,8 @@ def _worst(rights: Iterable[Tensor]) -> Tensor:
 
 
 def _accuracy(right: Tensor, labels: Tensor) -> dict[str, float]:
-    return {"clouds": right.shape[1], **statistics.accuracy(right, labels[: right.shape[1]])}
+    found = statistics.accuracy(right, labels[: right.shape[1]])
+    return {"clouds": right.shape[1]} | {name: round(value, 3) for name, value in found.items()}
 
 
 def _differences(
@@ -536,7 +538,8 @@ def _differences(
             if row in worst and name != row:
                 first, second = _common([worst[row], worst[name]])
                 found.append(
-                    {"victim": victim, "defence": row, "against": name, **statistics.paired(first, second)}
+                    {"victim": victim, "defence": row, "against": name}
+                    | {key: round(value, 3) for key, value in statistics.paired(first, second).items()}
                 )
     return found
 

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attacks import DefenceAware
-from benchmarks.cells import CORRUPTION, TRANSFER, Cell, knowledges
+from benchmarks.cells import CORRUPTION, NO_DEFENCE, TRANSFER, Cell, knowledges
 from benchmarks.clouds import LabelledClouds
 from benchmarks.flags import probe
-from benchmarks.foreign import Victim, defence_of, victim_of
+from benchmarks.foreign import RandomModel, Victim, defence_of, victim_of
 from benchmarks.suite import SUITE, Effort
 from ifdefense import Defended
 from ifdefense.corruptions.natural import corrupt
@@ -115,7 +115,7 @@ class Task:
     block: int
     clouds: LabelledClouds
     victim: Any
-    defence: Any = None
+    defence: Any = NO_DEFENCE
     known: Any = None
     effort: Effort = "affordable"
     seed: int = 0
@@ -134,7 +134,7 @@ class Task:
             strongest = list(knowledges(_defence(defence, self.device), self.samples))[-1]
             cell = dataclasses.replace(cell, defence=other, knowledge=strongest)
         elif cell.knowledge == "static":
-            defence = None
+            defence = NO_DEFENCE
         return dataclasses.replace(self, kind="attacked", cell=cell, defence=defence, known=None)
 
     @functools.cached_property
@@ -149,24 +149,16 @@ class Task:
         """Digest of all that determines the shard."""
         common = FORMAT, self.kind, versions(), self.seed, _device_kind(self.device)
         clouds = self.clouds.points, self.clouds.labels, self.clouds.targets
-        if self.kind == "attacked":
-            return digest(*common, self._attack_digest, *clouds)
-        source = made.key if (made := self.attacked) is not None else digest(self.cell.source, *clouds)
         own = _digest_of_victim(self.victim, self.device), _digest_of_defence(self.defence, self.device)
+        if self.kind == "attacked":
+            known = (self.cell.knowledge, self.samples) if self.defence != NO_DEFENCE else ()
+            attack = _digest_of_attack(self.cell.source, self.effort), code_digest([DefenceAware.__module__])
+            return digest(*common, *attack, *known, *own, *clouds)
+        source = made.key if (made := self.attacked) is not None else digest(self.cell.source, *clouds)
         if self.kind == "probe":
             return digest(*common, code_digest([probe.__module__]), source, *own)
         corruption = code_digest([corrupt.__module__]) if self.cell.source.startswith(CORRUPTION) else ""
         return digest(*common, source, corruption, *own, self.draws, FRESH)
-
-    @property
-    def _attack_digest(self) -> str:
-        attack, size = SUITE[self.cell.source].attack(self.effort), self.clouds.points.shape[1]
-        return digest(attack, _digest_of_model(*self._aware, size))
-
-    @property
-    def _aware(self) -> tuple[Any, Any, str, int, str]:
-        """What makes the model that is attacked."""
-        return self.victim, self.defence, self.cell.knowledge, self.samples, self.device
 
 
 def run_shard(task: Task, store: Store) -> None:
@@ -186,7 +178,7 @@ def run_shard(task: Task, store: Store) -> None:
 def _attack(task: Task, store: Store) -> Arrays:
     """Attacked clouds of a block."""
     entry, clouds = SUITE[task.cell.source], task.clouds
-    model = _model(*task._aware, clouds.points.shape[1])
+    model = _model(task)
     place = torch.device(task.device)
     start = time.perf_counter()
     result = entry.attack(task.effort)(
@@ -227,19 +219,21 @@ def _score(task: Task, store: Store) -> Arrays:
     points = attacked_points(task, store)
     victim, defence = _victim(task.victim, task.device), _defence(task.defence, task.device)
     size = task.clouds.points.shape[1]
-    draws = 1 if defence is None or defence.deterministic else task.draws
+    random = not victim.deterministic or (defence is not None and not defence.deterministic)
+    draws = task.draws if random else 1
     predicted, shown = [], points[:SHOWN]
     synchronise()
     start = time.perf_counter()
     with torch.no_grad():
-        for draw in range(draws):
+        for seed in range(FRESH, FRESH + draws):
+            model = victim.model.with_seed(seed) if isinstance(victim.model, RandomModel) else victim.model
             if defence is None:
-                logits = classify(victim.model, points)
+                logits = classify(model, points)
             else:
-                defended = Defended(victim.model, defence, num_points=size, seed=FRESH + draw)
-                purified = defended.purified(points, FRESH + draw)
+                defended = Defended(model, defence, num_points=size)
+                purified = defended.purified(points, seed)
                 logits = defended.classified(purified)
-                shown = purified[:SHOWN] if draw == 0 else shown
+                shown = purified[:SHOWN] if seed == FRESH else shown
             predicted.append(logits.argmax(1).cpu())
     seconds = (time.perf_counter() - start) / draws
     shown = torch.stack(list(shown)) if len({len(one) for one in shown}) == 1 else points[:0]
@@ -267,48 +261,45 @@ _MAKERS: dict[str, Callable[[Task, Store], Arrays]] = {
 
 @functools.lru_cache(maxsize=16)
 def _victim(what: Any, device: str) -> Victim:
-    victim = victim_of(what)
-    return dataclasses.replace(victim, model=victim.model.to(device))
+    return victim_of(what, device=torch.device(device))
 
 
 @functools.lru_cache(maxsize=16)
 def _defence(what: Any, device: str) -> Any:
     """The purifier, or ``None`` for no defence."""
-    defence = defence_of(what)
-    return defence.to(device) if isinstance(defence, nn.Module) else defence
+    return defence_of(what, device=torch.device(device))
 
 
-def _model(victim: Any, defence: Any, knowledge: str, samples: int, device: str, size: int) -> nn.Module:
+def _model(task: Task) -> Callable[[Tensor], Any]:
     """What an attacker attacks."""
-    model, purifier = _victim(victim, device).model, _defence(defence, device)
+    model, purifier = _victim(task.victim, task.device).model, _defence(task.defence, task.device)
     if purifier is None:
         return model
-    known = knowledges(purifier, samples)[knowledge]
+    known = knowledges(purifier, task.samples)[task.cell.knowledge]
+    size = task.clouds.points.shape[1]
     return DefenceAware(model, purifier, gradient=known.gradient, eot=known.eot, num_points=size)
-
-
-@functools.lru_cache(maxsize=64)
-def _digest_of_model(victim: Any, defence: Any, knowledge: str, samples: int, device: str, size: int) -> str:
-    model = _model(victim, defence, knowledge, samples, device, size)
-    return digest(model, code_of(model))
 
 
 @functools.lru_cache(maxsize=16)
 def _digest_of_victim(what: Any, device: str) -> str:
-    model = _victim(what, device).model
-    return digest(model, code_of(model))
+    victim = _victim(what, device)
+    return digest(victim.weights, code_of(victim.model))
 
 
 @functools.lru_cache(maxsize=16)
 def _digest_of_defence(what: Any, device: str) -> str:
-    defence = _defence(what, device)
-    return digest(defence, code_of(defence))
+    return digest(_defence(what, device))
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_of_attack(source: str, effort: Effort) -> str:
+    return digest(SUITE[source].attack(effort))
 
 
 def code_of(model: Any) -> str:
     """Digest of the code of a model and its parts, except for torch."""
     parts = model.modules() if isinstance(model, nn.Module) else [model]
-    names = {type(part).__module__ for part in parts if part is not None}
+    names = {type(part).__module__ for part in parts}
     return code_digest(name for name in names if name.partition(".")[0] != "torch")
 
 

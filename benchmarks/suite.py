@@ -86,7 +86,7 @@ def changed(settings: str) -> str:
     return f"{title}({', '.join(f'{name}={value}' for name, value in parts if defaults.get(name) != value)})"
 
 
-def slow(victim: nn.Module) -> bool:
+def slow(victim: object) -> bool:
     """Whether a gradient costs about ten times that of PointNet, as with networks of neighbourhoods."""
     return not isinstance(victim, PointNet)
 
