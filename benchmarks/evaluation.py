@@ -28,7 +28,7 @@ from benchmarks.clouds import PROCEDURAL, LabelledClouds, load_clouds
 from benchmarks.executors import EXECUTORS, Executor, Failure
 from benchmarks.flags import flags
 from benchmarks.foreign import Victim, defence_of, model_of, nearest, shipped_victims, victim_of
-from benchmarks.shards import Store, Task
+from benchmarks.shards import Store, Task, forget
 from benchmarks.suite import IF_DEFENSE, RECENT, SUITE, SUITES, Suite, slow
 from benchmarks.text_tables import text_table
 from ifdefense.provenance import digest, versions
@@ -49,6 +49,7 @@ MODELNET40_VICTIMS = (
     "pointnet-modelnet40-adversarial",
 )
 ALL = "all"
+PROBE = "probe"
 _LOG = logging.getLogger(__name__)
 Json = dict[str, Any]
 
@@ -261,6 +262,7 @@ class _Run:
     what: Any
 
     def __post_init__(self) -> None:
+        forget()
         find, device = model_of if self.model else victim_of, torch.device(self.device)
         found = [(find(what, device=device), what) for what in self.whats]
         self.victims: dict[str, Victim] = {victim.title: victim for victim, _ in found}
@@ -286,16 +288,18 @@ class _Run:
         if minutes is not None:
             first = dict.fromkeys(counts, BLOCK)
             labelled = self._clouds(BLOCK)
-            self._execute(first, labelled)
-            clouds = self._affordable(first, labelled, minutes)
+            tasks = list(self._tasks(first, labelled))
+            self._execute(tasks)
+            clouds = self._affordable(tasks, minutes)
         if clouds is not None:
             counts = dict.fromkeys(counts, clouds)
         labelled = self._clouds(max(counts.values()))
         if minutes is None and clouds is not None and clouds > len(labelled):
             raise ValueError(f"{labelled.name}: {clouds} clouds are asked for, there are {len(labelled)}")
         counts = {cell: min(count, len(labelled)) for cell, count in counts.items()}
-        failures = self._execute(counts, labelled)
-        return Result(self._summary(counts, labelled), failures)
+        tasks = list(self._tasks(counts, labelled))
+        failures = self._execute(tasks)
+        return Result(self._summary(tasks, labelled), failures)
 
     def _clouds(self, count: int | None) -> LabelledClouds:
         """The first clouds; all with ``None``, and where there are fewer."""
@@ -310,7 +314,7 @@ class _Run:
         return found
 
     def _tasks(self, counts: Mapping[Cell, int], labelled: LabelledClouds) -> Iterator[Task]:
-        """The scored shards, and one probe per victim and defence."""
+        """The scored shards, and one probe of the defence per victim."""
         blocks: dict[tuple[int, int], LabelledClouds] = {}
 
         def task(kind: Any, cell: Cell, block: int, count: int) -> Task:
@@ -336,12 +340,11 @@ class _Run:
             for block in range(math.ceil(count / BLOCK)):
                 yield task("scored", cell, block, count)
         for title in self.victims:
-            for name in self.defences:
-                yield task("probe", Cell(title, "probe", name), 0, min(BLOCK, max(counts.values())))
+            yield task("probe", Cell(title, PROBE, self.row), 0, min(BLOCK, max(counts.values())))
 
-    def _execute(self, counts: Mapping[Cell, int], labelled: LabelledClouds) -> list[Failure]:
+    def _execute(self, tasks: Sequence[Task]) -> list[Failure]:
         """Computes missing shards: first attacked clouds, then their predictions and probes."""
-        missing = [task for task in self._tasks(counts, labelled) if self.store.read(task.path) is None]
+        missing = [task for task in tasks if self.store.read(task.path) is None]
         needed = {made.path: made for task in missing if (made := task.attacked) is not None}
         attacks = [task for task in needed.values() if self.store.read(task.path, "success") is None]
         with tqdm(
@@ -356,10 +359,10 @@ class _Run:
             failures += self.executor(possible, self.store, report=lambda task: bar.update())
         return failures
 
-    def _affordable(self, counts: Mapping[Cell, int], labelled: LabelledClouds, minutes: float) -> int:
+    def _affordable(self, tasks: Sequence[Task], minutes: float) -> int:
         """Number of clouds that takes the given time, by the seconds stored with the first block."""
-        paths = {task.path for task in self._tasks(counts, labelled)}
-        paths |= {m.path for task in self._tasks(counts, labelled) if (m := task.attacked) is not None}
+        paths = {task.path for task in tasks}
+        paths |= {task.attacked.path for task in tasks if task.attacked is not None}
         found = [arrays for path in paths if (arrays := self.store.read(path, "seconds")) is not None]
         seconds = sum(float(arrays["seconds"]) for arrays in found)
         blocks = max(1, int(60 * minutes / max(seconds, 1e-3)))
@@ -367,14 +370,16 @@ class _Run:
         _LOG.warning("%g minutes: %d clouds (%.1f minutes for each %d)", minutes, clouds, seconds / 60, BLOCK)
         return clouds
 
-    def _summary(self, counts: Mapping[Cell, int], labelled: LabelledClouds) -> Json:
+    def _summary(self, every: Sequence[Task], labelled: LabelledClouds) -> Json:
         """The JSON of the result."""
         tasks: dict[Cell, list[Task]] = {}
-        for task in self._tasks(counts, labelled):
+        for task in every:
             tasks.setdefault(task.cell, []).append(task)
         rights: dict[Cell, Tensor] = {}
         cells = []
-        for cell in counts:
+        for cell in tasks:
+            if cell.source == PROBE:
+                continue
             if (measured := self._cell(cell, tasks[cell], labelled)) is not None:
                 rights[cell] = measured[0]
                 cells.append(measured[1])
@@ -390,7 +395,7 @@ class _Run:
         ]
         raised = []
         for cell, (task, *_) in tasks.items():
-            if cell.source == "probe":
+            if cell.source == PROBE:
                 arrays = self.store.read(task.path)
                 if arrays is not None:
                     raised += flags(json.loads(str(arrays["evidence"])), cells)
