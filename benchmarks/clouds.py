@@ -7,6 +7,7 @@ nearly in proportion to the classes.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,9 +19,10 @@ from torch import Tensor
 from attacks import random_targets
 from ifdefense.arguments import integer
 from ifdefense.data.cloudset import CloudSet
-from ifdefense.data.layouts import load_part
-from ifdefense.data.modelnet import holdout, load_modelnet40
-from ifdefense.data.packed import data_folder
+from ifdefense.data.errors import DataError
+from ifdefense.data.layouts import load_named, load_part
+from ifdefense.data.modelnet import holdout
+from ifdefense.data.parts import Part
 from ifdefense.data.selection import nested_order
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.provenance import digest
@@ -129,14 +131,18 @@ def load_clouds(
 
 def _stored(name: str, split: Split, root: str | Path | None, num_points: int) -> CloudSet:
     """All clouds of a split of a stored data set."""
-    if name == "modelnet40":
-        return load_modelnet40(root, split, num_points)
+    part: Part = "test" if split == "test" else "train"
     known, _, variant = name.partition(":")
-    if known in VARIANTS:
-        folder, variant = data_folder(root, known), variant or VARIANTS[known]
+    if known in (*VARIANTS, "modelnet40"):
+        whole = load_named(known, root, part, num_points, variant=variant or VARIANTS.get(known))
+    elif Path(name).exists():
+        whole = load_part(name, part, num_points)
     else:
-        folder, variant = Path(name), ""
-    whole = load_part(folder, "test" if split == "test" else "train", num_points, variant=variant or None)
+        close = difflib.get_close_matches(known, NAMES, 1)
+        meant = f" (did you mean {close[0]!r}?)" if close else ""
+        raise DataError(
+            f"there is no data set, file or folder {name!r}{meant}; data sets are {', '.join(NAMES)}"
+        )
     return whole if split == "test" else whole[holdout(whole.labels)]
 
 
