@@ -99,7 +99,7 @@ def load_clouds(
     Args:
         name: ``"procedural"``, ``"modelnet40"``, ``"modelnet40-c:gaussian_3"``, ``"scanobjectnn:OBJ_BG"``,
             or a folder or file that `ifdefense.data.load_part` reads.
-        clouds: number of clouds; by default all, or `PROCEDURAL_CLOUDS`.
+        clouds: most clouds; by default all, or `PROCEDURAL_CLOUDS`.
         seed: seed of the order, the targets, and the procedural shapes.
         split: ``"test"``, or ``"validation"``, which is held out from the training part.
         root: folder of the named data set or its parent; by default ``IFDEFENSE_DATA``.
@@ -107,7 +107,7 @@ def load_clouds(
 
     Raises:
         DataError: if the data set is missing or unusable.
-        ValueError: if a number is out of range, or more clouds are asked for than there are.
+        ValueError: if a number is out of range or the split is unknown.
     """
     name = str(name)
     if split not in HELD_OUT:
@@ -117,8 +117,6 @@ def load_clouds(
     if name == PROCEDURAL:
         return _procedural(count or PROCEDURAL_CLOUDS, seed, split, num_points)
     whole = _stored(name, split, root, num_points)
-    if count is not None and count > len(whole):
-        raise ValueError(f"{name}: {count} clouds are asked for, its {split} split has {len(whole)}")
     chosen = nested_order(whole.labels, seed)[:count]
     labels = torch.from_numpy(whole.labels)
     if whole.targets is None:
@@ -153,9 +151,8 @@ def _procedural(count: int, seed: int, split: Split, num_points: int) -> Labelle
     rounds = -(-count // len(CLASSES))
     made = make_dataset(rounds, num_points, HELD_OUT[split] + seed)
     rng = np.random.default_rng([seed, HELD_OUT[split]])
-    order = np.concatenate([rng.permutation(len(CLASSES)) * rounds + number for number in range(rounds)])[
-        :count
-    ]
+    rows = [rng.permutation(len(CLASSES)) * rounds + number for number in range(rounds)]
+    order = np.concatenate(rows)[:count]
     labels = torch.from_numpy(made.labels[order])
     points = to_unit_sphere(torch.from_numpy(made.points[order]))
     return LabelledClouds(PROCEDURAL, points, labels, random_targets(labels, len(CLASSES), seed), CLASSES)
