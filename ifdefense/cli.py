@@ -1,8 +1,9 @@
-"""The command line: ``ifdefense purify``, ``ifdefense train`` and ``ifdefense info``."""
+"""The command line: ``ifdefense purify``, ``train``, ``data`` and ``info``."""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import logging
 import os
 import platform
@@ -139,6 +140,42 @@ def info() -> None:
             card = folder / f"{name}.md"
             if card.is_file():
                 click.echo(card.read_text(encoding="utf-8").rstrip())
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--root", type=click.Path(file_okay=False, path_type=Path), help="Folder to fetch it to.")
+def data(name: str | None, root: Path | None) -> None:
+    """Lists data sets, describes the data set NAME, or with --root fetches it.
+
+    Fetched are modelnet40 and modelnet10, through PyTorch Geometric: their meshes are downloaded and sampled,
+    1,024 points each, to the folder NAME in --root.
+    """
+    from ifdefense.data.catalogue import CATALOGUE
+
+    if name is not None and name not in CATALOGUE:
+        close = difflib.get_close_matches(name, CATALOGUE, 1)
+        meant = f" (did you mean {close[0]!r}?)" if close else ""
+        raise Refused(f"unknown data set {name!r}{meant}; there are {', '.join(CATALOGUE)}")
+    if name is None and root is not None:
+        raise Refused("--root needs the name of a data set")
+    if name is None or root is None:
+        for each in CATALOGUE if name is None else [name]:
+            entry = CATALOGUE[each]
+            folder = f"DIR/{each}"
+            get = entry.instructions.replace("FOLDER", folder) or f"ifdefense data {each} --root DIR"
+            click.echo(f"{each}: {entry.title}")
+            for title in ("source", "licence", "size", "layout"):
+                click.echo(f"  {title:<8} {getattr(entry, title)}")
+            click.echo(f"  {'get it':<8} {get}")
+        click.echo("Set IFDEFENSE_DATA to DIR, or pass a data set's folder where one is asked for.")
+        return
+    from ifdefense.data.fetching import fetch
+
+    try:
+        click.echo(f"{name} is in {fetch(name, root)}; set IFDEFENSE_DATA to {root}")
+    except (ValueError, OSError, ImportError) as error:
+        raise click.ClickException(str(error)) from None
 
 
 @main.command()
