@@ -65,6 +65,7 @@ class Case:
         clean: ``(N, 3)`` the cloud before the attack, in the same frame, if known.
         before: prediction of a classifier before purification.
         after: prediction after purification.
+        added: ``(N,)`` which points of the input an attack has added, if known.
     """
 
     title: str
@@ -72,6 +73,14 @@ class Case:
     clean: NDArray[np.floating] | None = None
     before: Reading | None = None
     after: Reading | None = None
+    added: NDArray[np.bool_] | None = None
+
+    def states(self) -> NDArray[np.uint8]:
+        """``(N,)`` state of each input point: 0 kept, 1 dropped as an outlier, 2 added by the attack."""
+        states = (~self.trace.kept_mask).astype(np.uint8)
+        if self.added is not None:
+            states[self.added] = 2
+        return states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +195,7 @@ def render_html(
         cases: clouds to show, about half a megabyte each. Repeated titles are numbered.
         title: heading.
         facts: settings of the run, such as method, seed and device.
-        tables: shown above the clouds.
+        tables: shown after the first cloud.
         total: total number of clouds, stated on the page if only some are shown.
 
     Raises:
@@ -318,7 +327,8 @@ def _case(case: Case) -> dict[str, Any]:
         "size": np.ptp(trace.kept.astype(np.float64), axis=0).tolist(),
         "outside": int(frame.far(trace.points).sum()),
         "points": pack(trace.points),
-        "dropped": _base64((~trace.kept_mask).astype(np.uint8)),
+        "states": _base64(case.states()),
+        "added": 0 if case.added is None else int(case.added.sum()),
         "mesh": pack_mesh(trace.mesh),
         "heat": _base64(np.rint(255 * heat(trace)).astype(np.uint8)),
         "repaired": pack_mesh(trace.repaired),
@@ -343,9 +353,11 @@ def render_png(
 ) -> bytes:
     """Renders a figure with one row per cloud: before, surface with anomalies, after; z is up.
 
+    If a cloud has anomalies, the repaired surface comes before the last view.
+
     Args:
         cases: clouds to show, at least one.
-        dpi: pixels per inch; a row is 3 inches high and 9 wide.
+        dpi: pixels per inch; a view is 3 inches high and wide.
         azimuth: azimuth of the viewer about the z axis, degrees.
         elevation: elevation of the viewer above the horizon, degrees.
 
@@ -360,9 +372,11 @@ def render_png(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.05 * len(cases)), dpi=dpi, facecolor="white")
+    repaired = any(case.trace.mask is not None and case.trace.mask.any() for case in cases)
+    columns = 4 if repaired else 3
+    figure = Figure(figsize=(3 * columns, 3.05 * len(cases)), dpi=dpi, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(cases), 3, squeeze=False)
+    axes = figure.subplots(len(cases), columns, squeeze=False)
     figure.subplots_adjust(
         left=0.01, right=0.99, bottom=0.01, top=1 - 0.12 / len(cases), wspace=0.02, hspace=0.12
     )
@@ -390,19 +404,23 @@ def _draw_row(row: Sequence[Axes], case: Case, turn: NDArray[np.float64]) -> Non
         projected: NDArray[np.float64] = ((points - centre) / radius) @ turn.T
         return projected
 
-    before, middle, after = row
-    kept = trace.kept_mask
-    _draw_points(before, project(trace.points[kept]), KEPT)
-    _draw_points(before, project(trace.points[~kept]), DROPPED)
+    before, middle, *repaired, after = row
+    for state, colour in enumerate((KEPT, DROPPED, ANOMALY)):
+        _draw_points(before, project(trace.points[case.states() == state]), colour)
     if trace.mesh is not None:
         _draw_mesh(middle, trace.mesh, heat(trace), project)
+    for axis in repaired:
+        if trace.repaired is not None:
+            _draw_mesh(axis, trace.repaired, np.zeros(len(trace.repaired.vertices), np.float32), project)
     _draw_points(after, project(trace.purified), CLEAN)
     count = numbers.anomalies
     found = numbers.fallback or "surface"
     if count:
         found += f", {count} {'anomaly' if count == 1 else 'anomalies'}"
-    titles = (_caption(case.title, case.before), found, _caption("purified", case.after))
-    for axis, title, reading in zip(row, titles, (case.before, None, case.after), strict=True):
+    repair = ["repaired surface"] * len(repaired)
+    titles = [_caption(case.title, case.before), found, *repair, _caption("purified", case.after)]
+    readings = [case.before, None, *[None] * len(repaired), case.after]
+    for axis, title, reading in zip(row, titles, readings, strict=True):
         wrong = reading is not None and not reading.correct
         axis.set_title(title, fontsize=9, color=ANOMALY if wrong else INK, pad=3)
         axis.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")

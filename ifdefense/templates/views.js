@@ -42,11 +42,11 @@ void main() {
   gl_PointSize = size * 4.0 / gl_Position.w; fog = clamp(0.5 - 0.5 * depth, 0.0, 1.0); gone = lost;
 }`, `#version 300 es
 precision highp float;
-uniform vec3 ink, other, paper; in float fog; in float gone; out vec4 result;
+uniform vec3 ink, other, third, paper; in float fog; in float gone; out vec4 result;
 void main() {
   float r = length(gl_PointCoord - 0.5);
   if (r > 0.5) discard;
-  vec3 colour = gone > 0.5 ? other : ink;
+  vec3 colour = gone > 1.5 ? third : gone > 0.5 ? other : ink;
   result = vec4(mix(colour, paper, 0.62 * fog), 1.0) * smoothstep(0.5, 0.4, r);
 }`];
 const MESH = [`${COMMON}
@@ -93,8 +93,9 @@ function normals(vertices, faces) {
 }
 
 // A body is the contents of a view: points, or a mesh with a warmth per vertex.
+// `lost` is 0 for a kept point, 1 for one dropped as an outlier, 2 for one that the attack has added.
 function pointBody(positions, lost, ink) {
-  return { kind: "points", positions, lost, ink, other: "--dropped", size: 0.0125 };
+  return { kind: "points", positions, lost, ink, other: "--dropped", third: "--anomaly", size: 0.0125 };
 }
 function meshBody(mesh, heat) {
   const positions = shorts(mesh.vertices), small = positions.length / 3 <= 65535;
@@ -159,6 +160,7 @@ function draw(view) {
   gl.uniform2f(uniform("zoom"), model.radius, model.pose.zoom);
   gl.uniform3fv(uniform("ink"), colour(body.ink));
   gl.uniform3fv(uniform("other"), colour(body.other));
+  if (body.third) gl.uniform3fv(uniform("third"), colour(body.third));
   gl.uniform3fv(uniform("paper"), colour("--well"));
   if (body.kind === "points") gl.uniform1f(uniform("size"), body.size * size * Math.sqrt(model.pose.zoom));
   body.array ??= upload(body);
@@ -206,11 +208,11 @@ function drawPlain(plane, body, model, rows, size) {
   for (let i = 0; i < total; i++) {
     const p = [0, 1, 2].map(k => (body.positions[3 * i + k] - model.centre[k]) / model.radius);
     const [x, y, z] = rows.map(row => row[0] * p[0] + row[1] * p[1] + row[2] * p[2]);
-    seen.push([z, x, y, body.kind === "mesh" ? body.heat[i] > 127 : body.lost[i]]);
+    seen.push([z, x, y, body.kind === "mesh" ? Number(body.heat[i] > 127) : body.lost[i]]);
   }
-  const [ink, other, paper] = [body.ink, body.other, "--well"].map(colour), scale = 0.5 * REACH * size * model.pose.zoom;
+  const inks = [body.ink, body.other, body.third ?? body.other].map(colour), paper = colour("--well"), scale = 0.5 * REACH * size * model.pose.zoom;
   for (const [z, x, y, marked] of seen.sort((a, b) => a[0] - b[0])) {
-    const fog = 0.62 * Math.min(1, Math.max(0, 0.5 - 0.5 * z)), base = marked ? other : ink;
+    const fog = 0.62 * Math.min(1, Math.max(0, 0.5 - 0.5 * z)), base = inks[marked];
     plane.fillStyle = `rgb(${base.map((c, k) => 255 * (c * (1 - fog) + paper[k] * fog)).join(" ")})`;
     plane.beginPath();
     plane.arc(size / 2 + scale * x, size / 2 - scale * y, 0.5 * body.size * size, 0, 7);
