@@ -34,7 +34,9 @@ COMMANDS = {
         "Meshes before and after simplification and refinement.",
     ),
     "repair": ("benchmarks.repair:repair", "Anomalies that the mesh repair finds, and what it costs."),
+    "report": ("benchmarks.report:report", "Results and cards as a page, Markdown and JSON."),
     "robustness": ("benchmarks.robustness:robustness", "Every attack against every defence."),
+    "submit": ("benchmarks.submit:submit", "The card of a defence, for the leaderboard."),
 }
 
 
