@@ -23,7 +23,7 @@ except ImportError as error:
 
 
 class Purify(BaseTransform):  # type: ignore[misc]
-    """Purifies the positions of ``Data``; for other attributes see `ifdefense.pyg`.
+    """Purifies the positions of ``Data``; for other attributes see `ifdefense.structures.pyg`.
 
     As ``pre_transform`` of a data set it runs once and the result is stored; as ``transform`` it runs at
     every access. For meshes, place it after ``SamplePoints``; place transforms that compute graphs or
@@ -63,7 +63,7 @@ class Purify(BaseTransform):  # type: ignore[misc]
         self.up = None if up is None else axis_of(up)
 
     def forward(self, data: Any) -> Any:
-        """Returns a purified copy of a ``Data``, a ``Batch`` or a list of ``Data``."""
+        """Returns a purified copy of a ``Data`` or a ``Batch``, or of another input of `ifdefense.purify`."""
         return purify(data, self.method, self.num_points, self.seed, self.device, up=self.up)
 
     def __repr__(self) -> str:
