@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from ifdefense import __version__
+import ifdefense
 from ifdefense.console import LazyGroup, device_option, let_threads_sleep, use_huge_pages
 from ifdefense.geometry.axes import AXES
 from ifdefense.purifiers.registry import DEFAULT, METHODS, unknown
@@ -75,7 +75,7 @@ class MethodName(click.ParamType):  # type: ignore[type-arg]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="ifdefense")
+@click.version_option(package_name="ifdefense", prog_name="ifdefense")
 def main() -> None:
     """Defends point-cloud classifiers: reconstructs the surface of an attacked cloud and resamples it."""
     let_threads_sleep()
@@ -287,7 +287,12 @@ def purify(
         run.purify(todo.jobs, report)
     failed = bool(run.failed or todo.unreadable)
     if report is not None:
-        facts = {"method": method, "seed": str(seed), "device": str(device), "ifdefense": __version__}
+        facts = {
+            "method": method,
+            "seed": str(seed),
+            "device": str(device),
+            "ifdefense": ifdefense.__version__,
+        }
         try:
             if run.reported:
                 write_report(report, run, facts, force)
@@ -315,8 +320,6 @@ def load(method: str, device: torch.device) -> Purifier:
     Raises:
         Refused: if its weights are missing.
     """
-    import ifdefense
-
     try:
         return ifdefense.load(method, device=device)
     except (ValueError, RuntimeError) as error:
