@@ -35,6 +35,7 @@ COMMANDS = {
     ),
     "repair": ("benchmarks.repair:repair", "Anomalies that the mesh repair finds, and what it costs."),
     "report": ("benchmarks.report:report", "Results and cards as a page, Markdown and JSON."),
+    "run": ("benchmarks.run:run", "Measures a defence under static and adaptive attacks."),
     "robustness": ("benchmarks.robustness:robustness", "Every attack against every defence."),
     "submit": ("benchmarks.submit:submit", "The card of a defence, for the leaderboard."),
 }
