@@ -13,6 +13,7 @@ COMMANDS = {
     "ablation": ("benchmarks.ablation:ablation", "What each part of the purifier contributes."),
     "adaptive": ("benchmarks.adaptive:adaptive", "Attackers who know the defence, and the worst of them."),
     "attack-speed": ("benchmarks.attack_speed:attack_speed", "Time of attacks in bare passes of the model."),
+    "attacked": ("benchmarks.attacked_clouds:attacked", "Attacked clouds as a file, to score defences on."),
     "attacked-set": (
         "benchmarks.attacked_set:attacked_set",
         "Attacked clouds of known surfaces, for training.",

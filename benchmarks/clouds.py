@@ -118,11 +118,11 @@ def load_clouds(
         return _procedural(count or PROCEDURAL_CLOUDS, seed, split, num_points)
     whole = _stored(name, split, root, num_points)
     chosen = nested_order(whole.labels, seed)[:count]
-    labels = torch.from_numpy(whole.labels)
+    labels = torch.tensor(whole.labels)
     if whole.targets is None:
         targets = random_targets(labels, len(whole.classes), seed)
     else:
-        targets = torch.from_numpy(whole.targets)
+        targets = torch.tensor(whole.targets)
     points = to_unit_sphere(torch.from_numpy(whole.points[chosen]))
     return LabelledClouds(name, points, labels[chosen], targets[chosen], whole.classes)
 

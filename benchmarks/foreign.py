@@ -474,7 +474,7 @@ def _victim(what: Any, kind: str, device: torch.device) -> Victim:
         raise ForeignError(f"{title}: a {kind} must be callable, got a {type(model).__name__}")
     if isinstance(model, nn.Module):
         model = model.to(device).eval() if given else _evaluated(model, title)
-    wrapped = classifiers.upright(ForeignModel(model))
+    wrapped = classifiers.upright(ForeignModel(model)).eval()
     return _tried(Victim(title, wrapped, identity(model), 0), device)
 
 
@@ -520,7 +520,7 @@ def _tried(victim: Victim, device: torch.device) -> Victim:
     if not first.isfinite().all():
         raise ForeignError(f"{victim.title} returned NaN or infinite logits")
     same = torch.equal(first, second)
-    model = victim.model if same else RandomModel(victim.model)
+    model = victim.model if same else RandomModel(victim.model).eval()
     return dataclasses.replace(victim, model=model, classes=first.shape[1], deterministic=same)
 
 
@@ -577,7 +577,7 @@ class RandomModel(Stochastic):
 
     def with_seed(self, seed: int) -> RandomModel:
         """The same model with another draw."""
-        return RandomModel(self.model, seed, self.eot)
+        return RandomModel(self.model, seed, self.eot).eval()
 
     def forward(self, points: Tensor) -> Tensor:
         """Logits ``(B, C)``."""
