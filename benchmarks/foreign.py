@@ -51,7 +51,7 @@ from benchmarks.clouds import LabelledClouds, load_clouds
 from benchmarks.identity import identity
 from ifdefense import Purifier
 from ifdefense.arguments import count_of
-from ifdefense.geometry.axes import AXES
+from ifdefense.geometry.axes import AXES, trained_axis
 from ifdefense.logits import classify
 from ifdefense.provenance import digest_of_weights
 from ifdefense.purifiers.filters import refilled
@@ -195,7 +195,6 @@ class ForeignDefence(nn.Module):
         self.takes_seed = bool(getattr(call, "takes_seed", False))
         self.normalise = bool(getattr(call, "normalise", True))
         self.optimises = bool(getattr(call, "optimises", False))
-        self.identity = identity(call)
         self.notes: tuple[str, ...] = ()
         self.array, returned = self._first_call(probe)
         self.differentiable = bool(getattr(call, "differentiable", False)) and self.array == "torch"
@@ -302,13 +301,13 @@ class ForeignDefence(nn.Module):
         return clouds
 
     def spec(self) -> dict[str, Any]:
-        """Description for keys and results: digest of code and weights, and what it declares."""
+        """Description for keys and results: `identity`, and what it declares."""
         declared = ("array", "takes_seed", "deterministic", "differentiable", "normalise", "optimises")
         options = {name: getattr(self, name) for name in (*declared, "num_points")}
         return {
             "class": f"{type(self).__module__}:{type(self).__qualname__}",
             "name": self.name,
-            "identity": self.identity,
+            "identity": identity(self.call),
             "options": options,
         }
 
@@ -408,7 +407,7 @@ class Victim:
     """
 
     title: str
-    model: Callable[[Tensor], Any]
+    model: nn.Module
     weights: str
     classes: int
     deterministic: bool = True
@@ -473,10 +472,10 @@ def _victim(what: Any, kind: str, device: torch.device) -> Victim:
     model = _object(what, title)
     if not callable(model):
         raise ForeignError(f"{title}: a {kind} must be callable, got a {type(model).__name__}")
-    weights = identity(model)
     if isinstance(model, nn.Module):
-        model = classifiers.upright(model.to(device).eval() if given else _evaluated(model, title))
-    return _tried(Victim(title, model, weights, 0), device)
+        model = model.to(device).eval() if given else _evaluated(model, title)
+    wrapped = classifiers.upright(ForeignModel(model))
+    return _tried(Victim(title, wrapped, identity(model), 0), device)
 
 
 def _evaluated(model: nn.Module, title: str) -> nn.Module:
@@ -525,6 +524,33 @@ def _tried(victim: Victim, device: torch.device) -> Victim:
     return dataclasses.replace(victim, model=model, classes=first.shape[1], deterministic=same)
 
 
+class ForeignModel(nn.Module):
+    """A classifier of somebody else, with a description for keys.
+
+    Args:
+        call: network or function.
+    """
+
+    places_clouds = True
+    """See `ifdefense.logits.classify`."""
+
+    def __init__(self, call: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.call = call
+        self.up_axis = trained_axis(call)
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Logits ``(B, C)`` of clouds ``(B, N, 3)``."""
+        return classify(self.call, points)
+
+    def spec(self) -> dict[str, Any]:
+        """Description for keys."""
+        return {
+            "class": f"{type(self).__module__}:{type(self).__qualname__}",
+            "identity": identity(self.call),
+        }
+
+
 class RandomModel(Stochastic):
     """A classifier with random numbers of its own, from seeded global generators.
 
@@ -540,7 +566,7 @@ class RandomModel(Stochastic):
     places_clouds = True
     """See `ifdefense.logits.classify`."""
 
-    def __init__(self, model: Callable[[Tensor], Any], seed: int = 0, eot: EOT | None = None) -> None:
+    def __init__(self, model: nn.Module, seed: int = 0, eot: EOT | None = None) -> None:
         super().__init__()
         self.model, self.seed, self.eot = model, seed, eot or EOT()
         self._gradients = 0
@@ -559,8 +585,7 @@ class RandomModel(Stochastic):
         if torch.is_grad_enabled() and points.requires_grad:
             seeds = self.eot.seeds(self._gradients)
             self._gradients += 1
-        draws = [self._draw(points, seed) for seed in seeds]
-        return torch.stack(draws).mean(0)
+        return torch.stack([self._draw(points, seed) for seed in seeds]).mean(0)
 
     def _draw(self, points: Tensor, seed: int) -> Tensor:
         with _seeded(seed, points.device):

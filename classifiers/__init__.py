@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from classifiers.fold import fold
+from classifiers.geometric import from_geometric
 from classifiers.upright import upright
 from ifdefense.geometry.axes import axis_of
 
-__all__ = ["NETWORKS", "build", "fold", "load", "upright"]
+__all__ = ["NETWORKS", "build", "fold", "from_geometric", "load", "upright"]
 
 NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "pointnet": ("classifiers.pointnet", "PointNet", {}),
