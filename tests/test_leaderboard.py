@@ -10,9 +10,11 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 from click.testing import CliRunner
 from synthetic_results import FLAG, result
 
+import benchmarks
 from benchmarks import cards, published, report
 from benchmarks.cli import main
 
@@ -242,3 +244,30 @@ def test_the_page_needs_nothing_but_itself(measured: dict[str, Any], tmp_path: P
     assert not re.search(r"""(src|href)\s*=\s*["']|url\(|@import|fetch\(""", text)
     report.write_page(measured, tmp_path / "page.html")
     assert "Denoise under attack" in (tmp_path / "page.html").read_text()
+
+
+def test_the_denoiser_of_the_guide_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = (Path(cards.__file__).parent.parent / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    given: dict[str, Any] = {}
+
+    class Stub:
+        worst = static = adaptive = 0.0
+        flags: tuple[str, ...] = ()
+
+        def to_html(self, path: str) -> None:
+            given["page"] = path
+
+    def evaluate(**options: Any) -> Stub:
+        given.update(options)
+        return Stub()
+
+    monkeypatch.setattr(benchmarks, "evaluate", evaluate, raising=False)
+    exec(block, {"__name__": "__main__"})
+    points = torch.randn(2, 30, 3, generator=torch.Generator().manual_seed(0))
+    before = points.clone()
+    moved = given["defence"](points)
+    assert moved.shape == points.shape and (points == before).all()
+    nearest = (points[0] - points[0, 5]).norm(dim=1).argsort()[:8]
+    torch.testing.assert_close(moved[0, 5], points[0, nearest].mean(0))
+    assert (given["suite"], given["page"]) == ("quick", "page.html")
