@@ -202,7 +202,7 @@ class _Probe:
         """Correctly classified clouds under attacks of growing strength."""
         rungs = []
         for epsilon, steps in LADDER:
-            attack = PGD("linf", epsilon=epsilon, iterations=steps, random_start=False, early_stop=True)
+            attack = PGD("linf", epsilon=epsilon, iterations=steps, random_start=False)
             standing = self._attacked([attack], models[:1], right)
             rungs.append({"epsilon": epsilon, "steps": steps, "right": statistics.packed(standing)[0]})
         return rungs
