@@ -103,7 +103,7 @@ def make(results: Sequence[Result], row: str, about: Mapping[str, str]) -> Card:
     """A card.
 
     Args:
-        results: that measured the defence, at most one for each data set and suite.
+        results: that measured the defence, at least one, at most one for each data set and suite.
         row: the defence in the results.
         about: values of `ABOUT`.
 
@@ -111,7 +111,12 @@ def make(results: Sequence[Result], row: str, about: Mapping[str, str]) -> Card:
         ValueError: if a result has no figures of the defence.
     """
     kept = [trimmed(result, row) for result in results]
-    return {"format": FORMAT, "name": row, **{key: about[key] for key in ABOUT}, "results": kept}
+    return {"format": FORMAT, "name": kept[0]["name"], **{key: about[key] for key in ABOUT}, "results": kept}
+
+
+def name_of(result: Result, row: str) -> str:
+    """Name of a defence of a result; that of a model that contains its defence is the model's."""
+    return str(result["name"] if row == result["row"] else row)
 
 
 def trimmed(result: Result, row: str) -> Result:
@@ -127,7 +132,7 @@ def trimmed(result: Result, row: str) -> Result:
     own = {key: value for key, value in result["defence"].items() if key != "spec"}
     return {
         "format": FORMAT,
-        "name": row,
+        "name": name_of(result, row),
         "row": row,
         **{key: result[key] for key in _KEPT if key in result},
         "defence": own if row == result["row"] else {},

@@ -113,7 +113,7 @@ def _rows(result: Result, run: str, card: Card | None) -> Iterable[dict[str, Any
             "run": run,
             "victim": victim,
             "family": family,
-            "defence": defence,
+            "defence": entries.name_of(result, defence),
             **{name: figures.get(name) for name in FIGURES},
             "clouds": figures["clouds"],
             "milliseconds": statistics.median(times) if times and defence != "none" else None,
@@ -174,6 +174,7 @@ _SHOWN = (
 def _cells(result: Result, run: str) -> Iterable[dict[str, Any]]:
     for cell in result["cells"]:
         shown = {key: cell.get(key) for key in _SHOWN}
+        shown["defence"] = entries.name_of(result, cell["defence"])
         peers = published.comparable(result["data"]["name"], cell["victim"], cell["defence"], cell["source"])
         shown["budget"] = _budget(cell.get("budget"))
         yield {"run": run, **shown, "published": peers if cell["knowledge"] in ("none", "static") else []}

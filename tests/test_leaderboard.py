@@ -17,6 +17,7 @@ from synthetic_results import FLAG, result
 import benchmarks
 from benchmarks import cards, published, report
 from benchmarks.cli import main
+from benchmarks.flags import FLAGS
 
 LEVELS = {"none": 20, "sor": 40, "sor-smooth": 55, "Denoise": 60}
 ABOUT = {
@@ -271,3 +272,23 @@ def test_the_denoiser_of_the_guide_is_one(monkeypatch: pytest.MonkeyPatch) -> No
     nearest = (points[0] - points[0, 5]).norm(dim=1).argsort()[:8]
     torch.testing.assert_close(moved[0, 5], points[0, nearest].mean(0))
     assert (given["suite"], given["page"]) == ("quick", "page.html")
+
+
+def test_a_model_with_its_defence_is_listed_by_its_name(tmp_path: Path) -> None:
+    made = result("none", {"none": 50}, victims=("robust-net",))
+    made["name"] = "robust-net"
+    board = report.leaderboard([made])
+    assert {row["defence"] for row in board["rows"]} == {"robust-net"}
+    assert {cell["defence"] for cell in board["cells"]} == {"robust-net"}
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(made))
+    said = [f"--{key.replace('_', '-')}={value}" for key, value in ABOUT.items()]
+    assert invoke("submit", "robust-net", "--result", path, *said, "-o", tmp_path).exit_code == 0
+    assert cards.load_card(tmp_path / "robust-net.json")["name"] == "robust-net"
+
+
+def test_the_guide_explains_every_flag() -> None:
+    guide = (Path(cards.__file__).parent.parent / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    assert re.findall(
+        r"^\| `([a-z-]+)` \| ", guide.partition("## Flags")[2].partition("## What")[0], re.M
+    ) == [*FLAGS]
