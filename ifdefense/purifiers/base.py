@@ -10,6 +10,7 @@ import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Self, final
 
 import numpy as np
@@ -26,6 +27,7 @@ from ifdefense.geometry.frame import Frame, first_occurrences, within_reach
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.guard import guarded, normal
 from ifdefense.purifiers.packing import packed, unpack_into
+from ifdefense.purifiers.saving import save
 from ifdefense.purifiers.specs import describe
 from ifdefense.stages.repair import Repair
 from ifdefense.threads import parallel_map, workers
@@ -164,6 +166,18 @@ class Purifier(nn.Module, ABC):
         Weights are described by source and digest. `ifdefense.purifiers.specs.rebuild` rebuilds the purifier.
         """
         return {"class": describe(type(self)), "name": self.name, "options": self.options()}
+
+    def save(self, folder: str | Path) -> None:
+        """Saves the purifier with its options and weights, for `ifdefense.load`; what is loaded is equal.
+
+        Args:
+            folder: a new or an empty folder, for ``purifier.json`` and ``weights.safetensors``.
+
+        Raises:
+            FileExistsError: if there is something in its place already.
+            TypeError: if a part cannot be described by its options, or is defined in a function or script.
+        """
+        save(self, folder)
 
     def options(self) -> dict[str, Any]:
         """Arguments of the constructor, in the form of `ifdefense.purifiers.specs.describe`.
