@@ -44,6 +44,12 @@ class APGD(Bounded):
         rho: fraction of the steps that must lower the loss (published: 0.75).
         alpha: weight of the new step against the last one (published: 0.75).
         early_stop: whether an example stops at its first success (AutoAttack: no).
+
+    Examples:
+        >>> attack = attacks.APGD("linf", epsilon=0.1, iterations=4)
+        >>> result = attack(classifier, points, labels)
+        >>> bool(result.distances["linf"].max() <= 0.1001)
+        True
     """
 
     loss: Literal["ce", "dlr"] = "ce"

@@ -63,6 +63,12 @@ class AOF(Ball):
         iterations: steps of Adam per run (published: 200).
         rate: learning rate of Adam (published: 1e-2).
         noise: standard deviation of the noise at the start of a run (published: 1e-7).
+
+    Examples:
+        >>> attack = attacks.AOF(restarts=1, iterations=2, neighbours=8, frequencies=20)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 64, 3])
     """
 
     epsilon: NonNegativeFloat = 0.18

@@ -77,6 +77,11 @@ class Trace:
         purified: ``(M, 3)`` result.
         fallback: reason why the filtered input was resampled instead of a surface, else ``None``.
         seconds: time per stage, divided evenly over the clouds of a batch.
+
+    Examples:
+        >>> trace = ifdefense.load("onet-mesh").trace(points)[0]
+        >>> trace.mesh.is_watertight, trace.purified.shape
+        (True, (64, 3))
     """
 
     points: NDArray[np.floating]
@@ -108,6 +113,14 @@ class Purifier(nn.Module, ABC):
         deterministic: whether results are independent of the seed.
         differentiable: whether gradients can propagate; they do if the input requires them.
         normalise: whether results should be normalised to the unit sphere before classification.
+
+    Examples:
+        >>> class Centred(ifdefense.Purifier):
+        ...     name = "centred"
+        ...     def run(self, clouds, counts, seed):
+        ...         return [Outcome(cloud - cloud.mean(0)) for cloud in clouds]
+        >>> Centred()(points).shape
+        torch.Size([2, 64, 3])
     """
 
     name: str
@@ -176,6 +189,11 @@ class Purifier(nn.Module, ABC):
         Raises:
             FileExistsError: if there is something in its place already.
             TypeError: if a part cannot be described by its options, or is defined in a function or script.
+
+        Examples:
+            >>> ifdefense.load("srs").save("my-defence")
+            >>> ifdefense.load("my-defence").name
+            'srs'
         """
         save(self, folder)
 
@@ -251,7 +269,13 @@ class Purifier(nn.Module, ABC):
         batch_size: int = 16,
         up: str | None = None,
     ) -> list[Trace]:
-        """Purifies clouds and returns intermediate results; arguments and errors as `forward`."""
+        """Purifies clouds and returns intermediate results; arguments and errors as `forward`.
+
+        Examples:
+            >>> trace = ifdefense.load("sor").trace(points)[0]
+            >>> bool(trace.kept_mask.all()), trace.purified.shape
+            (False, (64, 3))
+        """
         clouds = [cloud.detach() for cloud in unpack(points, num_points, seed).clouds]
         rest = iter(clouds)
         traces = []

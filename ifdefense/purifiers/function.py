@@ -57,6 +57,11 @@ def purify(
         TypeError: if a cloud is not an array of real numbers, or an argument has the wrong type.
         ValueError: if a cloud has a wrong shape, values that are not finite, zero extent or fewer than 16
             distinct points (the message names it); if there are no clouds, or an argument is out of range.
+
+    Examples:
+        >>> clean = ifdefense.purify(points, "sor", num_points=48)
+        >>> clean.shape
+        torch.Size([2, 48, 3])
     """
     seed = seed_of(seed)
     clouds = unpack(points, num_points, seed)

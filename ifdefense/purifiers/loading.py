@@ -26,6 +26,11 @@ def load(name_or_path: str | Path = DEFAULT, *, device: str | torch.device | Non
     Raises:
         TypeError: if the device is neither a name nor a `torch.device`.
         ValueError: if there is no such method, file or device, or what was saved is damaged.
+
+    Examples:
+        >>> purifier = ifdefense.load("sor")
+        >>> purifier(points, num_points=48).shape
+        torch.Size([2, 48, 3])
     """
     name = known(name_or_path)
     target = None if device is None else device_of(device)
