@@ -1,6 +1,6 @@
 """Attacks on any classifier from ``(B, N, 3)`` points to ``(B, num_classes)`` logits.
 
-In the examples, ``points`` is a batch of two clouds of 64 points with ``labels``, and ``classifier`` has four classes.
+In the examples, ``points`` are two clouds of 64 points with ``labels``, and ``classifier`` has four classes.
 """
 
 from attacks.adding.cluster import AddCluster
