@@ -144,7 +144,7 @@ def trimmed(result: Result, row: str) -> Result:
             if cell["defence"] == row
         ],
         "flags": [flag for flag in result["flags"] if flag.get("defence", result["row"]) == row],
-        "certified": [curve for curve in result.get("certified", ()) if curve["defence"] == row],
+        "certified": list(result.get("certified", ())) if row == result["row"] else [],
     }
 
 
