@@ -10,6 +10,7 @@ from attacks.defence_aware.adaptive import adaptive
 from attacks.defence_aware.jgba import JGBA
 from attacks.defence_aware.model import BPDA, EOT, DefenceAware, FunctionPurifier
 from attacks.dropping.drop import LocalDrop, RandomDrop, SaliencyDrop
+from attacks.ensemble import Ensemble
 from attacks.gradient.apgd import APGD
 from attacks.gradient.fgm import FGM, IFGM, MIFGM
 from attacks.gradient.pgd import PGD
@@ -44,6 +45,7 @@ __all__ = [
     "Attack",
     "AttackResult",
     "DefenceAware",
+    "Ensemble",
     "FunctionPurifier",
     "GeoA3",
     "HiTADV",

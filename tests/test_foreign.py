@@ -308,6 +308,22 @@ def test_gradients_pass_where_declared() -> None:
     assert not defence(scaled)(points.detach()).requires_grad
 
 
+def test_a_defence_may_optimise_where_the_caller_computes_no_gradients() -> None:
+    def optimised(points: Tensor) -> Tensor:
+        moved = points.clone().requires_grad_()
+        loss = moved.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert moved.grad is not None
+        return moved - 0.25 * moved.grad
+
+    found, points = defence(optimised), clouds()
+    with torch.no_grad():
+        torch.testing.assert_close(found(points), points * 0.5)
+    with torch.inference_mode():
+        torch.testing.assert_close(found(points), points * 0.5)
+    assert not found(points).requires_grad
+
+
 def test_a_network_keeps_its_mode_and_weights_as_they_are() -> None:
     class Dropping(nn.Module):
         def __init__(self) -> None:
