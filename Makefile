@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PACKAGES := ifdefense attacks classifiers benchmarks
 
-.PHONY: demo test lint weights clean
+.PHONY: demo test lint docs weights clean
 
 demo: $(READY)
 	$(BIN)/ifdefense-bench demo --output demo --force
@@ -18,14 +18,18 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
+# The site, in site/; fails on a dead link and on a public name without documentation.
+docs: $(READY)
+	$(BIN)/python docs/build_site.py
+
 # Trains every shipped network again, in hours: see weights.mk.
 weights: $(READY)
 	$(MAKE) --file weights.mk
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev,train]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev,train,docs]'
 	touch $(READY)
 
 clean:
-	rm -rf build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf build dist demo site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -24,10 +24,10 @@ ADVERSARIAL := $(TRAIN) --hybrid cache/random-train.npz --hybrid-validation cach
 WIDER := $(ADVERSARIAL) --lr 1e-3 --delta 0.06 --no-half-search
 
 .PHONY: all local onet anomaly convonet punet autoencoder voxel generative image pointnet-procedural \
-	pointnet pointnet2 dgcnn copies random-copies pointnet-hybrid dgcnn-hybrid pointnet-adversarial
+	dgcnn-small-procedural pointnet pointnet2 dgcnn copies random-copies pointnet-hybrid dgcnn-hybrid pointnet-adversarial
 
 all: local onet anomaly convonet punet autoencoder voxel generative image pointnet-procedural \
-	pointnet pointnet2 dgcnn pointnet-hybrid dgcnn-hybrid pointnet-adversarial
+	dgcnn-small-procedural pointnet pointnet2 dgcnn pointnet-hybrid dgcnn-hybrid pointnet-adversarial
 
 local:
 	$(LOCAL) --mix meshes=0.5 --mix furniture=0.25 --mix procedural=0.25 --steps 9000 --cooldown 0 \
@@ -76,6 +76,10 @@ image:
 pointnet-procedural:
 	$(TRAIN) --data procedural --no-feature-transform --schedule 256x6,512x1,1024x1 \
 		--run runs/pointnet_procedural --out $(CLASSIFIERS)/pointnet-procedural.safetensors
+
+dgcnn-small-procedural:
+	$(TRAIN) --model dgcnn-small --data procedural --schedule 256x8,512x1,1024x0.5 --lr 4e-3 \
+		--run runs/dgcnn_small_procedural --out $(CLASSIFIERS)/dgcnn-small-procedural.safetensors
 
 pointnet:
 	$(TRAIN) --run runs/pointnet_clean --out $(CLASSIFIERS)/pointnet-modelnet40.safetensors

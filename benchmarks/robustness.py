@@ -73,8 +73,8 @@ def measure(
         "versions": versions(),
     }
     if entry is not None:
-        row["settings"] = entry.settings(published)
-        attack = entry.attack(published)
+        row["settings"] = entry.settings("published" if published else "affordable")
+        attack = entry.attack("published" if published else "affordable")
         plain = bench.attacked(victim, name, attack, targeted)
     row["attacked"] = digest(plain)
     row["specs"] = {name: digest(spec) for name, spec in specs(defences).items()}

@@ -1,4 +1,4 @@
-"""The attacks of the benchmarks by name, with published settings or with settings affordable on a CPU."""
+"""The attacks of the benchmarks by name, at three efforts, and the suites that are made of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -15,6 +15,12 @@ from classifiers.pointnet import PointNet
 
 WHOLE = 400
 """Clouds of cheap attacks."""
+
+Effort = Literal["quick", "affordable", "published"]
+"""Settings: for minutes of a CPU, for hours of a CPU, or the published ones."""
+
+RECENT, IF_DEFENSE = "recent", "if-defense"
+"""Families of threat models: L∞ 0.05, L2 1.25, 200 points added or dropped; and those of IF-Defense."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Entry:
         adaptive: whether it is also computed through the defence.
         always: settings of the variant, such as a norm.
         affordable: settings that need fewer passes.
+        quick: settings that need still fewer, beside ``always``; those of ``affordable`` by default.
+        family: family of its threat model.
     """
 
     title: str
@@ -42,14 +50,26 @@ class Entry:
     adaptive: bool = False
     always: dict[str, Any] = dataclasses.field(default_factory=dict)
     affordable: dict[str, Any] = dataclasses.field(default_factory=dict)
+    quick: dict[str, Any] = dataclasses.field(default_factory=dict)
+    family: str = IF_DEFENSE
 
-    def attack(self, published: bool = False) -> attacks.Attack:
-        """The attack, at the published settings or at the affordable ones."""
-        return self.attack_class(**(self.always if published else self.always | self.affordable))
+    @property
+    def gradients(self) -> bool:
+        """Whether the attack uses gradients."""
+        return self.passes > 1 and self.group != "black box"
 
-    def settings(self, published: bool = False) -> str:
+    def attack(self, effort: Effort = "affordable") -> attacks.Attack:
+        """The attack at an effort."""
+        further = {
+            "published": {},
+            "affordable": self.affordable,
+            "quick": self.quick or self.affordable,
+        }
+        return self.attack_class(**self.always | further[effort])
+
+    def settings(self, effort: Effort = "affordable") -> str:
         """The attack and its settings as text, functions by their names."""
-        return _named(str(self.attack(published)))
+        return _named(str(self.attack(effort)))
 
 
 def _named(settings: str) -> str:
@@ -66,7 +86,7 @@ def changed(settings: str) -> str:
     return f"{title}({', '.join(f'{name}={value}' for name, value in parts if defaults.get(name) != value)})"
 
 
-def slow(victim: nn.Module) -> bool:
+def slow(victim: object) -> bool:
     """Whether a gradient costs about ten times that of PointNet, as with networks of neighbourhoods."""
     return not isinstance(victim, PointNet)
 
@@ -115,6 +135,12 @@ def _drop(title: str, attack: Make, passes: int = 1, **always: Any) -> Entry:
     return Entry(title, "dropping", False, attack, passes, WHOLE, always=always)
 
 
+def _recent(
+    title: str, group: str, attack: Make, passes: int, always: dict[str, Any], quick: dict[str, Any]
+) -> Entry:
+    return Entry(title, group, False, attack, passes, 200, True, always, quick=quick, family=RECENT)
+
+
 # A fifth of the published weights, which reach few targets.
 _KNN = {"chamfer_weight": 1, "knn_weight": 0.6, "iterations": 300, "rate": 1e-2, "project": False}
 
@@ -123,13 +149,64 @@ _KNN = {"chamfer_weight": 1, "knn_weight": 0.6, "iterations": 300, "rate": 1e-2,
 # searches then reduce the distance to theirs. With `polish`, easy examples stop early; `passes` is about the
 # mean.
 SUITE: dict[str, Entry] = {
+    "apgd-linf": _recent(
+        "APGD-CE, L∞ 0.05",
+        "gradient",
+        attacks.APGD,
+        100,
+        {"norm": "linf", "delta": 0.05, "early_stop": False},
+        {"iterations": 10},
+    ),
+    "apgd-l2": _recent(
+        "APGD-CE, L2 1.25",
+        "gradient",
+        attacks.APGD,
+        100,
+        {"norm": "l2", "epsilon": 1.25, "early_stop": False},
+        {"iterations": 10},
+    ),
+    "add-200": Entry(
+        "Add-200",
+        "adding",
+        False,
+        attacks.AddCD,
+        100,
+        200,
+        True,
+        {"num": 200, "first_weight": 0.1, "searches": 1, "iterations": 100, "rate": 3e-2},
+        quick={"iterations": 10, "rate": 0.1},
+        family=RECENT,
+    ),
+    "drop-200": dataclasses.replace(
+        _drop("Drop-200", attacks.SaliencyDrop, 40),
+        adaptive=True,
+        quick={"per_round": 20},
+        family=RECENT,
+    ),
+    "square-linf": Entry(
+        "Square, L∞ 0.05",
+        "black box",
+        False,
+        attacks.Square,
+        300,
+        200,
+        True,
+        {"delta": 0.05},
+        {"queries": 300},
+        {"queries": 40},
+        RECENT,
+    ),
     "fgm": _gradient("FGM", True, attacks.FGM, 1, WHOLE),
     "ifgm": _gradient("I-FGM", True, attacks.IFGM, 50, 100),
     "mifgm": _gradient("MI-FGM", True, attacks.MIFGM, 50, 100),
     "pgd": _gradient("PGD", True, attacks.PGD, 50),
-    "pgd-untargeted": _gradient("PGD untargeted", False, attacks.PGD, 50),
+    "pgd-untargeted": dataclasses.replace(
+        _gradient("PGD untargeted", False, attacks.PGD, 50), quick={"iterations": 10}
+    ),
     "pgd-point": _gradient("PGD, per point, untargeted", False, attacks.PGD, 50, norm="point-l2"),
-    "pgd-linf": _gradient("PGD, L∞ 0.05, untargeted", False, attacks.PGD, 50, norm="linf", delta=0.05),
+    "pgd-linf": dataclasses.replace(
+        _gradient("PGD, L∞ 0.05, untargeted", False, attacks.PGD, 50, norm="linf", delta=0.05), family=RECENT
+    ),
     "apgd-ce": _gradient("APGD-CE untargeted", False, attacks.APGD, 100),
     "apgd-dlr": _gradient("APGD-DLR untargeted", False, attacks.APGD, 100, loss="dlr"),
     "perturb": _search(
@@ -150,7 +227,6 @@ SUITE: dict[str, Entry] = {
     "add-cluster": _search("Add-Cluster", "adding", attacks.AddCluster, 100, 100, **_long(1, 50)),
     "add-object": _search("Add-Object", "adding", attacks.AddObject, 100, 100, **_long(1, 50)),
     "drop-100": _drop("Drop-100", attacks.SaliencyDrop, 20, num=100),
-    "drop-200": _drop("Drop-200", attacks.SaliencyDrop, 40),
     "random-drop": _drop("Random drop of 512", attacks.RandomDrop, num=512),
     "local-drop": _drop("Local drop of 200", attacks.LocalDrop),
     "square": Entry(
@@ -159,3 +235,54 @@ SUITE: dict[str, Entry] = {
     "jgba": Entry("JGBA", "defence-aware", False, attacks.JGBA, 80, 200),
 }
 """Attacks by name."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Attacks and numbers of clouds of a run.
+
+    Attributes:
+        attacks: static attacks.
+        adaptive: attacks that are also made through each defence.
+        exact: of these, attacks that are made with exact gradients, too, and transferred to other defences.
+        clouds: most clouds of a static cell.
+        adaptive_clouds: clouds of a cell that goes through a defence.
+        samples: draws per gradient of random defences.
+        effort: settings of the attacks.
+        corruptions: sources of corrupted clouds.
+    """
+
+    attacks: tuple[str, ...]
+    adaptive: tuple[str, ...]
+    exact: tuple[str, ...]
+    clouds: int
+    adaptive_clouds: int
+    samples: int
+    effort: Effort
+    corruptions: tuple[str, ...] = ()
+
+    def count(self, source: str, knowledge: str, slow: bool) -> int:
+        """Clouds of a cell.
+
+        Static attacks of over 100 passes get half, and a quarter with a `slow` victim, if there are more than
+        ``adaptive_clouds``.
+        """
+        if knowledge not in ("none", "static"):
+            return self.adaptive_clouds
+        entry = SUITE.get(source)
+        if entry is None or entry.passes == 1 or self.effort == "published":
+            return self.clouds
+        share = 4 if slow else 2 if entry.passes > 100 else 1
+        return max(self.clouds // share, min(self.clouds, self.adaptive_clouds))
+
+
+_QUICK = ("apgd-linf", "apgd-l2", "add-200", "drop-200", "square-linf", "pgd-untargeted")
+_ADAPTIVE = tuple(name for name, entry in SUITE.items() if entry.adaptive)
+_EXACT = tuple(name for name in _ADAPTIVE if SUITE[name].gradients)
+
+SUITES: dict[str, Suite] = {
+    "quick": Suite(_QUICK, _QUICK, ("apgd-linf", "apgd-l2"), 20, 20, 2, "quick"),
+    "standard": Suite(tuple(SUITE), _ADAPTIVE, _EXACT, WHOLE, 100, 8, "affordable"),
+    "full": Suite(tuple(SUITE), _ADAPTIVE, _EXACT, 2468, 2468, 8, "published"),
+}
+"""Suites by name."""

@@ -27,7 +27,9 @@ from benchmarks import (
     repair,
     robustness,
 )
+from benchmarks.suite import SUITE
 from benchmarks.text_tables import markdown
+from ifdefense.purifiers.registry import DEFAULT
 
 BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Result = dict[str, Any]
@@ -81,6 +83,33 @@ def point_operations(result: Result) -> str:
     )
 
 
+def headline(result: Result) -> str:
+    """Accuracy of the hybrid PointNet under a few attacks: no defence, simple ones, and the default."""
+    victim, attacks = "pointnet-modelnet40-hybrid", ("none", "add-hd", "pgd-linf", "drop-200")
+    defences = ("none", "sor", "sor-smooth", "sor-ae", DEFAULT)
+    found = {
+        row["attack"]: row
+        for row in result["rows"]
+        if (row["victim"], row["kind"]) == (victim, "plain") and row["attack"] in attacks
+    }
+    titles = {name: SUITE[name].title if name in SUITE else "clean" for name in attacks}
+    specs = robustness.latest(result)
+
+    def cell(name: str, defence: str) -> str:
+        figure = f"{found[name]['figures'][defence]['accuracy']:.1f}"
+        return figure if found[name].get("specs", {}).get(defence) == specs.get(defence) else f"{figure}†"
+
+    rows = [[defence, *(cell(name, defence) for name in attacks)] for defence in defences]
+    errors = [row["figures"][defence]["standard_error"] for row in found.values() for defence in defences]
+    clouds = ", ".join(f"{titles[name]}: {found[name]['clouds']}" for name in attacks)
+    return (
+        f"{markdown(['defence', *titles.values()], rows)}\n\nAccuracy of PointNet, trained on clean and on "
+        f"purified clouds, in %; test clouds of ModelNet40 ({clouds}), "
+        f"standard error at most {max(errors):.1f}."
+        + (" † An earlier version of the defence." if "†" in str(rows) else "")
+    )
+
+
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "ablation": ("ablation.json", ablation.table),
     "adaptive": ("adaptive.json", adaptive.table),
@@ -88,6 +117,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "attack-speed": ("attack_speed.json", attack_speed),
     "conditions": ("conditions.json", conditions.table),
     "corruptions": ("corruptions.json", corruption.table),
+    "headline": ("robustness.json", headline),
     "labels": ("labels.json", labels.table),
     "optimisation": ("optimisation.json", optimisation.table),
     "point-operations": ("point_operations.json", point_operations),
@@ -112,6 +142,7 @@ DOCUMENTS = (
     "benchmarks/README.md",
     "docs/attacks.md",
     "docs/classifiers.md",
+    "docs/results.md",
     "docs/training.md",
 )
 

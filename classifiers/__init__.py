@@ -16,16 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from classifiers.fold import fold
+from classifiers.geometric import from_geometric
 from classifiers.upright import upright
 from ifdefense.geometry.axes import axis_of
 
-__all__ = ["NETWORKS", "build", "fold", "load", "upright"]
+__all__ = ["NETWORKS", "build", "fold", "from_geometric", "load", "upright"]
 
 NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "pointnet": ("classifiers.pointnet", "PointNet", {}),
     "pointnet2-ssg": ("classifiers.pointnet2", "PointNet2", {}),
     "pointnet2-msg": ("classifiers.pointnet2", "PointNet2", {"multi_scale": True}),
     "dgcnn": ("classifiers.dgcnn", "DGCNN", {}),
+    "dgcnn-small": ("classifiers.dgcnn", "DGCNN", {"width": 12, "neighbours": 10}),
     "pointconv": ("classifiers.pointconv", "PointConv", {}),
     "pct": ("classifiers.pct", "PCT", {}),
     "pointmlp": ("classifiers.pointmlp", "PointMLP", {}),
@@ -33,9 +35,15 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 """Module, class and arguments of each network, by name."""
 
-_LAST = {"dgcnn": "linear3.bias", "pct": "linear3.bias"}
+_LAST = {"dgcnn": "linear3.bias", "dgcnn-small": "linear3.bias", "pct": "linear3.bias"}
 _LAST |= {"pointmlp": "classifier.8.bias", "pointmlp-elite": "classifier.8.bias"}
-_TITLE = {"pointnet": "PointNet", "dgcnn": "DGCNN", "pct": "PCT", "pointconv": "PointConv"}
+_TITLE = {
+    "pointnet": "PointNet",
+    "dgcnn": "DGCNN",
+    "dgcnn-small": "DGCNN",
+    "pct": "PCT",
+    "pointconv": "PointConv",
+}
 
 
 def build(network: str, num_classes: int = 40, **options: Any) -> nn.Module:
@@ -130,7 +138,7 @@ def canonical(network: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             (r"^fc1\.1\.", "bn1."),
             (r"(conv|fc)(\d)\.0\.", r"\1\2."),
         ]
-    elif network == "dgcnn" and "linear1.0.weight" in state:
+    elif network.startswith("dgcnn") and "linear1.0.weight" in state:
         renames = [
             (r"^linear1\.1\.", "bn6."),
             (r"^linear2\.1\.", "bn7."),

@@ -84,29 +84,32 @@ class DGCNN(nn.Module):
         num_classes: number of classes.
         neighbours: k of the graphs; the paper's 20 for 1,024 points.
         dropout: dropout probability before the last two layers.
+        width: channels of the first layer, to which all others are proportional; the paper's 64.
 
     Shapes: ``(B, N, 3)`` points, mean-centred and of largest norm 1, to ``(B, num_classes)`` logits, for any
     N of at least 1; with fewer points than neighbours the graph is complete.
     """
 
-    def __init__(self, num_classes: int = 40, neighbours: int = 20, dropout: float = 0.5) -> None:
+    def __init__(
+        self, num_classes: int = 40, neighbours: int = 20, dropout: float = 0.5, width: int = 64
+    ) -> None:
         super().__init__()
         self.neighbours, self.sparsity = neighbours, 1.0
-        self.bn1, self.bn2 = nn.BatchNorm2d(64), nn.BatchNorm2d(64)
-        self.bn3, self.bn4 = nn.BatchNorm2d(128), nn.BatchNorm2d(256)
-        self.bn5 = nn.BatchNorm1d(1024)
-        self.conv1 = nn.Sequential(nn.Conv2d(6, 64, 1, bias=False), self.bn1)
-        self.conv2 = nn.Sequential(nn.Conv2d(128, 64, 1, bias=False), self.bn2)
-        self.conv3 = nn.Sequential(nn.Conv2d(128, 128, 1, bias=False), self.bn3)
-        self.conv4 = nn.Sequential(nn.Conv2d(256, 256, 1, bias=False), self.bn4)
-        self.conv5 = nn.Sequential(nn.Conv1d(512, 1024, 1, bias=False), self.bn5)
-        self.linear1 = nn.Linear(2048, 512, bias=False)
-        self.bn6 = nn.BatchNorm1d(512)
+        self.bn1, self.bn2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+        self.bn3, self.bn4 = nn.BatchNorm2d(2 * width), nn.BatchNorm2d(4 * width)
+        self.bn5 = nn.BatchNorm1d(16 * width)
+        self.conv1 = nn.Sequential(nn.Conv2d(6, width, 1, bias=False), self.bn1)
+        self.conv2 = nn.Sequential(nn.Conv2d(2 * width, width, 1, bias=False), self.bn2)
+        self.conv3 = nn.Sequential(nn.Conv2d(2 * width, 2 * width, 1, bias=False), self.bn3)
+        self.conv4 = nn.Sequential(nn.Conv2d(4 * width, 4 * width, 1, bias=False), self.bn4)
+        self.conv5 = nn.Sequential(nn.Conv1d(8 * width, 16 * width, 1, bias=False), self.bn5)
+        self.linear1 = nn.Linear(32 * width, 8 * width, bias=False)
+        self.bn6 = nn.BatchNorm1d(8 * width)
         self.dp1 = nn.Dropout(dropout)
-        self.linear2 = nn.Linear(512, 256)
-        self.bn7 = nn.BatchNorm1d(256)
+        self.linear2 = nn.Linear(8 * width, 4 * width)
+        self.bn7 = nn.BatchNorm1d(4 * width)
         self.dp2 = nn.Dropout(dropout)
-        self.linear3 = nn.Linear(256, num_classes)
+        self.linear3 = nn.Linear(4 * width, num_classes)
         self.register_state_dict_post_hook(separate_aliases)  # type: ignore[no-untyped-call]
 
     def norm_pairs(self) -> list[tuple[str, str]]:

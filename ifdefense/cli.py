@@ -1,9 +1,10 @@
-"""The command line: ``ifdefense purify``, ``ifdefense train`` and ``ifdefense info``."""
+"""The command line: ``ifdefense purify``, ``train``, ``data`` and ``info``."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import logging
 import os
 import platform
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from ifdefense import __version__
+import ifdefense
 from ifdefense.console import LazyGroup, device_option, let_threads_sleep, use_huge_pages
 from ifdefense.geometry.axes import AXES
 from ifdefense.purifiers.registry import DEFAULT, METHODS, unknown
@@ -65,7 +66,7 @@ class MethodName(click.ParamType):  # type: ignore[type-arg]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="ifdefense")
+@click.version_option(package_name="ifdefense", prog_name="ifdefense")
 def main() -> None:
     """Defends point-cloud classifiers: reconstructs the surface of an attacked cloud and resamples it."""
     let_threads_sleep()
@@ -130,6 +131,42 @@ def info() -> None:
             card = folder / f"{name}.md"
             if card.is_file():
                 click.echo(card.read_text(encoding="utf-8").rstrip())
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--root", type=click.Path(file_okay=False, path_type=Path), help="Folder to fetch it to.")
+def data(name: str | None, root: Path | None) -> None:
+    """Lists data sets, describes the data set NAME, or with --root fetches it.
+
+    Fetched are modelnet40 and modelnet10, through PyTorch Geometric: their meshes are downloaded and sampled,
+    1,024 points each, to the folder NAME in --root.
+    """
+    from ifdefense.data.catalogue import CATALOGUE
+
+    if name is not None and name not in CATALOGUE:
+        close = difflib.get_close_matches(name, CATALOGUE, 1)
+        meant = f" (did you mean {close[0]!r}?)" if close else ""
+        raise Refused(f"unknown data set {name!r}{meant}; there are {', '.join(CATALOGUE)}")
+    if name is None and root is not None:
+        raise Refused("--root needs the name of a data set")
+    if name is None or root is None:
+        for each in CATALOGUE if name is None else [name]:
+            entry = CATALOGUE[each]
+            folder = f"DIR/{each}"
+            get = entry.instructions.replace("FOLDER", folder) or f"ifdefense data {each} --root DIR"
+            click.echo(f"{each}: {entry.title}")
+            for title in ("source", "licence", "size", "layout"):
+                click.echo(f"  {title:<8} {getattr(entry, title)}")
+            click.echo(f"  {'get it':<8} {get}")
+        click.echo("Set IFDEFENSE_DATA to DIR, or pass a data set's folder where one is asked for.")
+        return
+    from ifdefense.data.fetching import fetch
+
+    try:
+        click.echo(f"{name} is in {fetch(name, root)}; set IFDEFENSE_DATA to {root}")
+    except (ValueError, OSError, ImportError) as error:
+        raise click.ClickException(str(error)) from None
 
 
 @main.command()
@@ -249,7 +286,12 @@ def purify(
         purify_all(work, todo.jobs, tally, workers, ray)
     failed = bool(tally.failed or todo.unreadable)
     if report is not None:
-        facts = {"method": method, "seed": str(seed), "device": str(device), "ifdefense": __version__}
+        facts = {
+            "method": method,
+            "seed": str(seed),
+            "device": str(device),
+            "ifdefense": ifdefense.__version__,
+        }
         try:
             if tally.reported:
                 write_report(report, tally, facts, force)
@@ -328,8 +370,6 @@ def load(method: str, device: torch.device) -> Purifier:
     Raises:
         Refused: if its weights are missing.
     """
-    import ifdefense
-
     try:
         return ifdefense.load(method, device=device)
     except (ValueError, RuntimeError) as error:

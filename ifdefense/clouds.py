@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,16 +13,14 @@ from torch import Tensor
 from ifdefense.arguments import MIN_POINTS, cloud_of, real_tensor
 from ifdefense.attributes import transfer_attributes
 from ifdefense.devices import in_float64
+from ifdefense.structures.registry import Build, Rows, Sampling, adapter_of
 
-__all__ = ["MIN_POINTS", "Clouds", "Unpacked", "is_geometric", "tensors", "unpack"]
+__all__ = ["MIN_POINTS", "Clouds", "Unpacked", "tensors", "unpack"]
 
 Clouds = Any
 """``(N, 3 + C)``, ``(B, N, 3 + C)``, or a list of ``(N_i, 3 + C)``: NumPy arrays, tensors or nested lists of
-numbers; the first three columns are coordinates. Also ``Data`` and ``Batch`` of PyTorch Geometric."""
-
-Rows = Callable[[int], Tensor]
-"""For the i-th cloud, the input rows ``(M,)`` from which the result's points were taken or to which they are
-nearest."""
+numbers; the first three columns are coordinates. Also structures of the libraries in
+`ifdefense.structures.registry.LIBRARIES`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,7 +33,7 @@ class Unpacked:
     """
 
     clouds: list[Tensor]
-    build: Callable[[Sequence[Tensor], Rows], Any]
+    build: Build
 
     @classmethod
     def of(cls, members: Sequence[Unpacked]) -> Unpacked:
@@ -76,11 +73,13 @@ class Unpacked:
         return self.build(results, rows)
 
 
-def unpack(points: Clouds | Unpacked) -> Unpacked:
+def unpack(points: Clouds | Unpacked, num_points: int | None = None, seed: int = 0) -> Unpacked:
     """Checks clouds and converts them to a list of tensors.
 
     Args:
         points: clouds in the caller's frame; `Unpacked` is returned unchanged.
+        num_points: number of points requested as the result; only used to sample meshes.
+        seed: random seed, likewise.
 
     Raises:
         TypeError: if a cloud is neither a NumPy array nor a tensor, or its numbers are not real.
@@ -89,36 +88,33 @@ def unpack(points: Clouds | Unpacked) -> Unpacked:
     """
     if isinstance(points, Unpacked):
         return points
-    if is_geometric(points):
-        from ifdefense.pyg import unpack_data
 
-        return Unpacked(*unpack_data(points))
+    def sampling() -> Sampling:
+        return Sampling(num_points, seed)
+
+    if (adapter := adapter_of(points)) is not None:
+        return Unpacked(*adapter.unpack(points, None, sampling))
     if isinstance(points, (Tensor, np.ndarray)) or _is_numbers(points):
         return _unpack_array(points)
     if not isinstance(points, (list, tuple)):
         raise TypeError(f"expected NumPy arrays or tensors, got {type(points).__name__}")
     if not points:
         raise ValueError("there are no clouds: the list or batch is empty")
-    return Unpacked.of([_member(part, f"cloud {i}") for i, part in enumerate(points)])
+    return Unpacked.of([_member(part, f"cloud {i}", sampling) for i, part in enumerate(points)])
 
 
 def tensors(points: Clouds) -> Any:
-    """Converts clouds to tensors without checks: an array to a tensor, a list to a list of tensors."""
-    if isinstance(points, Tensor) or is_geometric(points):
+    """Converts arrays and lists of them to tensors without checks; structures are returned unchanged."""
+    if isinstance(points, Tensor) or adapter_of(points) is not None:
         return points
     if isinstance(points, np.ndarray) or _is_numbers(points):
         return real_tensor(points, "the cloud")
     if isinstance(points, (list, tuple)):
         return [
-            part if is_geometric(part) else real_tensor(part, f"cloud {i}") for i, part in enumerate(points)
+            part if adapter_of(part) is not None else real_tensor(part, f"cloud {i}")
+            for i, part in enumerate(points)
         ]
     raise TypeError(f"expected NumPy arrays or tensors, got {type(points).__name__}")
-
-
-def is_geometric(value: object) -> bool:
-    """Whether something is a ``Data`` or ``Batch``, without importing PyTorch Geometric."""
-    module = sys.modules.get("torch_geometric.data.data")
-    return module is not None and isinstance(value, module.BaseData)
 
 
 def _is_numbers(value: object) -> bool:
@@ -155,12 +151,10 @@ def _shifted(rows: Rows, start: int) -> Rows:
     return lambda i: rows(start + i)
 
 
-def _member(part: Any, name: str) -> Unpacked:
-    """One item of a list: a cloud of any type, or data of PyTorch Geometric."""
-    if is_geometric(part):
-        from ifdefense.pyg import unpack_data
-
-        return Unpacked(*unpack_data(part, name=name))
+def _member(part: Any, name: str, sampling: Callable[[], Sampling]) -> Unpacked:
+    """One item of a list: a cloud of any type, or a structure."""
+    if (adapter := adapter_of(part)) is not None:
+        return Unpacked(*adapter.unpack(part, name, sampling))
     full = cloud_of(part, name)
     return Unpacked(
         [full[:, :3]], lambda results, rows: _as_kind(_with_columns(full, results[0], 0, rows), part)

@@ -48,9 +48,9 @@ def digest(*values: object) -> str:
 def code_digest(modules: Iterable[str]) -> str:
     """Digest of modules and their imports, 16 hexadecimal digits.
 
-    Imports, including lazy ones, are followed within the top-level packages of the modules and this package;
-    for other packages see `versions`. The digest covers syntax trees without docstrings, so comments,
-    docstrings and formatting do not change it.
+    Imports, including lazy ones, are followed within the top-level packages of the modules and this package,
+    and from files in no package to those in their folder. For other packages see `versions`. The digest
+    covers syntax trees without docstrings, so comments, docstrings and formatting do not change it.
 
     Args:
         modules: names of modules, such as ``"attacks.gradient.pgd"``. Modules without Python source, such as
@@ -66,7 +66,11 @@ def code_digest(modules: Iterable[str]) -> str:
             continue
         found[name], imports = _parsed(path, path.stat().st_mtime_ns)
         imported = (_absolute(each, name, path) for each in imports)
-        pending += [_module(*each) for each in imported if each[0].partition(".")[0] in packages]
+        pending += [
+            _module(*each)
+            for each in imported
+            if (top := each[0].partition(".")[0]) in packages or _is_beside(path, top)
+        ]
     return digest(sorted(found.items()))
 
 
@@ -89,6 +93,14 @@ def modules_of(spec: Any) -> set[str]:
 def versions() -> dict[str, str]:
     """Versions of this package and of torch."""
     return {name: metadata.version(name) for name in ("ifdefense", "torch")}
+
+
+def _is_beside(path: Path, top: str) -> bool:
+    """Whether a module is in the same folder as a file that is in no package."""
+    folder = path.parent
+    return not (folder / "__init__.py").exists() and (
+        (folder / f"{top}.py").is_file() or (folder / top / "__init__.py").is_file()
+    )
 
 
 def _source(module: str) -> Path | None:
@@ -220,7 +232,12 @@ def _children(value: object, name: str) -> Iterator[tuple[str, Any]]:
             return
         # The mode is ignored, as attacks put every module into evaluation mode.
         usual = vars(nn.Module()).keys() - {"_parameters", "_buffers", "_modules"}
-        yield from sorted((key, child) for key, child in vars(value).items() if key not in usual)
+        yield from sorted(
+            (key, child)
+            for key, child in vars(value).items()
+            # PyG's layers cache their sources in inspectors, only in the first layer of each class.
+            if key not in usual and type(child).__module__ != "torch_geometric.inspector"
+        )
         if value._forward_hooks or value._forward_pre_hooks:
             yield "hooks", [*value._forward_hooks.values(), *value._forward_pre_hooks.values()]
     elif dataclasses.is_dataclass(value):

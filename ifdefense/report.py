@@ -65,6 +65,7 @@ class Case:
         clean: ``(N, 3)`` the cloud before the attack, in the same frame, if known.
         before: prediction of a classifier before purification.
         after: prediction after purification.
+        added: ``(N,)`` which points of the input an attack has added, if known.
     """
 
     title: str
@@ -72,6 +73,14 @@ class Case:
     clean: NDArray[np.floating] | None = None
     before: Reading | None = None
     after: Reading | None = None
+    added: NDArray[np.bool_] | None = None
+
+    def states(self) -> NDArray[np.uint8]:
+        """``(N,)`` state of each input point: 0 kept, 1 dropped as an outlier, 2 added by the attack."""
+        states = (~self.trace.kept_mask).astype(np.uint8)
+        if self.added is not None:
+            states[self.added] = 2
+        return states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +195,7 @@ def render_html(
         cases: clouds to show, about half a megabyte each. Repeated titles are numbered.
         title: heading.
         facts: settings of the run, such as method, seed and device.
-        tables: shown above the clouds.
+        tables: shown after the first cloud.
         total: total number of clouds, stated on the page if only some are shown.
 
     Raises:
@@ -194,7 +203,6 @@ def render_html(
     """
     if total is not None and total < len(cases):
         raise ValueError(f"{len(cases)} clouds are shown, total cannot be {total}")
-    page = (resources.files("ifdefense") / "templates" / "report.html").read_text(encoding="utf-8")
     content = {
         "title": title,
         "facts": list((facts or {}).items()),
@@ -202,9 +210,28 @@ def render_html(
         "cases": [{"title": name, **_case(case)} for name, case in zip(_unique(cases), cases, strict=True)],
         "total": len(cases) if total is None else total,
     }
-    # "<" is escaped, so that file names cannot close the script element.
+    return self_contained(_template("report.html"), content)
+
+
+def self_contained(page: str, content: Mapping[str, Any]) -> str:
+    """Fills a template of a page that needs no network and no other files.
+
+    Args:
+        page: HTML with ``{{style}}`` and ``{{views}}`` for the style and the 3D views that our pages share, one
+            ``<script>``, ``{{policy}}`` for its content security policy, and ``{{data}}`` for the content.
+        content: shown by the script.
+
+    Raises:
+        ValueError: if a figure is not finite.
+    """
+    page = page.replace("{{style}}", _template("base.css")).replace("{{views}}", _template("views.js"))
+    # "<" is escaped, so that names cannot close the script element.
     data = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return page.replace("{{policy}}", _policy(page)).replace("{{data}}", data)
+
+
+def _template(name: str) -> str:
+    return (resources.files("ifdefense") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _policy(page: str) -> str:
@@ -233,23 +260,58 @@ def _unique(cases: Sequence[Case]) -> list[str]:
     return result
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ViewFrame:
+    """The frame of a page's view; coordinates are stored as steps of ``span / LEVELS`` from ``low``.
+
+    Attributes:
+        centre: ``(3,)`` what the view turns about.
+        radius: what it shows around the centre. Points more than `REACH` of it away are drawn in their direction,
+            out of sight: storing them where they are would leave no precision for the others.
+        low: ``(3,)`` lowest stored coordinates.
+        span: length of the longest side of what is stored.
+    """
+
+    centre: NDArray[np.float64]
+    radius: float
+    low: NDArray[np.float64]
+    span: float
+
+    @classmethod
+    def around(cls, centre: NDArray[np.float64], radius: float, points: NDArray[np.float64]) -> ViewFrame:
+        """The frame of a view that stores the points ``(N, 3)``."""
+        reach = REACH * radius
+        low = np.maximum(points.min(axis=0), centre - reach)
+        return cls(centre, radius, low, float((np.minimum(points.max(axis=0), centre + reach) - low).max()))
+
+    def far(self, points: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """``(N,)`` which points are too far away to show."""
+        return np.asarray(np.linalg.norm(points - self.centre, axis=1) > REACH * self.radius)
+
+    def pack(self, points: NDArray[np.floating]) -> str:
+        """Points ``(N, 3)`` as Base64 of 16-bit steps."""
+        reach = REACH * self.radius
+        offset = points.astype(np.float64) - self.centre
+        distance = np.linalg.norm(offset, axis=1, keepdims=True)
+        inside = self.centre + offset * np.minimum(1, reach / np.maximum(distance, reach))
+        return _base64(np.rint((inside - self.low) / self.span * LEVELS).clip(0, LEVELS).astype("<u2"))
+
+    def model(self) -> dict[str, Any]:
+        """What the page needs to draw packed points: centre and radius in steps, and the length of a step."""
+        steps = LEVELS / self.span
+        return {
+            "centre": ((self.centre - self.low) * steps).tolist(),
+            "radius": self.radius * steps,
+            "step": 1 / steps,
+        }
+
+
 def _case(case: Case) -> dict[str, Any]:
     trace = case.trace
     meshes = [mesh for mesh in (trace.mesh, trace.repaired) if mesh is not None]
     parts = [trace.points, trace.purified, *(mesh.vertices for mesh in meshes)]
-    everything = np.concatenate([part.astype(np.float64) for part in parts])
-    centre, radius = _view(trace)
-    # Points farther away are not visible; including them would leave no precision for the others.
-    reach = REACH * radius
-    low = np.maximum(everything.min(axis=0), centre - reach)
-    span = float((np.minimum(everything.max(axis=0), centre + reach) - low).max())
-    far = np.linalg.norm(trace.points - centre, axis=1) > reach
-
-    def pack(points: NDArray[np.floating]) -> str:
-        offset = points.astype(np.float64) - centre
-        distance = np.linalg.norm(offset, axis=1, keepdims=True)
-        inside = centre + offset * np.minimum(1, reach / np.maximum(distance, reach))
-        return _base64(np.rint((inside - low) / span * LEVELS).clip(0, LEVELS).astype("<u2"))
+    frame = ViewFrame.around(*_view(trace), np.concatenate([part.astype(np.float64) for part in parts]))
+    pack = frame.pack
 
     def pack_mesh(mesh: Mesh | None) -> dict[str, str] | None:
         if mesh is None:
@@ -261,13 +323,12 @@ def _case(case: Case) -> dict[str, Any]:
         "before": None if case.before is None else dataclasses.asdict(case.before),
         "after": None if case.after is None else dataclasses.asdict(case.after),
         "numbers": dataclasses.asdict(Numbers.of(trace, case.clean)),
-        "centre": ((centre - low) / span * LEVELS).tolist(),
-        "radius": radius / span * LEVELS,
-        "step": span / LEVELS,
+        **frame.model(),
         "size": np.ptp(trace.kept.astype(np.float64), axis=0).tolist(),
-        "outside": int(far.sum()),
+        "outside": int(frame.far(trace.points).sum()),
         "points": pack(trace.points),
-        "dropped": _base64((~trace.kept_mask).astype(np.uint8)),
+        "states": _base64(case.states()),
+        "added": 0 if case.added is None else int(case.added.sum()),
         "mesh": pack_mesh(trace.mesh),
         "heat": _base64(np.rint(255 * heat(trace)).astype(np.uint8)),
         "repaired": pack_mesh(trace.repaired),
@@ -292,9 +353,11 @@ def render_png(
 ) -> bytes:
     """Renders a figure with one row per cloud: before, surface with anomalies, after; z is up.
 
+    If a cloud has anomalies, the repaired surface comes before the last view.
+
     Args:
         cases: clouds to show, at least one.
-        dpi: pixels per inch; a row is 3 inches high and 9 wide.
+        dpi: pixels per inch; a view is 3 inches high and wide.
         azimuth: azimuth of the viewer about the z axis, degrees.
         elevation: elevation of the viewer above the horizon, degrees.
 
@@ -309,9 +372,11 @@ def render_png(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.05 * len(cases)), dpi=dpi, facecolor="white")
+    repaired = any(case.trace.mask is not None and case.trace.mask.any() for case in cases)
+    columns = 4 if repaired else 3
+    figure = Figure(figsize=(3 * columns, 3.05 * len(cases)), dpi=dpi, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(cases), 3, squeeze=False)
+    axes = figure.subplots(len(cases), columns, squeeze=False)
     figure.subplots_adjust(
         left=0.01, right=0.99, bottom=0.01, top=1 - 0.12 / len(cases), wspace=0.02, hspace=0.12
     )
@@ -339,19 +404,23 @@ def _draw_row(row: Sequence[Axes], case: Case, turn: NDArray[np.float64]) -> Non
         projected: NDArray[np.float64] = ((points - centre) / radius) @ turn.T
         return projected
 
-    before, middle, after = row
-    kept = trace.kept_mask
-    _draw_points(before, project(trace.points[kept]), KEPT)
-    _draw_points(before, project(trace.points[~kept]), DROPPED)
+    before, middle, *repaired, after = row
+    for state, colour in enumerate((KEPT, DROPPED, ANOMALY)):
+        _draw_points(before, project(trace.points[case.states() == state]), colour)
     if trace.mesh is not None:
         _draw_mesh(middle, trace.mesh, heat(trace), project)
+    for axis in repaired:
+        if trace.repaired is not None:
+            _draw_mesh(axis, trace.repaired, np.zeros(len(trace.repaired.vertices), np.float32), project)
     _draw_points(after, project(trace.purified), CLEAN)
     count = numbers.anomalies
     found = numbers.fallback or "surface"
     if count:
         found += f", {count} {'anomaly' if count == 1 else 'anomalies'}"
-    titles = (_caption(case.title, case.before), found, _caption("purified", case.after))
-    for axis, title, reading in zip(row, titles, (case.before, None, case.after), strict=True):
+    repair = ["repaired surface"] * len(repaired)
+    titles = [_caption(case.title, case.before), found, *repair, _caption("purified", case.after)]
+    readings = [case.before, None, *[None] * len(repaired), case.after]
+    for axis, title, reading in zip(row, titles, readings, strict=True):
         wrong = reading is not None and not reading.correct
         axis.set_title(title, fontsize=9, color=ANOMALY if wrong else INK, pad=3)
         axis.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")

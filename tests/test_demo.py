@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from test_report import trace_of
 
 import ifdefense
 from benchmarks import demo as module
@@ -32,7 +34,7 @@ def test_quick_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         row["attack"]: {name: float(value) for name, value in row.items() if name != "attack"}
         for row in figures["Accuracy, %"]
     }
-    assert list(rows) == ["clean", "PGD", "PGD, L∞ 0.05", "Drop-400"]
+    assert list(rows) == ["clean", "PGD", "PGD, L∞ 0.05", "Add-Cluster", "Drop-400"]
     # The strongest attack breaks the classifier, and the defence gives most of it back.
     assert rows["clean"]["none"] >= 85
     assert rows["PGD"]["none"] <= 30
@@ -44,6 +46,11 @@ def test_quick_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert width > 2 * height  # one row of three views
     assert DEFAULT in (output / "report.html").read_text()
     assert all(row in result.output for row in rows)
+    # It says what it will do before it starts, and at the end what was shown.
+    start, *_, shown = result.output.strip().split("\n\n")[:-1]
+    assert "Add-Cluster" in start and "about a minute" in start
+    assert "[5/5] Drop-400: " in result.output
+    assert shown.startswith("The first cloud, ") and ", Add-Cluster: read as " in shown
 
     again = CliRunner().invoke(main, ["demo", "--quick", "--output", str(output)])
     assert again.exit_code == 1
@@ -58,7 +65,9 @@ def test_repaired_clouds_are_shown_first(sphere_cloud: np.ndarray) -> None:
     # Misclassified: clouds 1, 2 and 3; repaired by the defence: cloud 3.
     predicted = {module.NO_DEFENCE: torch.tensor([0, 0, 1, 0]), DEFAULT: torch.tensor([0, 0, 1, 1])}
     clean = torch.from_numpy(points)
-    cases = module.choose(module.Round("PGD", predicted, {}, traces), clean, clouds, 3)
+    chosen = module.choose(module.Round("PGD", 0, predicted, {}, traces), clean, clouds, 3)
+    assert [worth for worth, _ in chosen] == [2, 1, 1]
+    cases = [case for _, case in chosen]
     assert [case.title for case in cases] == ["cup, PGD", "cup, PGD", "ball, PGD"]
     assert [case.before.correct for case in cases if case.before] == [False] * 3
     assert [case.after.correct for case in cases if case.after] == [True, False, False]
@@ -71,3 +80,16 @@ def test_nothing_is_written_over(name: str, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert f"{name} exists already" in result.output
     assert (tmp_path / name).read_text() == "precious"
+
+
+def test_the_overlap_of_marked_surface_and_added_points(sphere_cloud: np.ndarray) -> None:
+    """Two octahedra of unit side, the second one on the added points."""
+    trace = trace_of(np.concatenate([sphere_cloud, sphere_cloud[:200] + np.float32([2, 0, 0])]), sphere_cloud)
+    added = np.arange(1224) >= 1024
+
+    def marked(*vertices: int) -> float:
+        return module.overlap(dataclasses.replace(trace, mask=np.isin(np.arange(12), vertices)), added)
+
+    assert marked(*range(6, 12)) == 1
+    assert marked(*range(12)) == pytest.approx(2 / 3)  # half of the marked area, and all added points
+    assert marked(*range(6)) == marked() == marked(6) == 0

@@ -168,13 +168,28 @@ def test_picture_has_a_row_a_cloud(sphere_cloud: Points) -> None:
         "attacked", trace_of(sphere_cloud, sphere_cloud, anomalous=(0, 2, 4)), before=Reading("cup", False)
     )
     one, two = (Image.open(io.BytesIO(render_png(cases, dpi=50))) for cases in ([clean], [clean, wrong]))
-    assert one.width == two.width == 450
+    assert (one.width, two.width) == (450, 600)  # with anomalies there is a view of the repaired surface
     assert abs(two.height - 2 * one.height) <= 1
     red = np.asarray(two.convert("RGB")).astype(int)
     red = (red[..., 0] > red[..., 1] + 80) & (red[..., 0] > red[..., 2] + 80)
     half = two.height // 2
     assert not red[:half, 150:300].any()
     assert red[half:, 150:300].sum() > 20
+    assert not red[:, 300:450].any()
+
+
+def test_added_points_are_drawn_in_the_colour_of_anomalies(sphere_cloud: Points) -> None:
+    from PIL import Image
+
+    added = np.arange(1024) >= 1000
+    case = Case("attacked", trace_of(sphere_cloud, sphere_cloud, dropped=10), added=added)
+    assert np.bincount(case.states()).tolist() == [990, 10, 24]
+    picture = np.asarray(Image.open(io.BytesIO(render_png([case], dpi=50))).convert("RGB")).astype(int)
+    red = (picture[..., 0] > picture[..., 1] + 80) & (picture[..., 0] > picture[..., 2] + 40)
+    assert red[:, :150].sum() > 5 and not red[:, 300:].any()
+    (shown,) = content(render_html([case], title="t"))["cases"]  # type: ignore[misc]
+    assert shown["added"] == 24
+    assert np.frombuffer(base64.b64decode(shown["states"]), np.uint8).tolist() == case.states().tolist()
 
 
 def test_fallback_is_shown(sphere_cloud: Points) -> None:

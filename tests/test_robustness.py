@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ import attacks
 import ifdefense
 from benchmarks import catalogue, published
 from benchmarks.robustness import markdown_rows, robustness, summary
-from benchmarks.suite import SUITE, affordable_clouds, changed, names
+from benchmarks.suite import SUITE, Effort, affordable_clouds, changed, names
 from classifiers import load
 from classifiers.dgcnn import DGCNN
 from classifiers.pointnet import PointNet
@@ -28,20 +28,18 @@ needs_modelnet40 = pytest.mark.skipif(
 
 
 def test_the_suite_holds_every_attack_with_a_goal_that_it_can_have() -> None:
-    assert {type(entry.attack(published=True)) for entry in SUITE.values()} == set(
-        catalogue.methods().values()
-    )
+    assert {type(entry.attack("published")) for entry in SUITE.values()} == set(catalogue.methods().values())
     for name, entry in SUITE.items():
-        for full in (False, True):
-            goal = entry.attack(full).threat.goal
+        for effort in get_args(Effort):
+            goal = entry.attack(effort).threat.goal
             assert goal == "both" or goal == ("targeted" if entry.targeted else "untargeted"), name
-        assert type(entry.attack()) is type(entry.attack(published=True))
+        assert type(entry.attack()) is type(entry.attack("published"))
 
 
 def test_settings_are_the_same_text_in_every_process() -> None:
     assert "outliers=far_from_neighbours)" in SUITE["jgba"].settings()
     for entry in SUITE.values():
-        assert " at 0x" not in entry.settings() + entry.settings(published=True)
+        assert " at 0x" not in entry.settings() + entry.settings("published")
 
 
 def test_only_settings_that_are_not_the_defaults_are_shown() -> None:
@@ -53,7 +51,7 @@ def test_only_settings_that_are_not_the_defaults_are_shown() -> None:
 def test_affordable_settings_are_shorter_than_the_published_ones() -> None:
     entry = SUITE["add-cd"]
     assert all(part in entry.settings() for part in ("searches=5", "iterations=600", "refine=True"))
-    published = entry.attack(published=True)
+    published = entry.attack("published")
     assert published == attacks.AddCD()
     assert entry.passes < published.searches * published.iterations / 20
     assert SUITE["pgd"].attack() == attacks.PGD()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,25 @@ class Mesh:
         import trimesh
 
         return trimesh.Trimesh(self.vertices.copy(), self.faces.copy(), process=False)
+
+    def to_pytorch3d(self) -> Any:
+        """Converts to ``pytorch3d.structures.Meshes`` of one mesh, float32 on the CPU.
+
+        Raises:
+            ImportError: if PyTorch3D is not installed.
+        """
+        import torch
+
+        try:
+            structures = importlib.import_module("pytorch3d.structures")
+        except ImportError as error:
+            raise ImportError(
+                "Mesh.to_pytorch3d needs PyTorch3D: see "
+                "https://github.com/facebookresearch/pytorch3d/blob/main/INSTALL.md",
+                name="pytorch3d",
+            ) from error
+        vertices = torch.from_numpy(self.vertices.astype(np.float32))
+        return structures.Meshes(verts=[vertices], faces=[torch.from_numpy(self.faces.copy())])
 
 
 def cross(a: Doubles, b: Doubles) -> Doubles:

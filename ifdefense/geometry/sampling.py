@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ifdefense.geometry.mesh import Floats, Ints, Mesh
+from ifdefense.geometry.mesh import Doubles, Floats, Ints, Mesh
 
 
 def sample_surface(mesh: Mesh, count: int, *, generator: np.random.Generator) -> tuple[Floats, Ints]:
@@ -23,6 +23,15 @@ def sample_surface(mesh: Mesh, count: int, *, generator: np.random.Generator) ->
     Raises:
         ValueError: the mesh has no faces or no area.
     """
+    face, weights = sample_faces(mesh, count, generator=generator)
+    _, u, v = weights.T
+    a, b, c = mesh.vertices.astype(np.float64)[mesh.faces[face]].transpose(1, 0, 2)
+    points = a + u[:, None] * (b - a) + v[:, None] * (c - a)
+    return points.astype(np.float32), face
+
+
+def sample_faces(mesh: Mesh, count: int, *, generator: np.random.Generator) -> tuple[Ints, Doubles]:
+    """As `sample_surface`, but returns faces (count,) and barycentric coordinates (count, 3) float64."""
     if mesh.is_empty:
         raise ValueError("the mesh is empty: there is no surface to sample")
     edges = np.cumsum(mesh.face_areas())
@@ -34,6 +43,4 @@ def sample_surface(mesh: Mesh, count: int, *, generator: np.random.Generator) ->
     u, v = generator.random((2, count))
     outside = u + v > 1  # reflect into the triangle
     u[outside], v[outside] = 1 - u[outside], 1 - v[outside]
-    a, b, c = mesh.vertices.astype(np.float64)[mesh.faces[face]].transpose(1, 0, 2)
-    points = a + u[:, None] * (b - a) + v[:, None] * (c - a)
-    return points.astype(np.float32), face
+    return face, np.stack([1 - u - v, u, v], axis=1)

@@ -197,7 +197,8 @@ class Purifier(nn.Module, ABC):
         Args:
             points: one cloud ``(N, 3)``, a batch ``(B, N, 3)``, or a list of clouds, NumPy or torch, in any
                 frame and unit. Further columns are attributes: kept points keep them, new ones take those of
-                the nearest input point. Also ``Data`` and ``Batch`` of PyTorch Geometric.
+                the nearest input point. Also structures of PyTorch Geometric, PyTorch3D and trimesh, see
+                `ifdefense.purify`.
             num_points: points per result; by default as in the input.
             seed: random seed; results do not depend on the batch.
             batch_size: clouds processed together; affects memory and speed only.
@@ -214,7 +215,7 @@ class Purifier(nn.Module, ABC):
             TypeError: if a cloud is not an array of real numbers.
             ValueError: if a cloud is unusable (the message names it), or an argument is out of range.
         """
-        unpacked = unpack(points)
+        unpacked = unpack(points, num_points, seed)
         wanted = torch.is_grad_enabled() and any(cloud.requires_grad for cloud in unpacked.clouds)
         if wanted and not self.differentiable:
             logger.warning(
@@ -237,7 +238,7 @@ class Purifier(nn.Module, ABC):
         up: str | None = None,
     ) -> list[Trace]:
         """Purifies clouds and returns intermediate results; arguments and errors as `forward`."""
-        clouds = [cloud.detach() for cloud in unpack(points).clouds]
+        clouds = [cloud.detach() for cloud in unpack(points, num_points, seed).clouds]
         rest = iter(clouds)
         traces = []
         for outcomes, seconds in self._batches(clouds, num_points, seed, batch_size, up=up, traced=True):

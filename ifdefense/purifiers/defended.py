@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ifdefense.arguments import MAX_SEED, count_of, integer, seed_of
-from ifdefense.clouds import Clouds, is_geometric, tensors
+from ifdefense.clouds import Clouds, tensors
 from ifdefense.geometry.axes import UP, axis_of, trained_axis, turned
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.logits import classify, placed
+from ifdefense.structures.registry import adapter_of
 
 
 class Defended(nn.Module):
@@ -79,7 +79,8 @@ class Defended(nn.Module):
 
         Args:
             points: a batch ``(B, N, 3)``, one cloud ``(N, 3)``, or a list of clouds, NumPy or torch. Further
-                columns are passed on to the classifier. Also PyTorch Geometric's ``Data`` and ``Batch``.
+                columns are passed on to the classifier. Also structures as in `ifdefense.purify`, of which
+                the classifier gets the positions; those of PyTorch Geometric are passed on as a whole.
 
         Returns:
             ``(B, classes)``, or ``(classes,)`` for one cloud, on the classifier's device.
@@ -96,39 +97,28 @@ class Defended(nn.Module):
 
     def classified(self, clean: Any) -> Tensor:
         """Logits, as returned by `forward`, of the results of `purified`."""
-        if isinstance(clean, list):
-            if len({cloud.shape for cloud in clean if isinstance(cloud, Tensor)}) == 1:
-                return self._logits(torch.stack(clean))
-            return torch.cat([self._logits(cloud if is_geometric(cloud) else cloud[None]) for cloud in clean])
-        if is_geometric(clean) or clean.ndim == 3:
-            return self._logits(clean)
-        return self._logits(clean[None])[0]
+        given = self._prepared(clean)
+        if isinstance(given, list):
+            parts = [part[None] if isinstance(part, Tensor) else part for part in given]
+            return torch.cat([classify(self.classifier, part) for part in parts])
+        if isinstance(given, Tensor) and given.ndim == 2:
+            return classify(self.classifier, given[None])[0]
+        return classify(self.classifier, given)
 
-    def _logits(self, clean: Any) -> Tensor:
-        if is_geometric(clean):
-            clean = copy.copy(clean)
-            clean.pos = self._normalised_parts(self._turned(clean.pos), getattr(clean, "batch", None))
-            clean = clean.to(self._like(clean.pos).device)
-        else:
-            points, columns = self._turned(clean[..., :3]), clean[..., 3:]
-            points = to_unit_sphere(points) if self.normalise else points
-            clean = self._like(torch.cat([points, columns], -1) if columns.shape[-1] else points)
-        return classify(self.classifier, clean)
+    def _prepared(self, clean: Any) -> Any:
+        """Inputs of the classifier: rotated to its axis, normalised, in its dtype and on its device."""
+        if isinstance(clean, list):
+            if len({getattr(part, "shape", None) for part in clean}) == 1 and isinstance(clean[0], Tensor):
+                return self._prepared(torch.stack(clean))
+            parts = map(self._prepared, clean)
+            return [each for part in parts for each in (part if isinstance(part, list) else [part])]
+        if (adapter := adapter_of(clean)) is not None:
+            return adapter.inputs(clean, self._prepared)
+        points, columns = self._turned(clean[..., :3]), clean[..., 3:]
+        points = to_unit_sphere(points) if self.normalise else points
+        return placed(self.classifier, torch.cat([points, columns], -1) if columns.shape[-1] else points)
 
     def _turned(self, points: Tensor) -> Tensor:
         """Rotates points to the up axis of the classifier, if it has one."""
         up = self.up or UP
         return turned(points, up, trained_axis(self.classifier) or up)
-
-    def _normalised_parts(self, positions: Tensor, batch: Tensor | None) -> Tensor:
-        """Positions normalised per cloud, in the classifier's dtype."""
-        if self.normalise and batch is not None:
-            sizes = torch.bincount(batch).tolist()
-            positions = torch.cat([to_unit_sphere(cloud) for cloud in positions.split(sizes)])
-        elif self.normalise:
-            positions = to_unit_sphere(positions)
-        return self._like(positions)
-
-    def _like(self, values: Tensor) -> Tensor:
-        """Moves values to the dtype and device of the classifier."""
-        return placed(self.classifier, values)

@@ -34,10 +34,11 @@ def purify(
     Args:
         points: one cloud ``(N, 3)``, a batch ``(B, N, 3)``, or a list of clouds of different sizes: NumPy
             arrays, tensors or nested lists of numbers, in any frame and unit. Further columns ``(N, 3 + C)``
-            are attributes, such as normals or colours. Also ``Data`` and ``Batch`` of PyTorch Geometric, see
-            `ifdefense.pyg`. Not modified.
+            are attributes, such as normals or colours. Also ``Data`` and ``Batch`` of PyTorch Geometric,
+            ``Pointclouds`` and ``Meshes`` of PyTorch3D, ``PointCloud`` and ``Trimesh`` of trimesh, see
+            `ifdefense.structures`; meshes are sampled and become clouds. Not modified.
         method: one of `ifdefense.purifiers.registry.METHODS`, a file of weights, or a purifier.
-        num_points: points per result; by default as in the input.
+        num_points: points per result; by default as in the input, and 1,024 for meshes.
         seed: random seed, applied per cloud, so results do not depend on the batch. ``None`` draws a new one.
         device: by default the device of the points. Purifier objects stay on their device.
         batch_size: clouds processed together.
@@ -56,7 +57,8 @@ def purify(
         ValueError: if a cloud has a wrong shape, values that are not finite, zero extent or fewer than 16
             distinct points (the message names it); if there are no clouds, or an argument is out of range.
     """
-    clouds = unpack(points)
+    seed = seed_of(seed)
+    clouds = unpack(points, num_points, seed)
     if isinstance(method, Purifier):
         if device is not None:
             raise ValueError("device is for methods by name: move the purifier itself with .to(device)")
@@ -68,7 +70,7 @@ def purify(
     else:
         raise TypeError(f"method must be a name, a path or a purifier, got {type(method).__name__}")
     return purifier(  # type: ignore[no-any-return]
-        clouds, num_points, seed_of(seed), batch_size=batch_size, progress=bool(progress), up=up
+        clouds, num_points, seed, batch_size=batch_size, progress=bool(progress), up=up
     )
 
 

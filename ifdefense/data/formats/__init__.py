@@ -87,6 +87,7 @@ CLOUD_SUFFIXES = tuple(FORMATS)
 WRITABLE_SUFFIXES = tuple(suffix for suffix, form in FORMATS.items() if form.encode)
 """Suffixes of writable clouds."""
 MESH_SUFFIXES = tuple(suffix for suffix, form in FORMATS.items() if form.encode_mesh)
+"""Suffixes of formats in which meshes are written."""
 BATCH_SUFFIXES = tuple(suffix for suffix, form in FORMATS.items() if form.batch)
 """Suffixes of formats that may hold several clouds."""
 

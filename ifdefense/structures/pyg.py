@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ifdefense.arguments import cloud_of
+from ifdefense.structures.registry import Build, Rows, Sampling, names_of
 
 BOOKKEEPING = {"pos", "batch", "ptr", "num_nodes"}
 """Attributes that follow from the positions."""
@@ -27,18 +28,13 @@ ADJACENCY = {"adj", "adj_t", "face"}
 """Attributes that connect points, besides those with "edge" in their name."""
 
 
-def unpack_data(
-    data: Any, name: str | None = None
-) -> tuple[list[Tensor], Callable[[Sequence[Tensor], Callable[[int], Tensor]], Any]]:
-    """Splits a ``Data`` or ``Batch`` into clouds.
+def unpack(value: Any, name: str | None, sampling: Callable[[], Sampling]) -> tuple[list[Tensor], Build]:
+    """Splits a ``Data`` or ``Batch`` into clouds, see `ifdefense.structures.registry.Adapter`.
 
     Args:
-        data: with positions ``pos`` ``(N, 3)``; the vector ``batch`` assigns points to clouds.
+        value: with positions ``pos`` ``(N, 3)``; the vector ``batch`` assigns points to clouds.
         name: name of the data, for error messages.
-
-    Returns:
-        The clouds ``(N_i, 3)``, and a function that converts results to ``Data`` or ``Batch``, as in
-        `ifdefense.clouds.Unpacked`.
+        sampling: not used, as meshes are an error.
 
     Raises:
         TypeError: if it is not a ``Data``, such as ``HeteroData``, or has no tensor of positions.
@@ -46,24 +42,32 @@ def unpack_data(
     """
     from torch_geometric.data import Data
 
-    if not isinstance(data, Data):
-        raise TypeError(f"{name or 'the data'} is a {type(data).__name__}: expected Data or Batch")
-    positions = data.pos
+    if not isinstance(value, Data):
+        raise TypeError(f"{name or 'the data'} is a {type(value).__name__}: expected Data or Batch")
+    positions = value.pos
     if not isinstance(positions, Tensor):
         raise TypeError(f"{name or 'the data'} has no positions: expected a tensor in data.pos")
     if positions.ndim != 2 or positions.shape[1] != 3:
         raise ValueError(f"{name or 'the data'}: pos must have shape (N, 3), got {tuple(positions.shape)}")
-    _check_no_graph(data, name or "the data")
-    sizes = _sizes(data, len(positions))
-    prefix = f"{name}, " if name else ""
-    names = [name or "the cloud"] if sizes is None else [f"{prefix}cloud {i}" for i in range(len(sizes))]
+    _check_no_graph(value, name or "the data")
+    sizes = _sizes(value, len(positions))
+    names = names_of(None if sizes is None else len(sizes), name)
     parts = positions.split([len(positions)] if sizes is None else sizes)
     clouds = [cloud_of(part, called) for part, called in zip(parts, names, strict=True)]
 
-    def build(results: Sequence[Tensor], rows: Callable[[int], Tensor]) -> Any:
-        return _rebuilt(data, [len(cloud) for cloud in clouds], results, rows)
+    def build(results: Sequence[Tensor], rows: Rows) -> Any:
+        return _rebuilt(value, [len(cloud) for cloud in clouds], results, rows)
 
     return clouds, build
+
+
+def inputs(value: Any, prepared: Callable[[Tensor], Tensor]) -> Any:
+    """A copy with other positions, on their device."""
+    sizes = _sizes(value, len(value.pos))
+    result = copy.copy(value)
+    parts = value.pos.split([len(value.pos)] if sizes is None else sizes)
+    result.pos = torch.cat([prepared(part) for part in parts])
+    return result.to(result.pos.device)
 
 
 def _check_no_graph(data: Any, name: str) -> None:
@@ -93,9 +97,7 @@ def _sizes(data: Any, total: int) -> list[int] | None:
     return sizes
 
 
-def _rebuilt(
-    data: Any, sizes: Sequence[int], results: Sequence[Tensor], rows: Callable[[int], Tensor]
-) -> Any:
+def _rebuilt(data: Any, sizes: Sequence[int], results: Sequence[Tensor], rows: Rows) -> Any:
     """A copy of the data with other points."""
     out = copy.copy(data)
     device = data.pos.device

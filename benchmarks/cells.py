@@ -1,0 +1,124 @@
+"""Cells of a grid of measurements: a victim behind a defence, and what attacks them with which knowledge.
+
+A cell is measured in blocks of `BLOCK` clouds. Clouds are in a nested order, so more clouds are more blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from attacks import EOT
+from attacks.defence_aware.model import Gradient
+from benchmarks.suite import SUITE, Suite
+
+BLOCK = 20
+"""Clouds per block; divides all numbers of clouds of the suites."""
+
+NO_DEFENCE = "none"
+BASELINES = (NO_DEFENCE, "sor", "sor-smooth")
+"""Defences of every run, to compare with."""
+
+TRANSFER = "transfer:"
+CORRUPTION = "corruption:"
+FILE = "file:"
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Cell:
+    """What is measured.
+
+    Attributes:
+        victim: title of the classifier.
+        source: ``"clean"``, an attack of `benchmarks.suite.SUITE`, ``"corruption:NAME@SEVERITY"``, or
+            ``"file:DIGEST"`` for clouds from a file.
+        defence: name of the defence, or ``"none"``.
+        knowledge: ``"none"`` for sources that know nothing; ``"static"`` for attacks on the bare classifier;
+            attacks through the defence by a ``"straight-through"`` or ``"exact"`` gradient, or ``"eot"``, the
+            mean over random draws; ``"transfer:OTHER"`` for attacks through another defence.
+    """
+
+    victim: str
+    source: str
+    defence: str
+    knowledge: str = "none"
+
+    @property
+    def attacked(self) -> Cell:
+        """The cell whose attacked clouds this one scores."""
+        if self.knowledge == "static":
+            return dataclasses.replace(self, defence=NO_DEFENCE)
+        return self
+
+    @property
+    def family(self) -> str:
+        """``"clean"``, ``"corruption"``, ``"file"``, or the family of the threat model of the attack."""
+        if self.source in SUITE:
+            return SUITE[self.source].family
+        return self.source.partition(":")[0]
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the attack knows the defence; without a defence, every attack does."""
+        return self.source in SUITE and (self.knowledge != "static" or self.defence == NO_DEFENCE)
+
+    def __str__(self) -> str:
+        return f"{self.victim}, {self.source}, {self.defence}, {self.knowledge}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Knowledge:
+    """How an attacker goes through a defence.
+
+    Attributes:
+        gradient: see `attacks.BPDA`.
+        eot: draws per gradient. An attacker sees fresh draws, never those that are scored.
+    """
+
+    gradient: Gradient
+    eot: EOT
+
+
+def knowledges(defence: Any, samples: int) -> dict[str, Knowledge]:
+    """Ways through a defence, the strongest last; ``samples`` are the draws per gradient of a random one."""
+    name, eot = ("straight-through", EOT(1)) if defence.deterministic else ("eot", EOT(samples))
+    found = {name: Knowledge("nearest", eot)}
+    if defence.differentiable:
+        found["exact"] = Knowledge("exact", eot)
+    return found
+
+
+def grid(
+    suite: Suite, victims: Iterable[str], defences: Mapping[str, Any], slow: Mapping[str, bool]
+) -> dict[Cell, int]:
+    """Cells of a run, and the number of clouds of each.
+
+    Args:
+        suite: attacks and numbers of clouds.
+        victims: titles of the victims.
+        defences: defences by name; ``"none"`` has the value ``None``.
+        slow: whether a victim is slow, by title.
+    """
+    return {
+        cell: suite.count(cell.source, cell.knowledge, slow[cell.victim])
+        for victim in victims
+        for cell in _cells(suite, victim, defences)
+    }
+
+
+def _cells(suite: Suite, victim: str, defences: Mapping[str, Any]) -> Iterator[Cell]:
+    for name in defences:
+        yield Cell(victim, "clean", name)
+        yield from (Cell(victim, source, name) for source in suite.corruptions)
+        yield from (Cell(victim, source, name, "static") for source in suite.attacks)
+    for name, defence in defences.items():
+        if defence is None:
+            continue
+        for source in suite.adaptive:
+            for knowledge in knowledges(defence, suite.samples):
+                if knowledge != "exact" or source in suite.exact:
+                    yield Cell(victim, source, name, knowledge)
+            for other, known in defences.items():
+                if known is not None and other != name and source in suite.exact:
+                    yield Cell(victim, source, name, TRANSFER + other)

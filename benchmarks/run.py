@@ -1,0 +1,88 @@
+"""``ifdefense-bench run``: measures a defence and writes the result as JSON."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from benchmarks.evaluation import evaluate
+from benchmarks.executors import EXECUTORS
+from benchmarks.shards import StoreError
+from benchmarks.suite import SUITES
+from ifdefense.console import device_option
+from ifdefense.purifiers.registry import DEFAULT
+
+_POSITIVE = click.IntRange(min=1)
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option("--defence", metavar="NAME", help=f"Method, module:NAME or file.py:NAME.  [default: {DEFAULT}]")
+@click.option(
+    "--victim",
+    "victims",
+    metavar="NAME",
+    multiple=True,
+    help="Shipped classifier, module:NAME, file.py:NAME or NETWORK:FILE; repeatable.",
+)
+@click.option("--model", metavar="NAME", help="A classifier that contains its defence.")
+@click.option("--data", metavar="NAME", help="Data set, folder or file.  [default: procedural]")
+@click.option("--suite", type=click.Choice(list(SUITES)), default="quick", show_default=True)
+@click.option("--clouds", type=_POSITIVE, help="Clouds of every cell, instead of the suite's numbers.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Time to spend, instead of a number of clouds.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
+@click.option(
+    "--store", type=_PATH, default=Path("cache/bench"), show_default=True, help="Folder of finished shards."
+)
+@click.option("--executor", type=click.Choice(list(EXECUTORS)), default="serial", show_default=True)
+@click.option("--out", type=_PATH, help="JSON to write.  [default: SUITE-NAME.json]")
+@device_option
+def run(
+    defence: str | None,
+    victims: tuple[str, ...],
+    model: str | None,
+    suite: str,
+    device: torch.device,
+    out: Path | None,
+    **options: Any,
+) -> None:
+    """Measures a defence under static and adaptive attacks.
+
+    An interrupted run resumes from its store. Exit codes: 0 if all was measured, 1 if some of it failed, 2
+    for an invalid call.
+    """
+    try:
+        result = evaluate(
+            defence=DEFAULT if defence is None and model is None else defence,
+            victim=victims or None,
+            model=model,
+            suite=suite,
+            device=device,
+            progress=sys.stderr.isatty(),
+            **options,
+        )
+        result.data["command"] = shlex.join(["ifdefense-bench", *sys.argv[1:]])
+        if out is None:
+            out = Path(f"{suite}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', result.name)}.json")
+        result.to_json(out)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from None
+    except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
+        raise click.UsageError(str(error)) from None
+    for failure in result.failures:
+        click.echo(f"failed: {failure}", err=True)
+    if result.figures:
+        click.echo(result.text())
+    click.echo(f"written to {out}")
+    if result.failures:
+        sys.exit(1)

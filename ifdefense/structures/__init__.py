@@ -1,0 +1,1 @@
+"""Clouds and meshes of other libraries, such as ``Batch``, ``Pointclouds`` and ``Trimesh``."""
