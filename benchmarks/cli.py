@@ -13,6 +13,7 @@ COMMANDS = {
     "ablation": ("benchmarks.ablation:ablation", "What each part of the purifier contributes."),
     "adaptive": ("benchmarks.adaptive:adaptive", "Attackers who know the defence, and the worst of them."),
     "attack-speed": ("benchmarks.attack_speed:attack_speed", "Time of attacks in bare passes of the model."),
+    "attacked": ("benchmarks.attacked_clouds:attacked", "Attacked clouds as a file, to score defences on."),
     "attacked-set": (
         "benchmarks.attacked_set:attacked_set",
         "Attacked clouds of known surfaces, for training.",
@@ -34,8 +35,10 @@ COMMANDS = {
         "Meshes before and after simplification and refinement.",
     ),
     "repair": ("benchmarks.repair:repair", "Anomalies that the mesh repair finds, and what it costs."),
+    "report": ("benchmarks.report:report", "Results and cards as a page, Markdown and JSON."),
     "run": ("benchmarks.run:run", "Measures a defence under static and adaptive attacks."),
     "robustness": ("benchmarks.robustness:robustness", "Every attack against every defence."),
+    "submit": ("benchmarks.submit:submit", "The card of a defence, for the leaderboard."),
 }
 
 

@@ -7,6 +7,7 @@ nearly in proportion to the classes.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,9 +19,10 @@ from torch import Tensor
 from attacks import random_targets
 from ifdefense.arguments import integer
 from ifdefense.data.cloudset import CloudSet
-from ifdefense.data.layouts import load_part
-from ifdefense.data.modelnet import holdout, load_modelnet40
-from ifdefense.data.packed import data_folder
+from ifdefense.data.errors import DataError
+from ifdefense.data.layouts import load_named, load_part
+from ifdefense.data.modelnet import holdout
+from ifdefense.data.parts import Part
 from ifdefense.data.selection import nested_order
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.provenance import digest
@@ -97,7 +99,7 @@ def load_clouds(
     Args:
         name: ``"procedural"``, ``"modelnet40"``, ``"modelnet40-c:gaussian_3"``, ``"scanobjectnn:OBJ_BG"``,
             or a folder or file that `ifdefense.data.load_part` reads.
-        clouds: number of clouds; by default all, or `PROCEDURAL_CLOUDS`.
+        clouds: most clouds; by default all, or `PROCEDURAL_CLOUDS`.
         seed: seed of the order, the targets, and the procedural shapes.
         split: ``"test"``, or ``"validation"``, which is held out from the training part.
         root: folder of the named data set or its parent; by default ``IFDEFENSE_DATA``.
@@ -105,7 +107,7 @@ def load_clouds(
 
     Raises:
         DataError: if the data set is missing or unusable.
-        ValueError: if a number is out of range, or more clouds are asked for than there are.
+        ValueError: if a number is out of range or the split is unknown.
     """
     name = str(name)
     if split not in HELD_OUT:
@@ -115,28 +117,30 @@ def load_clouds(
     if name == PROCEDURAL:
         return _procedural(count or PROCEDURAL_CLOUDS, seed, split, num_points)
     whole = _stored(name, split, root, num_points)
-    if count is not None and count > len(whole):
-        raise ValueError(f"{name}: {count} clouds are asked for, its {split} split has {len(whole)}")
     chosen = nested_order(whole.labels, seed)[:count]
-    labels = torch.from_numpy(whole.labels)
+    labels = torch.tensor(whole.labels)
     if whole.targets is None:
         targets = random_targets(labels, len(whole.classes), seed)
     else:
-        targets = torch.from_numpy(whole.targets)
+        targets = torch.tensor(whole.targets)
     points = to_unit_sphere(torch.from_numpy(whole.points[chosen]))
     return LabelledClouds(name, points, labels[chosen], targets[chosen], whole.classes)
 
 
 def _stored(name: str, split: Split, root: str | Path | None, num_points: int) -> CloudSet:
     """All clouds of a split of a stored data set."""
-    if name == "modelnet40":
-        return load_modelnet40(root, split, num_points)
+    part: Part = "test" if split == "test" else "train"
     known, _, variant = name.partition(":")
-    if known in VARIANTS:
-        folder, variant = data_folder(root, known), variant or VARIANTS[known]
+    if known in (*VARIANTS, "modelnet40"):
+        whole = load_named(known, root, part, num_points, variant=variant or VARIANTS.get(known))
+    elif Path(name).exists():
+        whole = load_part(name, part, num_points)
     else:
-        folder, variant = Path(name), ""
-    whole = load_part(folder, "test" if split == "test" else "train", num_points, variant=variant or None)
+        close = difflib.get_close_matches(known, NAMES, 1)
+        meant = f" (did you mean {close[0]!r}?)" if close else ""
+        raise DataError(
+            f"there is no data set, file or folder {name!r}{meant}; data sets are {', '.join(NAMES)}"
+        )
     return whole if split == "test" else whole[holdout(whole.labels)]
 
 
@@ -147,9 +151,8 @@ def _procedural(count: int, seed: int, split: Split, num_points: int) -> Labelle
     rounds = -(-count // len(CLASSES))
     made = make_dataset(rounds, num_points, HELD_OUT[split] + seed)
     rng = np.random.default_rng([seed, HELD_OUT[split]])
-    order = np.concatenate([rng.permutation(len(CLASSES)) * rounds + number for number in range(rounds)])[
-        :count
-    ]
+    rows = [rng.permutation(len(CLASSES)) * rounds + number for number in range(rounds)]
+    order = np.concatenate(rows)[:count]
     labels = torch.from_numpy(made.labels[order])
     points = to_unit_sphere(torch.from_numpy(made.points[order]))
     return LabelledClouds(PROCEDURAL, points, labels, random_targets(labels, len(CLASSES), seed), CLASSES)

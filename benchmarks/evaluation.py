@@ -186,7 +186,7 @@ def evaluate(
         minutes: time to spend, instead of a number of clouds, which is picked by the time of the first block.
         seed: seed of the choice of clouds, the targets and the attacks.
         store: folder of finished shards, from which a run resumes; by default a temporary one.
-        executor: ``"serial"``, ``"processes"``, or a function as in `benchmarks.executors`.
+        executor: ``"serial"``, ``"processes"``, ``"ray"``, or a function as in `benchmarks.executors`.
         device: device to compute on.
         progress: whether to show a progress bar.
 

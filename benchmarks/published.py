@@ -1,10 +1,17 @@
-"""IF-Defense's tables 2 to 5, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_.
+"""Figures of other papers, accuracy in % on the 2,468 test clouds of ModelNet40.
 
-Accuracy in % on the 2,468 test clouds of ModelNet40. Each row attacks a classifier trained for its defence;
-the settings of the attacks are the defaults of `attacks`.
+* IF-Defense's tables 2 to 5, `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_. Each row attacks a
+  classifier trained for its defence; the settings of the attacks are the defaults of `attacks`.
+* PCLD, from ``result_files/maxvals.csv`` of `its code
+  <https://github.com/batuceng/diffusion-layer-robustness-pc>`_: the attacks with the budgets of ours.
+
+APC (`arXiv:2604.15708 <https://arxiv.org/abs/2604.15708>`_) is compared by a mean over 11 attacks, and no
+figure of one attack with our protocol was found, so nothing of it is here.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 _ATTACKS = ("none", "perturb", "add-cd", "add-hd", "knn", "drop-100", "drop-200", "lg-gan", "advpc")
 _ROWS = {
@@ -62,3 +69,46 @@ def accuracy(victim: str, defence: str, attack: str) -> float | None:
     if network is None or defence not in _ROWS[network] or attack not in _ATTACKS:
         return None
     return _ROWS[network][defence][_ATTACKS.index(attack)]
+
+
+_PCLD = {
+    "pointnet": {"pgd-linf": 72.1, "drop-200": 71.0},
+    "pointnet2": {"pgd-linf": 68.0, "drop-200": 83.1},
+    "dgcnn": {"pgd-linf": 76.1, "drop-200": 75.0},
+    "pct": {"pgd-linf": 69.3, "drop-200": 77.9},
+}
+_LINKS = {
+    "IF-Defense": "https://arxiv.org/abs/2010.05272",
+    "PCLD": "https://github.com/batuceng/diffusion-layer-robustness-pc",
+}
+
+
+def comparable(data: str, victim: str, defence: str, source: str) -> list[dict[str, Any]]:
+    """Published figures of static attacks with the same protocol: data set, network, attack and budget.
+
+    Args:
+        data: name of the data set.
+        victim: name that starts with that of a network.
+        defence: name of the defence. Figures of IF-Defense are of the same method, those of PCLD are of that
+            purifier, beside any other.
+        source: name of an attack in the suite, or ``"clean"``.
+
+    Returns:
+        ``paper``, ``link``, ``accuracy``, and in words what ``differs``, for each.
+    """
+    if data != "modelnet40" or "modelnet40" not in victim:
+        return []
+    attack = "none" if source == "clean" else source
+    found: list[dict[str, Any]] = []
+    own = accuracy(victim, defence, attack)
+    if own is not None:
+        differs = "2,468 clouds, a classifier trained for that defence"
+        differs += "" if attack == "none" else ", the attack's published settings"
+        found.append({"paper": "IF-Defense", "accuracy": own, "differs": differs})
+    network = max((name for name in _PCLD if victim.startswith(name)), key=len, default=None)
+    other = None if network is None or defence == "none" else _PCLD[network].get(attack)
+    if other is not None:
+        differs = "another purifier, 2,468 clouds, best of many step lists on the test clouds"
+        differs += ", 30 steps of 0.002" if attack == "pgd-linf" else ""
+        found.append({"paper": "PCLD", "accuracy": other, "differs": differs})
+    return [{**each, "link": _LINKS[each["paper"]]} for each in found]

@@ -209,6 +209,9 @@ SUITE: dict[str, Entry] = {
     ),
     "apgd-ce": _gradient("APGD-CE untargeted", False, attacks.APGD, 100),
     "apgd-dlr": _gradient("APGD-DLR untargeted", False, attacks.APGD, 100, loss="dlr"),
+    "ensemble": Entry(
+        "Ensemble, L∞ 0.05", "gradient", False, attacks.Ensemble, 1500, 50, affordable={"queries": 1000}
+    ),
     "perturb": _search(
         "Perturb", "optimised", attacks.Perturb, 220, 200, **_long(0.01, 40, 5, largest_weight=20)
     ),

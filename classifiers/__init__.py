@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from classifiers.fold import fold
+from classifiers.geometric import from_geometric
 from classifiers.upright import upright
 from ifdefense.geometry.axes import axis_of
 
-__all__ = ["NETWORKS", "build", "fold", "load", "upright"]
+__all__ = ["NETWORKS", "build", "fold", "from_geometric", "load", "upright"]
 
 NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "pointnet": ("classifiers.pointnet", "PointNet", {}),
@@ -55,6 +56,11 @@ def build(network: str, num_classes: int = 40, **options: Any) -> nn.Module:
 
     Raises:
         ValueError: if the network is unknown.
+
+    Examples:
+        >>> model = classifiers.build("dgcnn", num_classes=10).eval()
+        >>> model(points).shape
+        torch.Size([2, 10])
     """
     if network not in NETWORKS:
         raise ValueError(f"unknown classifier {network!r}; there are: {', '.join(NETWORKS)}")
@@ -80,6 +86,11 @@ def load(name: str, weights: str | Path | None = None, *, up: str | None = None)
         FileNotFoundError: if ``weights`` names no file.
         ValueError: if the name is unknown, or the weights cannot be read or do not match; the message names
             the tensors.
+
+    Examples:
+        >>> model = classifiers.load("pointnet-modelnet40")
+        >>> model(points).shape
+        torch.Size([2, 40])
     """
     from ifdefense.checkpoints import (
         CheckpointError,

@@ -22,9 +22,9 @@ from classifiers import NETWORKS, build
 from classifiers.options import ClassifierOptions, MatmulPrecision, Schedule
 from classifiers.run import ATTACK_STEPS, ATTACKED, ClassifierRun, accuracy
 from ifdefense.checkpoints import load_weights
-from ifdefense.console import device_option, use_huge_pages
+from ifdefense.console import device_option, reported, use_huge_pages
 from ifdefense.provenance import digest
-from ifdefense.training.commands import options_of, output_options, prepare, reported
+from ifdefense.training.commands import options_of, output_options, prepare
 from ifdefense.training.data.clouds import TrainingClouds, load_training_clouds
 
 

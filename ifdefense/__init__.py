@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from ifdefense.purifiers.function import purify
     from ifdefense.purifiers.loading import load
 
-__version__ = "0.1.0"
+    __version__: str
+
 _HOMES = {
     "Compose": "ifdefense.purifiers.compose",
     "Defended": "ifdefense.purifiers.defended",
@@ -31,7 +32,11 @@ __all__ = ["Compose", "Defended", "Mesh", "Purifier", "Trace", "__version__", "l
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the public names on first access."""
+    """Imports the public names on first access; the version is that of the installed package."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("ifdefense")
     if name not in _HOMES:
         raise AttributeError(f"module 'ifdefense' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,14 +1,19 @@
-"""Runs ``ifdefense purify``: reads, purifies and writes the planned files."""
+"""Runs ``ifdefense purify``: reads, purifies and writes the planned files, here or in a pool of workers."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
+import logging
+import platform
+import sys
+from collections import ChainMap, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from ifdefense.batch_plan import STREAM, Job, Refusal, identity
+from ifdefense.batch_plan import STREAM, Job, Refusal, identity, together
 from ifdefense.clouds import Unpacked, unpack
 from ifdefense.data.formats import (
     BATCH_SUFFIXES,
@@ -20,9 +25,19 @@ from ifdefense.data.formats import (
 )
 from ifdefense.data.formats.files import write_bytes
 from ifdefense.data.formats.table import Options
+from ifdefense.pool import Lost, Pool, ending, reason_of
 
 if TYPE_CHECKING:
     from ifdefense.purifiers.base import Purifier, Trace
+
+TRIES = 3
+"""Number of workers that may die from a file before it counts as failed."""
+
+SHARES = 8
+"""Minimum number of shards per worker, so that all workers end at about the same time."""
+
+BATCHES = 4
+"""Maximum number of batches per shard, as a dead worker loses a shard."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,167 +77,347 @@ class Settings:
             raise Refusal(str(error)) from None
 
 
-def grouped(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
-    """Groups files so that each group has at least ``size`` clouds, except for the last."""
-    group: list[Job] = []
-    for job in jobs:
-        group.append(job)
-        if sum(len(member.titles()) for member in group) >= size:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-@dataclasses.dataclass(eq=False)
-class Run:
-    """Purifies the files of a plan. Failing files are reported and skipped.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Work:
+    """What all files of a run share.
 
     Attributes:
         purifier: the method.
         settings: how files are read, purified and written.
+        claimed: all files of the run by identity, which meshes must not overwrite.
+        threads: number of threads of a worker; by default unchanged.
+        folder: working directory of a worker, for relative paths; by default unchanged.
+    """
+
+    purifier: Purifier
+    settings: Settings
+    claimed: dict[object, Path] = dataclasses.field(default_factory=dict)
+    threads: int | None = None
+    folder: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shard:
+    """Files that a worker purifies.
+
+    Attributes:
+        jobs: the files.
+        room: maximum number of clouds for the report.
+        tries: number of workers that died from it.
+    """
+
+    jobs: Sequence[Job]
+    room: int = 0
+    tries: int = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FileResult:
+    """What became of a file.
+
+    Attributes:
+        number: number of the job.
+        messages: errors and warnings.
+        clouds: number of purified clouds.
+        failed: whether it failed.
+        skipped: whether its result existed.
+        traces: titles and traces of clouds for the report.
+    """
+
+    number: int
+    messages: Sequence[str] = ()
+    clouds: int = 0
+    failed: bool = False
+    skipped: bool = False
+    traces: Sequence[tuple[str, Trace]] = ()
+
+
+ShardPool = Pool[Shard, list[FileResult]]
+
+
+@dataclasses.dataclass(eq=False)
+class Tally:
+    """Counts results and tells messages, in the order of the files.
+
+    Attributes:
         report_size: maximum number of clouds kept for a report.
         tell: called with every error and warning.
-        advance: called after each file.
-        streams: standard input and output.
+        advance: called with the number of clouds of each file that is done.
         failed: number of failed files.
         skipped: number of files whose results existed.
         done: number of purified clouds.
         reported: titles and traces of the first purified clouds.
     """
 
-    purifier: Purifier
-    settings: Settings
     report_size: int
     tell: Callable[[str], object]
-    advance: Callable[[], object]
-    streams: tuple[BinaryIO, BinaryIO]
+    advance: Callable[[int], object]
     failed: int = 0
     skipped: int = 0
     done: int = 0
     reported: list[tuple[str, Trace]] = dataclasses.field(default_factory=list)
-    claimed: dict[object, Path] = dataclasses.field(default_factory=dict)
+    waiting: dict[int, FileResult] = dataclasses.field(default_factory=dict, init=False)
+    counted: int = dataclasses.field(default=0, init=False)
 
-    def purify(self, jobs: Sequence[Job], report: Path | None = None) -> None:
-        """Purifies all files.
+    @property
+    def room(self) -> int:
+        """Number of clouds that the report may still take."""
+        return self.report_size - len(self.reported)
 
-        Args:
-            jobs: the files.
-            report: path of the report, which meshes must not overwrite.
-        """
-        for path in [report, *(path for job in jobs for path in (job.source, job.target))]:
-            if path is not None and str(path) != STREAM:
-                self.claimed[identity(path)] = path
-        for group in grouped(self._read(jobs), self.settings.batch_size):
-            self._purify_group(group)
+    def add(self, result: FileResult) -> None:
+        """Adds the result of a file; it is counted when all files before it are done."""
+        self.waiting[result.number] = result
+        self.advance(result.clouds)
+        while self.counted in self.waiting:
+            self._count(self.waiting.pop(self.counted))
+            self.counted += 1
 
-    def _fail(self, source: Path, error: Exception) -> None:
-        self.failed += 1
-        if isinstance(error, MemoryError):
-            text = "there is not enough memory"
-        elif isinstance(error, (ValueError, TypeError, OSError, ImportError, RuntimeError)):
-            text = str(error) or type(error).__name__
-        else:
-            text = f"{type(error).__name__}: {error}"
-        self.tell(f"error: {text if str(source) in text else f'{source}: {text}'}")
-        self.advance()
+    def close(self) -> None:
+        """Counts the remaining results of an interrupted run."""
+        for number in sorted(self.waiting):
+            self._count(self.waiting.pop(number))
 
-    def _read(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """Reads files; skips unreadable ones and those whose results exist."""
-        settings = self.settings
+    def _count(self, result: FileResult) -> None:
+        self.failed += result.failed
+        self.skipped += result.skipped
+        self.done += result.clouds
+        self.reported += result.traces[: self.room]
+        for message in result.messages:
+            self.tell(message)
+
+
+def claims(jobs: Sequence[Job], report: Path | None) -> dict[object, Path]:
+    """All files of a run by identity."""
+    paths = [report, *(path for job in jobs for path in (job.source, job.target))]
+    return {identity(path): path for path in paths if path is not None and str(path) != STREAM}
+
+
+def purify_here(work: Work, jobs: Sequence[Job], tally: Tally) -> None:
+    """Purifies files in this process."""
+    with contextlib.closing(tally), _quiet():
+        for result in _Run(work, room=tally.report_size).purify(jobs):
+            tally.add(result)
+
+
+def purify_in_pool(settings: Settings, jobs: Sequence[Job], tally: Tally, pool: ShardPool) -> None:
+    """Purifies files in a pool of workers that run `purify_shard`; the pool is closed.
+
+    If a worker dies, the files of its shard are purified again, one by one.
+    """
+    waiting = deque(_shards(settings, jobs, pool.size))
+    with contextlib.closing(tally), ending(pool):
+        while waiting or pool.busy():
+            while waiting and pool.free():
+                shard = waiting.popleft()
+                # Once a worker has died, its results can no longer be told from those before the run.
+                fresh = shard.jobs if shard.tries else [job.checked() for job in shard.jobs]
+                pool.submit(Shard(fresh, tally.room, shard.tries))
+            for shard, answer in pool.wait():
+                if isinstance(answer, Lost):
+                    waiting.extendleft(_again(shard, answer, tally))
+                else:
+                    for result in answer:
+                        tally.add(result)
+
+
+def purify_shard(work: Work, shard: Shard) -> list[FileResult]:
+    """Purifies files in a worker.
+
+    Raises:
+        FileNotFoundError: if the machine does not have the working directory.
+    """
+    import torch
+
+    if work.threads is not None:
+        torch.set_num_threads(work.threads)
+    if work.folder is not None and not work.folder.is_dir():
+        raise FileNotFoundError(
+            f"{platform.node()} has no folder {work.folder}: all machines need the same folders"
+        )
+    folder = contextlib.nullcontext() if work.folder is None else contextlib.chdir(work.folder)
+    with folder, _quiet():
+        return list(_Run(work, shard.room, retry=shard.tries > 0).purify(shard.jobs))
+
+
+def _shards(settings: Settings, jobs: Sequence[Job], workers: int) -> Iterator[Shard]:
+    size = min(BATCHES * settings.batch_size, max(1, len(jobs) // (SHARES * workers)))
+    part: list[Job] = []
+    for group in together(jobs) if settings.mesh else ([job] for job in jobs):
+        part += group
+        if len(part) >= size:
+            yield Shard(part)
+            part = []
+    if part:
+        yield Shard(part)
+
+
+def _again(shard: Shard, lost: Lost, tally: Tally) -> list[Shard]:
+    """Shards to try again; adds the files that are given up to the tally."""
+    tries = shard.tries + lost.died
+    if lost.died and len(shard.jobs) > 1:
+        return [Shard([job], tries=tries) for job in reversed(shard.jobs)]
+    if lost.died and tries < TRIES:
+        return [Shard(shard.jobs, tries=tries)]
+    for job in shard.jobs:
+        tally.add(_failure(job, lost.reason))
+    return []
+
+
+def _failure(job: Job, reason: str) -> FileResult:
+    text = reason if str(job.source) in reason else f"{job.source}: {reason}"
+    return FileResult(job.number, [f"error: {text}"], failed=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the purifier's warnings, which are reported with the name of the file."""
+    logger = logging.getLogger("ifdefense.purifiers.base")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@dataclasses.dataclass(eq=False)
+class _Run:
+    """Purifies files one after another. Failing files are reported and skipped.
+
+    Attributes:
+        work: what all files share.
+        room: maximum number of clouds for the report.
+        retry: whether results of an earlier try may exist, which are replaced.
+    """
+
+    work: Work
+    room: int = 0
+    retry: bool = False
+
+    def __post_init__(self) -> None:
+        self.settings = self.work.settings
+        self.claimed = ChainMap({}, self.work.claimed)
+
+    def purify(self, jobs: Iterable[Job]) -> Iterator[FileResult]:
+        """Yields the result of each file when it is done."""
+        group: list[Job] = []
         for job in jobs:
-            try:
-                if settings.skip_existing and str(job.target) != STREAM and job.target.is_file():
-                    self.skipped += 1
-                    self.advance()
-                    continue
-                self._check_free(job.target)
-                file = read_cloud_file(
-                    self.streams[0] if str(job.source) == STREAM else job.source,
-                    settings.num_points or 1024,
-                    settings.seed,
-                    suffix=job.suffix,
-                    columns=settings.columns,
-                    key=settings.key,
-                    max_points=settings.max_points,
-                )
-                points = [cloud.points for cloud in file.clouds]
-                unpacked = unpack(points if len(points) > 1 else points[0])
-                if len(file.clouds) > 1 and job.target_suffix not in BATCH_SUFFIXES:
-                    raise ValueError(f"{job.target} cannot hold {len(file.clouds)} clouds; .npz can")
-                job = dataclasses.replace(job, file=file, unpacked=unpacked)
-                if settings.mesh:
-                    self._claim_meshes(job)
-            except Exception as error:  # one bad file must not stop the others
-                self._fail(job.source, error)
-            else:
-                yield job
+            read = self._read(job)
+            if isinstance(read, FileResult):
+                yield read
+                continue
+            group.append(read)
+            if sum(len(member.titles()) for member in group) >= self.settings.batch_size:
+                yield from self._purify_group(group)
+                group = []
+        if group:
+            yield from self._purify_group(group)
 
-    def _check_free(self, path: Path) -> None:
-        """Checks, before any work, that the path does not exist or may be replaced."""
-        if str(path) != STREAM and path.exists() and not self.settings.force:
-            raise FileExistsError(f"{path} exists already; --force replaces it, --skip-existing keeps it")
+    def _replaces(self, job: Job) -> bool:
+        return self.settings.force or (self.retry and job.fresh)
+
+    def _read(self, job: Job) -> Job | FileResult:
+        """Reads a file, unless it cannot be read or its result exists."""
+        settings = self.settings
+        try:
+            if settings.skip_existing and not self._replaces(job) and job.target.is_file():
+                return FileResult(job.number, skipped=True)
+            _check_free(job.target, self._replaces(job))
+            file = read_cloud_file(
+                sys.stdin.buffer if str(job.source) == STREAM else job.source,
+                settings.num_points or 1024,
+                settings.seed,
+                suffix=job.suffix,
+                columns=settings.columns,
+                key=settings.key,
+                max_points=settings.max_points,
+            )
+            points = [cloud.points for cloud in file.clouds]
+            unpacked = unpack(points if len(points) > 1 else points[0])
+            if len(file.clouds) > 1 and job.target_suffix not in BATCH_SUFFIXES:
+                raise ValueError(f"{job.target} cannot hold {len(file.clouds)} clouds; .npz can")
+            job = dataclasses.replace(job, file=file, unpacked=unpacked)
+            if settings.mesh:
+                self._claim_meshes(job)
+        except Exception as error:  # one bad file must not stop the others
+            return _failure(job, reason_of(error))
+        return job
 
     def _claim_meshes(self, job: Job) -> None:
         for path in job.mesh_paths():
             other = self.claimed.setdefault(identity(path), path)
             if other is not path:
                 raise ValueError(f"its mesh {path} would be written over {other}")
-            self._check_free(path)
+            _check_free(path, self._replaces_meshes(job))
 
-    def _purify_group(self, jobs: Sequence[Job]) -> None:
+    def _replaces_meshes(self, job: Job) -> bool:
+        # A mesh without its cloud is what an interrupted run leaves.
+        return self._replaces(job) or self.settings.skip_existing
+
+    def _purify_group(self, jobs: Sequence[Job]) -> Iterator[FileResult]:
         """Purifies the clouds of a group of files together; if that fails, file by file."""
         clouds = Unpacked.of([job.unpacked for job in jobs if job.unpacked is not None])
         settings = self.settings
         try:
-            traces = self.purifier.trace(
+            traces = self.work.purifier.trace(
                 clouds, settings.num_points, settings.seed, batch_size=settings.batch_size, up=settings.up
             )
         except Exception as error:  # one bad cloud must not stop the others
             if len(jobs) == 1:
-                self._fail(jobs[0].source, error)
+                yield _failure(jobs[0], reason_of(error))
             else:
                 for job in jobs:
-                    self._purify_group([job])
+                    yield from self._purify_group([job])
             return
         rest = iter(traces)
         for job in jobs:
-            part = list(itertools.islice(rest, len(job.titles())))
-            try:
-                self._write(job, part)
-            except Exception as error:  # as above
-                self._fail(job.source, error)
-            else:
-                self.advance()
+            yield self._written(job, list(itertools.islice(rest, len(job.titles()))))
+
+    def _written(self, job: Job, traces: Sequence[Trace]) -> FileResult:
+        """Writes the results of one file."""
+        named = list(zip(job.titles(), traces, strict=True))
+        messages = [
+            f"warning: {title}: {trace.fallback}, the filtered input is resampled"
+            for title, trace in named
+            if trace.fallback is not None
+        ]
+        try:
+            self._write(job, traces)
+        except Exception as error:  # as above
+            failure = _failure(job, reason_of(error))
+            return dataclasses.replace(failure, messages=[*messages, *failure.messages])
+        result = FileResult(job.number, messages, len(traces), traces=named[: self.room])
+        self.room -= len(result.traces)
+        flat = [title for title, trace in named if trace.repaired is None]
+        if self.settings.mesh and flat:
+            reason = f"{flat[0]}: no surface was found, so only the cloud was written, without a mesh"
+            return dataclasses.replace(
+                result, messages=[*messages, *_failure(job, reason).messages], failed=True
+            )
+        return result
 
     def _write(self, job: Job, traces: Sequence[Trace]) -> None:
-        """Writes the results of one file."""
         assert job.file is not None
-        for title, trace in zip(job.titles(), traces, strict=True):
-            if trace.fallback is not None:
-                self.tell(f"warning: {title}: {trace.fallback}, the filtered input is resampled")
         result = job.file.moved([trace.purified for trace in traces])
         if str(job.target) == STREAM:
-            self.streams[1].write(encode_cloud_file(result, job.target_suffix))
-            self.streams[1].flush()
-        else:
-            job.target.parent.mkdir(parents=True, exist_ok=True)
-            if self.settings.mesh:
-                for path, trace in zip(job.mesh_paths(), traces, strict=True):
-                    if trace.repaired is not None:
-                        write_mesh(path, trace.repaired, force=self.settings.force)
-            write_cloud_file(job.target, result, force=self.settings.force)
-        self.done += len(traces)
-        room = self.report_size - len(self.reported)
-        self.reported += list(zip(job.titles(), traces, strict=True))[:room]
-        flat = [title for title, trace in zip(job.titles(), traces, strict=True) if trace.repaired is None]
-        if self.settings.mesh and flat:
-            raise ValueError(
-                f"{flat[0]}: no surface was found, so only the cloud was written, without a mesh"
-            )
+            sys.stdout.buffer.write(encode_cloud_file(result, job.target_suffix))
+            sys.stdout.buffer.flush()
+            return
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        if self.settings.mesh:
+            for path, trace in zip(job.mesh_paths(), traces, strict=True):
+                if trace.repaired is not None:
+                    write_mesh(path, trace.repaired, force=self._replaces_meshes(job))
+        write_cloud_file(job.target, result, force=self._replaces(job))
 
 
-def write_report(path: Path, run: Run, facts: dict[str, str], force: bool) -> None:
+def _check_free(path: Path, force: bool) -> None:
+    """Checks, before any work, that the path does not exist or may be replaced."""
+    if str(path) != STREAM and path.exists() and not force:
+        raise FileExistsError(f"{path} exists already; --force replaces it, --skip-existing keeps it")
+
+
+def write_report(path: Path, tally: Tally, facts: dict[str, str], force: bool) -> None:
     """Writes the HTML report of the first purified clouds.
 
     Raises:
@@ -231,14 +426,14 @@ def write_report(path: Path, run: Run, facts: dict[str, str], force: bool) -> No
     """
     from ifdefense.report import Case, render_html
 
-    shown = len(run.reported)
-    if shown < run.done:
-        facts = {**facts, "clouds": f"the first {shown} of {run.done}; --report-clouds shows more"}
+    shown = len(tally.reported)
+    if shown < tally.done:
+        facts = {**facts, "clouds": f"the first {shown} of {tally.done}; --report-clouds shows more"}
     page = render_html(
-        [Case(name, trace) for name, trace in run.reported],
+        [Case(name, trace) for name, trace in tally.reported],
         title="Purification report",
         facts=facts,
-        total=run.done,
+        total=tally.done,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, page.encode("utf-8"), force=force)

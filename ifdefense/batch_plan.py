@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ifdefense.clouds import Unpacked
-from ifdefense.data.formats import CLOUD_SUFFIXES, WRITABLE_SUFFIXES, CloudFile
+from ifdefense.data.formats import BATCH_SUFFIXES, CLOUD_SUFFIXES, WRITABLE_SUFFIXES, CloudFile
 
 STREAM = "-"
 """Name of standard input and output."""
@@ -32,6 +32,8 @@ class Job:
         suffix: format of the source, such as ``.ply``.
         target_suffix: format of the result.
         meshes: file name of the meshes, without suffix.
+        number: its place in the plan.
+        fresh: whether none of its results is known to have existed before the run.
         file: contents of the source, after reading.
         unpacked: the checked clouds.
     """
@@ -41,6 +43,8 @@ class Job:
     suffix: str
     target_suffix: str
     meshes: str = ""
+    number: int = 0
+    fresh: bool = False
     file: CloudFile | None = None
     unpacked: Unpacked | None = None
 
@@ -54,6 +58,12 @@ class Job:
         count = 0 if self.file is None else len(self.file.clouds)
         names = [self.meshes] if count == 1 else [f"{self.meshes}-{index:04d}" for index in range(count)]
         return [self.target.with_name(f"{name}{MESH_ENDING}") for name in names]
+
+    def checked(self) -> Job:
+        """This job, with whether its results are fresh."""
+        named = [f"{self.meshes}{ending}{MESH_ENDING}" for ending in ("", "-0000")]
+        paths = [self.target, *(self.target.with_name(name) for name in named)]
+        return dataclasses.replace(self, fresh=not any(path.exists() for path in paths))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +115,7 @@ def plan(
     jobs = _to_one(found[0][0], output, suffix) if one_file else None
     if jobs is None:
         jobs = _to_folder(found, output)
-    jobs = _named_meshes(jobs)
+    jobs = [dataclasses.replace(job, number=number) for number, job in enumerate(_named_meshes(jobs))]
     _refuse_overlaps(jobs, report)
     for path in (report, None if output == STREAM else Path(output)):
         if path is not None:
@@ -218,6 +228,26 @@ def _named_meshes(jobs: list[Job]) -> list[Job]:
         dataclasses.replace(job, meshes=job.target.name) if stems[job.target.with_suffix("")] > 1 else job
         for job in jobs
     ]
+
+
+def together(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Groups jobs whose meshes may have the same path, such as ``m-0001.xyz`` and a cloud of ``m.npz``."""
+    folders: dict[Path, str] = {}
+
+    def place(job: Job) -> tuple[str, str]:
+        parent = job.target.parent
+        if parent not in folders:
+            folders[parent] = os.path.realpath(parent)
+        return folders[parent], job.meshes
+
+    several = {place(job) for job in jobs if job.suffix in BATCH_SUFFIXES}
+    groups: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        folder, name = place(job)
+        while (shorter := re.sub(r"-\d{4,}$", "", name)) != name and (folder, shorter) in several:
+            name = shorter
+        groups.setdefault((folder, name), []).append(job)
+    return list(groups.values())
 
 
 def identity(path: Path) -> object:

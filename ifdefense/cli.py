@@ -1,13 +1,15 @@
-"""The command line: ``ifdefense purify``, ``ifdefense train`` and ``ifdefense info``."""
+"""The command line: ``ifdefense purify``, ``train``, ``data`` and ``info``."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import difflib
 import logging
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from ifdefense import __version__
+import ifdefense
 from ifdefense.console import LazyGroup, device_option, let_threads_sleep, use_huge_pages
 from ifdefense.geometry.axes import AXES
 from ifdefense.purifiers.registry import DEFAULT, METHODS, unknown
@@ -23,22 +25,12 @@ from ifdefense.purifiers.registry import DEFAULT, METHODS, unknown
 if TYPE_CHECKING:
     import torch
 
+    from ifdefense.batch import Tally, Work
+    from ifdefense.batch_plan import Job
     from ifdefense.purifiers.base import Purifier
 
 REPORTED = 12
 """Default number of clouds in a report; each takes about half a megabyte."""
-
-
-@contextlib.contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Silences the warnings of a logger that the command reports itself, with the name of the file."""
-    other = logging.getLogger(name)
-    before = other.level
-    other.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        other.setLevel(before)
 
 
 class Refused(click.ClickException):
@@ -74,7 +66,7 @@ class MethodName(click.ParamType):  # type: ignore[type-arg]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="ifdefense")
+@click.version_option(package_name="ifdefense", prog_name="ifdefense")
 def main() -> None:
     """Defends point-cloud classifiers: reconstructs the surface of an attacked cloud and resamples it."""
     let_threads_sleep()
@@ -142,6 +134,42 @@ def info() -> None:
 
 
 @main.command()
+@click.argument("name", required=False)
+@click.option("--root", type=click.Path(file_okay=False, path_type=Path), help="Folder to fetch it to.")
+def data(name: str | None, root: Path | None) -> None:
+    """Lists data sets, describes the data set NAME, or with --root fetches it.
+
+    Fetched are modelnet40 and modelnet10, through PyTorch Geometric: their meshes are downloaded and sampled,
+    1,024 points each, to the folder NAME in --root.
+    """
+    from ifdefense.data.catalogue import CATALOGUE
+
+    if name is not None and name not in CATALOGUE:
+        close = difflib.get_close_matches(name, CATALOGUE, 1)
+        meant = f" (did you mean {close[0]!r}?)" if close else ""
+        raise Refused(f"unknown data set {name!r}{meant}; there are {', '.join(CATALOGUE)}")
+    if name is None and root is not None:
+        raise Refused("--root needs the name of a data set")
+    if name is None or root is None:
+        for each in CATALOGUE if name is None else [name]:
+            entry = CATALOGUE[each]
+            folder = f"DIR/{each}"
+            get = entry.instructions.replace("FOLDER", folder) or f"ifdefense data {each} --root DIR"
+            click.echo(f"{each}: {entry.title}")
+            for title in ("source", "licence", "size", "layout"):
+                click.echo(f"  {title:<8} {getattr(entry, title)}")
+            click.echo(f"  {'get it':<8} {get}")
+        click.echo("Set IFDEFENSE_DATA to DIR, or pass a data set's folder where one is asked for.")
+        return
+    from ifdefense.data.fetching import fetch
+
+    try:
+        click.echo(f"{name} is in {fetch(name, root)}; set IFDEFENSE_DATA to {root}")
+    except (ValueError, OSError, ImportError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+@main.command()
 @click.argument("sources", metavar="IN...", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="OUT", required=True, help="File, folder for several, or - (stdout).")
 @click.option(
@@ -181,6 +209,14 @@ def info() -> None:
 @click.option(
     "--max-points", type=click.IntRange(min=1), help="Reject files with more points.  [default: 20000000]"
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes, which share the threads of this one.",
+)
+@click.option("--ray", metavar="ADDRESS", help="Run on a cluster of Ray; local starts one on this machine.")
 @click.option("--skip-existing", is_flag=True, help="Skip files whose results exist.")
 @click.option("--force", is_flag=True, help="Replace existing files, but never an input.")
 def purify(
@@ -199,6 +235,8 @@ def purify(
     columns: str | None,
     key: str | None,
     max_points: int | None,
+    workers: int,
+    ray: str | None,
     skip_existing: bool,
     force: bool,
 ) -> None:
@@ -209,12 +247,10 @@ def purify(
     (normals, colours, labels) of the nearest input points. For a single file IN, OUT may be a file; otherwise
     it is a folder. Folders are read without hidden files and *.mesh.ply.
 
-    Failing files are reported and skipped. Exit codes: 0 all files were purified or skipped, 1 at least one
-    failed, 2 the call was rejected and nothing was done.
+    Failing files are reported and skipped. Results do not depend on the number of workers. Exit codes: 0 all
+    files were purified or skipped, 1 at least one failed, 2 the call was rejected and nothing was done.
     """
-    from tqdm import tqdm
-
-    from ifdefense.batch import Run, Settings, write_report
+    from ifdefense.batch import Settings, Tally, Work, claims, write_report
     from ifdefense.batch_plan import STREAM, Refusal, plan
     from ifdefense.data.formats import MAX_POINTS
 
@@ -238,25 +274,30 @@ def purify(
         raise Refused("--mesh needs output files: standard output holds only the result")
     if mesh and method in METHODS and not METHODS[method].network:
         raise Refused(f"the method {method} has no surface, so there is nothing for --mesh to write")
-    purifier = load(method, device)
-    with tqdm(total=len(todo.jobs), unit="file", disable=None) as bar, quiet("ifdefense.purifiers.base"):
-        streams = (sys.stdin.buffer, sys.stdout.buffer)
-        size = report_clouds if report is not None else 0
-        run = Run(
-            purifier, settings, size, lambda line: bar.write(line, file=sys.stderr), bar.update, streams
-        )
+    if ray is not None and workers > 1:
+        raise Refused("--workers are processes of this machine; a cluster of Ray has its own")
+    if ray is not None and any(str(path) == STREAM for job in todo.jobs for path in (job.source, job.target)):
+        raise Refused("--ray needs files: its workers have other standard inputs and outputs")
+    work = Work(load(method, device), settings, claims(todo.jobs, report) if mesh else {})
+    with progress(len(todo.jobs)) as (tell, advance):
         for folder, reason in todo.unreadable:
-            bar.write(f"error: {folder}: the folder cannot be read: {reason.strerror}", file=sys.stderr)
-        run.purify(todo.jobs, report)
-    failed = bool(run.failed or todo.unreadable)
+            tell(f"error: {folder}: the folder cannot be read: {reason.strerror}")
+        tally = Tally(report_clouds if report is not None else 0, tell, advance)
+        purify_all(work, todo.jobs, tally, workers, ray)
+    failed = bool(tally.failed or todo.unreadable)
     if report is not None:
-        facts = {"method": method, "seed": str(seed), "device": str(device), "ifdefense": __version__}
+        facts = {
+            "method": method,
+            "seed": str(seed),
+            "device": str(device),
+            "ifdefense": ifdefense.__version__,
+        }
         try:
-            if run.reported:
-                write_report(report, run, facts, force)
-                if run.done > len(run.reported):
+            if tally.reported:
+                write_report(report, tally, facts, force)
+                if tally.done > len(tally.reported):
                     click.echo(
-                        f"the report shows the first {len(run.reported)} of {run.done} clouds; "
+                        f"the report shows the first {len(tally.reported)} of {tally.done} clouds; "
                         "--report-clouds shows more",
                         err=True,
                     )
@@ -265,11 +306,62 @@ def purify(
         except (OSError, ValueError) as error:
             click.echo(f"error: {report}: the report could not be written: {error}", err=True)
             failed = True
-    done = len(todo.jobs) - run.failed - run.skipped
-    skipped = f", {run.skipped} skipped" if run.skipped else ""
+    done = len(todo.jobs) - tally.failed - tally.skipped
+    skipped = f", {tally.skipped} skipped" if tally.skipped else ""
     click.echo(f"{done} of {len(todo.jobs)} files done{skipped}", err=output == STREAM)
     if failed:
         raise SystemExit(1)
+
+
+def purify_all(work: Work, jobs: Sequence[Job], tally: Tally, workers: int, ray: str | None) -> None:
+    """Purifies files in this process, in several, or on a cluster.
+
+    Raises:
+        Refused: if the cluster cannot be reached.
+    """
+    import torch
+
+    from ifdefense.batch import FileResult, Shard, purify_here, purify_in_pool, purify_shard
+    from ifdefense.pool import Processes
+
+    if ray is not None:
+        from ifdefense.distributed import RayTasks
+
+        work = dataclasses.replace(work, threads=1, folder=Path.cwd())
+        gpus = int(any(weight.is_cuda for weight in work.purifier.parameters()))
+        try:
+            cluster = RayTasks[Shard, list[FileResult]](purify_shard, work, ray, tally.tell, gpus)
+        except (ImportError, ConnectionError) as error:
+            raise Refused(str(error)) from None
+        purify_in_pool(work.settings, jobs, tally, cluster)
+    elif (workers := min(workers, len(jobs))) > 1:
+        work = dataclasses.replace(work, threads=max(1, torch.get_num_threads() // workers))
+        purify_in_pool(work.settings, jobs, tally, Processes(purify_shard, work, workers))
+    else:
+        purify_here(work, jobs, tally)
+
+
+@contextlib.contextmanager
+def progress(total: int) -> Iterator[tuple[Callable[[str], object], Callable[[int], object]]]:
+    """Shows a progress bar; yields functions that print a line and add a file with its number of clouds."""
+    from tqdm import tqdm
+
+    form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} files [{elapsed}<{remaining}{postfix}]"
+    clouds = 0
+    with tqdm(total=total, bar_format=form, disable=None) as bar:
+
+        def tell(line: str) -> None:
+            bar.write(line, file=sys.stderr)
+
+        def advance(count: int) -> None:
+            nonlocal clouds
+            clouds += count
+            if not bar.disable:
+                speed = clouds / max(bar.format_dict["elapsed"], 1e-9)
+                bar.set_postfix_str(f"{speed:.3g} clouds/s", refresh=False)
+            bar.update()
+
+        yield tell, advance
 
 
 def load(method: str, device: torch.device) -> Purifier:
@@ -278,8 +370,6 @@ def load(method: str, device: torch.device) -> Purifier:
     Raises:
         Refused: if its weights are missing.
     """
-    import ifdefense
-
     try:
         return ifdefense.load(method, device=device)
     except (ValueError, RuntimeError) as error:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     import torch
+
+_LOG = logging.getLogger(__name__)
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -55,8 +59,23 @@ def _usable_device(context: click.Context, parameter: click.Parameter, value: st
         raise click.BadParameter(str(error)) from None
 
 
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Reports user errors (bad values, files, data, NaN losses) as one line, with exit code 1.
+
+    Use as a decorator of a command. The traceback is logged at level DEBUG.
+    """
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        _LOG.debug("traceback of the error", exc_info=True)
+        raise click.ClickException(str(error)) from None
+
+
 class LazyGroup(click.Group):
     """Command group that imports its commands when they are called, so that ``--help`` is fast.
+
+    Errors of the commands are `reported`.
 
     Args:
         lazy: ``"module:attribute"`` and one line of help for each command name.
@@ -65,6 +84,11 @@ class LazyGroup(click.Group):
     def __init__(self, *args: object, lazy: dict[str, tuple[str, str]], **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.lazy = lazy
+
+    def invoke(self, context: click.Context) -> object:
+        """Runs a command."""
+        with reported():
+            return super().invoke(context)
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Sorted names of the commands."""

@@ -232,7 +232,12 @@ def _children(value: object, name: str) -> Iterator[tuple[str, Any]]:
             return
         # The mode is ignored, as attacks put every module into evaluation mode.
         usual = vars(nn.Module()).keys() - {"_parameters", "_buffers", "_modules"}
-        yield from sorted((key, child) for key, child in vars(value).items() if key not in usual)
+        yield from sorted(
+            (key, child)
+            for key, child in vars(value).items()
+            # PyG's layers cache their sources in inspectors, only in the first layer of each class.
+            if key not in usual and type(child).__module__ != "torch_geometric.inspector"
+        )
         if value._forward_hooks or value._forward_pre_hooks:
             yield "hooks", [*value._forward_hooks.values(), *value._forward_pre_hooks.values()]
     elif dataclasses.is_dataclass(value):

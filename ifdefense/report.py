@@ -203,7 +203,6 @@ def render_html(
     """
     if total is not None and total < len(cases):
         raise ValueError(f"{len(cases)} clouds are shown, total cannot be {total}")
-    page = (resources.files("ifdefense") / "templates" / "report.html").read_text(encoding="utf-8")
     content = {
         "title": title,
         "facts": list((facts or {}).items()),
@@ -211,9 +210,28 @@ def render_html(
         "cases": [{"title": name, **_case(case)} for name, case in zip(_unique(cases), cases, strict=True)],
         "total": len(cases) if total is None else total,
     }
-    # "<" is escaped, so that file names cannot close the script element.
+    return self_contained(_template("report.html"), content)
+
+
+def self_contained(page: str, content: Mapping[str, Any]) -> str:
+    """Fills a template of a page that needs no network and no other files.
+
+    Args:
+        page: HTML with ``{{style}}`` and ``{{views}}`` for the style and the 3D views that our pages share,
+            one ``<script>``, ``{{policy}}`` for its content security policy, and ``{{data}}``.
+        content: shown by the script.
+
+    Raises:
+        ValueError: if a figure is not finite.
+    """
+    page = page.replace("{{style}}", _template("base.css")).replace("{{views}}", _template("views.js"))
+    # "<" is escaped, so that names cannot close the script element.
     data = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return page.replace("{{policy}}", _policy(page)).replace("{{data}}", data)
+
+
+def _template(name: str) -> str:
+    return (resources.files("ifdefense") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _policy(page: str) -> str:
@@ -242,23 +260,58 @@ def _unique(cases: Sequence[Case]) -> list[str]:
     return result
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ViewFrame:
+    """The frame of a page's view; coordinates are stored as steps of ``span / LEVELS`` from ``low``.
+
+    Attributes:
+        centre: ``(3,)`` what the view turns about.
+        radius: what it shows around the centre. Points more than `REACH` of it away are drawn in their
+            direction, out of sight: storing them where they are would leave no precision for the others.
+        low: ``(3,)`` lowest stored coordinates.
+        span: length of the longest side of what is stored.
+    """
+
+    centre: NDArray[np.float64]
+    radius: float
+    low: NDArray[np.float64]
+    span: float
+
+    @classmethod
+    def around(cls, centre: NDArray[np.float64], radius: float, points: NDArray[np.float64]) -> ViewFrame:
+        """The frame of a view that stores the points ``(N, 3)``."""
+        reach = REACH * radius
+        low = np.maximum(points.min(axis=0), centre - reach)
+        return cls(centre, radius, low, float((np.minimum(points.max(axis=0), centre + reach) - low).max()))
+
+    def far(self, points: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """``(N,)`` which points are too far away to show."""
+        return np.asarray(np.linalg.norm(points - self.centre, axis=1) > REACH * self.radius)
+
+    def pack(self, points: NDArray[np.floating]) -> str:
+        """Points ``(N, 3)`` as Base64 of 16-bit steps."""
+        reach = REACH * self.radius
+        offset = points.astype(np.float64) - self.centre
+        distance = np.linalg.norm(offset, axis=1, keepdims=True)
+        inside = self.centre + offset * np.minimum(1, reach / np.maximum(distance, reach))
+        return _base64(np.rint((inside - self.low) / self.span * LEVELS).clip(0, LEVELS).astype("<u2"))
+
+    def model(self) -> dict[str, Any]:
+        """What the page needs to draw packed points: centre and radius in steps, and the length of a step."""
+        steps = LEVELS / self.span
+        return {
+            "centre": ((self.centre - self.low) * steps).tolist(),
+            "radius": self.radius * steps,
+            "step": 1 / steps,
+        }
+
+
 def _case(case: Case) -> dict[str, Any]:
     trace = case.trace
     meshes = [mesh for mesh in (trace.mesh, trace.repaired) if mesh is not None]
     parts = [trace.points, trace.purified, *(mesh.vertices for mesh in meshes)]
-    everything = np.concatenate([part.astype(np.float64) for part in parts])
-    centre, radius = _view(trace)
-    # Points farther away are not visible; including them would leave no precision for the others.
-    reach = REACH * radius
-    low = np.maximum(everything.min(axis=0), centre - reach)
-    span = float((np.minimum(everything.max(axis=0), centre + reach) - low).max())
-    far = np.linalg.norm(trace.points - centre, axis=1) > reach
-
-    def pack(points: NDArray[np.floating]) -> str:
-        offset = points.astype(np.float64) - centre
-        distance = np.linalg.norm(offset, axis=1, keepdims=True)
-        inside = centre + offset * np.minimum(1, reach / np.maximum(distance, reach))
-        return _base64(np.rint((inside - low) / span * LEVELS).clip(0, LEVELS).astype("<u2"))
+    frame = ViewFrame.around(*_view(trace), np.concatenate([part.astype(np.float64) for part in parts]))
+    pack = frame.pack
 
     def pack_mesh(mesh: Mesh | None) -> dict[str, str] | None:
         if mesh is None:
@@ -270,11 +323,9 @@ def _case(case: Case) -> dict[str, Any]:
         "before": None if case.before is None else dataclasses.asdict(case.before),
         "after": None if case.after is None else dataclasses.asdict(case.after),
         "numbers": dataclasses.asdict(Numbers.of(trace, case.clean)),
-        "centre": ((centre - low) / span * LEVELS).tolist(),
-        "radius": radius / span * LEVELS,
-        "step": span / LEVELS,
+        **frame.model(),
         "size": np.ptp(trace.kept.astype(np.float64), axis=0).tolist(),
-        "outside": int(far.sum()),
+        "outside": int(frame.far(trace.points).sum()),
         "points": pack(trace.points),
         "states": _base64(case.states()),
         "added": 0 if case.added is None else int(case.added.sum()),

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ifdefense.arguments import count_of, named_device, seed_of
+from ifdefense.arguments import count_of, integer, named_device, seed_of
 from ifdefense.geometry.axes import axis_of
+from ifdefense.geometry.points import knn
 from ifdefense.provenance import digest
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.function import purify
@@ -72,3 +74,51 @@ class Purify(BaseTransform):  # type: ignore[misc]
         shown = f"{method.name}-{digest(method.spec())}" if isinstance(method, Purifier) else str(method)
         axis = "" if self.up is None else f", up={self.up!r}"
         return f"Purify({shown!r}, num_points={self.num_points}, seed={self.seed}{axis})"
+
+
+class KNNGraph(BaseTransform):  # type: ignore[misc]
+    """Connects each point to its nearest points; replaces PyG's transform where pyg-lib is not installed.
+
+    Sets ``edge_index`` ``(2, E)``, edges from neighbours to points, as ``T.KNNGraph`` by default. In clouds
+    of at most ``k`` points, each point is connected to all others.
+
+    Args:
+        k: neighbours of each point.
+        loop: whether each point is a neighbour of itself; it then counts as one of the ``k``.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if ``k`` is not positive.
+    """
+
+    def __init__(self, k: int = 6, loop: bool = False) -> None:
+        self.k = integer("k", k, 1)
+        self.loop = bool(loop)
+
+    def forward(self, data: Any) -> Any:
+        """Sets the edges of a ``Data``, or of each cloud of a ``Batch``."""
+        positions, batch = data.pos.detach(), data.batch if "batch" in data else None
+        sizes = [len(positions)] if batch is None else torch.bincount(batch).tolist()
+        edges, start = [], 0
+        for cloud in positions.split(sizes):
+            if len(cloud):
+                edges.append(self._edges(cloud) + start)
+            start += len(cloud)
+        data.edge_index = torch.cat(edges, 1) if edges else positions.new_zeros((2, 0), dtype=torch.long)
+        data.edge_attr = None
+        return data
+
+    def _edges(self, cloud: Tensor) -> Tensor:
+        """Edges ``(2, E)`` of one cloud, ordered by target and distance."""
+        count = min(self.k + (not self.loop), len(cloud))
+        source = knn(cloud[None], cloud[None], count)[1][0]
+        target = torch.arange(len(cloud), device=cloud.device)[:, None].expand_as(source)
+        if self.loop:
+            return torch.stack([source, target]).flatten(1)
+        # Of equal points, each may have another one as its first neighbour.
+        others = source != target
+        others[others.all(1), -1] = False
+        return torch.stack([source[others], target[others]])
+
+    def __repr__(self) -> str:
+        return f"KNNGraph(k={self.k}, loop={self.loop})"

@@ -106,8 +106,12 @@ class Browser:
     def press(self, key: str) -> None:
         """Presses and releases a key, as `KeyboardEvent.key` names it."""
         text = {"text": key} if len(key) == 1 else {}
-        self.send("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
-        self.send("Input.dispatchKeyEvent", type="keyUp", key=key)
+        # Buttons and links are activated by the code of a key, not by its name.
+        code = {"Enter": 13, " ": 32, "Tab": 9}.get(key, 0)
+        if key == "Enter":
+            text = {"text": "\r"}
+        self.send("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)
+        self.send("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
         self.settle()
 
     def screenshot(self, *, whole: bool = False) -> bytes:

@@ -257,15 +257,18 @@ def test_a_mesh_has_no_points_yet(root: Path, tmp_path: Path) -> None:
 def test_the_examples_of_the_document_run(root: Path, tmp_path: Path) -> None:
     (tmp_path / "raw").symlink_to(root / "raw")
     text = (ROOT / "docs" / "pyg.md").read_text(encoding="utf-8")
-    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 3
     # Small clouds and a fast method: the test is about the calls.
-    space: dict[str, Any] = {"root": str(tmp_path), "__name__": __name__}
-    for block in (first, second):
+    points = torch.stack([cloud(64, seed).pos for seed in range(2)])
+    space: dict[str, Any] = {"root": str(tmp_path), "__name__": __name__, "points": points}
+    for block in blocks:
         exec(compile(block.replace("onet-mesh", "sor").replace("1024", "64"), "pyg.md", "exec"), space)
     assert len(space["dataset"]) == 20
     assert space["logits"].shape == (4, 10) and torch.isfinite(space["logits"]).all()
     assert space["clean"].pos.shape == (4 * 64, 3) and space["clean"].num_graphs == 4
     assert 0 <= space["correct"] <= 20
+    assert space["attacked"].points.shape == points.shape and space["predicted"].shape == (2,)
 
 
 def test_without_the_library_the_import_says_what_to_install() -> None:

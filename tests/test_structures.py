@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -304,6 +305,15 @@ def test_the_transform_takes_them(structures: ModuleType) -> None:
     assert isinstance(clean, structures.Pointclouds)
     assert torch.equal(clean.points_padded(), purify(copy.copy(value), "sor", 40).points_padded())
     assert isinstance(Purify("sor", 40)(cube()), trimesh.PointCloud)
+
+
+def test_the_example_of_the_document_runs() -> None:
+    text = (ROOT / "docs" / "integration.md").read_text(encoding="utf-8")
+    (block,) = (each for each in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "trimesh" in each)
+    space: dict[str, Any] = {}
+    exec(block, space)
+    assert space["clean"].vertices.shape == (256, 3)
+    assert (space["clean"].colors == [200, 100, 50, 255]).all()
 
 
 def test_libraries_are_not_imported_to_recognise_their_structures() -> None:

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from ifdefense.data import modelnet_c, scanobjectnn, shapenet_part
+from ifdefense.data.catalogue import hint
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.errors import DataError, optional
 from ifdefense.data.formats import CLOUD_SUFFIXES, read_cloud
@@ -30,7 +31,7 @@ from ifdefense.data.formats.arrays import read_npz
 from ifdefense.data.formats.files import naming
 from ifdefense.data.formats.table import checked_points
 from ifdefense.data.orientation import looks_up
-from ifdefense.data.packed import load_packed_clouds, read_classes, require
+from ifdefense.data.packed import data_folder, load_packed_clouds, read_classes, require
 from ifdefense.data.parts import (
     MODELNET40_CLASSES,
     Part,
@@ -146,6 +147,27 @@ def load_part(
     except ValueError as error:  # clouds and labels do not match
         raise DataError(f"{root}: {error}") from error
     return _upright(clouds, layout.up, up, root, name)
+
+
+def load_named(
+    name: str, root: str | Path | None, part: Part, num_points: int | None = None, **options: Any
+) -> CloudSet:
+    """Reads a part of a data set of `ifdefense.data.catalogue.CATALOGUE`.
+
+    Args:
+        name: its name.
+        root: its folder or the parent with a folder ``name``; by default ``IFDEFENSE_DATA``.
+        part: as for `load_part`, like the following.
+        num_points: ...
+        options: ...
+
+    Raises:
+        DataError: as `load_part`; if the data set is missing, the message says how to get it.
+    """
+    folder = data_folder(root, name)
+    if not any(layout.matches(folder) for layout in LAYOUTS.values()):
+        raise DataError(f"{folder}: there is no {name} in it{hint(name)}")
+    return load_part(folder, part, num_points, **options)
 
 
 def _upright(clouds: CloudSet, stated: str | None, up: str | None, root: Path, name: str) -> CloudSet:

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifdefense.data.cloudset import CloudSet
-from ifdefense.data.layouts import load_part
-from ifdefense.data.packed import data_folder
+from ifdefense.data.layouts import load_named
 from ifdefense.data.parts import Part
 
 Split = Literal["train", "validation", "test"]
@@ -38,7 +37,7 @@ def load_modelnet40(
     if split not in ("train", "validation", "test"):
         raise ValueError(f"no split {split!r}; there are train, validation and test")
     part: Part = "test" if split == "test" else "train"
-    clouds = load_part(data_folder(root, "modelnet40"), part, num_points, up=up)
+    clouds = load_named("modelnet40", root, part, num_points, up=up)
     if split == "test":
         return clouds
     held_out = holdout(clouds.labels)

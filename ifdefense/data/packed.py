@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
 import numpy as np
 
+from ifdefense.data.catalogue import hint
 from ifdefense.data.cloudset import CloudSet, MeshSet
 from ifdefense.data.errors import DataError
-from ifdefense.data.formats.arrays import Arrays, read_npz, unpack_points
+from ifdefense.data.formats.arrays import CLOUD_STEP, Arrays, read_npz, unpack_points
+from ifdefense.data.formats.files import write_bytes
 from ifdefense.geometry.mesh import Mesh
 
 ROOT_VARIABLE = "IFDEFENSE_DATA"
@@ -27,10 +30,12 @@ def data_folder(root: str | Path | None, name: str) -> Path:
     """
     root = root or os.environ.get(ROOT_VARIABLE)
     if not root:
-        raise DataError(f"no folder of {name} is given: pass root, or set the variable {ROOT_VARIABLE}")
+        raise DataError(
+            f"no folder of {name} is given: pass root, or set the variable {ROOT_VARIABLE}{hint(name)}"
+        )
     folder = Path(root)
     if not folder.exists():
-        raise DataError(f"{folder}: there is no such folder")
+        raise DataError(f"{folder}: there is no such folder{hint(name)}")
     return folder / name if (folder / name).is_dir() else folder
 
 
@@ -54,6 +59,24 @@ def load_packed_clouds(paths: list[Path]) -> CloudSet:
         names=np.concatenate([part["name"] for part in parts]).astype(np.str_),
         classes=read_classes(paths[0].with_name("classes.txt")),
     )
+
+
+def save_packed_clouds(clouds: CloudSet, path: Path) -> None:
+    """Writes packed clouds, with ``classes.txt`` beside them.
+
+    Args:
+        clouds: clouds in the unit sphere.
+        path: ``.npz`` file in an existing folder.
+
+    Raises:
+        DataError: if the file exists or cannot be written.
+    """
+    steps = np.round(clouds.points / CLOUD_STEP).astype(np.int16)
+    labels = clouds.labels.astype(np.uint8 if len(clouds.classes) <= 256 else np.int64)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, points=steps, label=labels, name=clouds.names)
+    write_bytes(path, buffer.getvalue())
+    path.with_name("classes.txt").write_text("\n".join(clouds.classes) + "\n", encoding="utf-8")
 
 
 def load_packed_meshes(root: str | Path | None = None, name: str = "meshes") -> MeshSet:

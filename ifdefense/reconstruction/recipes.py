@@ -13,6 +13,7 @@ from typing import Any
 import click
 from torch import nn
 
+from ifdefense.console import reported
 from ifdefense.implicit.base import Calibration
 from ifdefense.implicit.occupancy import ConditionalDecoder
 from ifdefense.reconstruction.conditions import ConditionConfig, ImageNetwork, VoxelNetwork
@@ -37,7 +38,6 @@ from ifdefense.shapes.procedural import CLASSES
 from ifdefense.training.commands import (
     Command,
     options_of,
-    reported,
     run_options,
     with_options,
 )

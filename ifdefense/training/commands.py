@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import click
@@ -15,21 +14,6 @@ import click
 from ifdefense.console import device_option
 from ifdefense.training.fit import TrainOptions
 from ifdefense.training.runs import RunError
-
-logger = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def reported() -> Iterator[None]:
-    """Reports user errors (bad values, files, data, NaN losses) as one line, with exit code 1.
-
-    Use as a decorator of a command. The traceback is logged at level DEBUG.
-    """
-    try:
-        yield
-    except (ValueError, OSError, FloatingPointError) as error:
-        logger.debug("traceback of the error", exc_info=True)
-        raise click.ClickException(str(error)) from None
 
 
 def check_output(path: Path, force: bool = False) -> None:

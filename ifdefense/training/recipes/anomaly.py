@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ifdefense.console import device_option
+from ifdefense.console import device_option, reported
 from ifdefense.data.modelnet import load_modelnet40
 from ifdefense.devices import device_of_weights
 from ifdefense.implicit.anomaly import AnomalyNetwork
-from ifdefense.training.commands import prepare, reported
+from ifdefense.training.commands import prepare
 from ifdefense.training.data.surfaces import collect, held_out
 from ifdefense.training.examples.anomalies import MIX, SurfaceSource, WholeClouds, examples
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ifdefense.console import device_option
+from ifdefense.console import device_option, reported
 from ifdefense.devices import device_of_weights
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.geometry.points import chamfer_distance, gather
 from ifdefense.point_networks.autoencoder import AutoEncoder
 from ifdefense.provenance import digest
-from ifdefense.training.commands import options_of, output_options, prepare, reported
+from ifdefense.training.commands import options_of, output_options, prepare
 from ifdefense.training.data.clouds import load_training_clouds
 from ifdefense.training.runs import ResumableRun, check_ranges
 

@@ -7,8 +7,9 @@ from typing import Any
 import click
 from torch import nn
 
+from ifdefense.console import reported
 from ifdefense.implicit.convolutional import ConvolutionalConfig, ConvolutionalNetwork
-from ifdefense.training.commands import options_of, reported, run_options
+from ifdefense.training.commands import options_of, run_options
 from ifdefense.training.examples.occupancy import SamplingOptions
 from ifdefense.training.fit import TrainOptions
 from ifdefense.training.recipes.solids import shape_options, train_on_solids

@@ -10,8 +10,9 @@ import click
 import torch
 from torch import nn
 
+from ifdefense.console import reported
 from ifdefense.implicit.local import LocalConfig, LocalOccupancyNetwork
-from ifdefense.training.commands import mix_of, options_of, reported, run_options, surfaces_per_class
+from ifdefense.training.commands import mix_of, options_of, run_options, surfaces_per_class
 from ifdefense.training.data.attacked_clouds import AttackedClouds
 from ifdefense.training.data.surfaces import SOURCES, collect, mixed
 from ifdefense.training.examples.thickened_surfaces import ThickenedOptions, ThickenedSampler

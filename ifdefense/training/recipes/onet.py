@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from ifdefense.console import reported
 from ifdefense.implicit.occupancy import OccupancyConfig, OccupancyNetwork
-from ifdefense.training.commands import reported, run_options
+from ifdefense.training.commands import run_options
 from ifdefense.training.examples.occupancy import SamplingOptions
 from ifdefense.training.fit import TrainOptions
 from ifdefense.training.recipes.solids import shape_options, train_on_solids

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ifdefense.console import device_option
+from ifdefense.console import device_option, reported
 from ifdefense.devices import device_of_weights
 from ifdefense.geometry.points import Neighbours, chamfer_distance
 from ifdefense.point_networks.punet import PUNet
@@ -23,7 +23,6 @@ from ifdefense.training.commands import (
     options_of,
     output_options,
     prepare,
-    reported,
     surfaces_per_class,
 )
 from ifdefense.training.data.surfaces import WITH_SURFACES, collect, mixed

@@ -1,0 +1,271 @@
+"""``ifdefense purify --workers`` gives what one process gives, also when workers or the command are ended."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from numpy.typing import NDArray
+from pool_tasks import answer
+
+from ifdefense import batch, cli, pool
+from ifdefense.batch import Settings, Tally
+from ifdefense.batch_plan import plan, together
+from ifdefense.data.formats import read_cloud, write_cloud, write_clouds
+from ifdefense.pool import Lost, Processes
+
+Points = NDArray[np.float32]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def purify(*arguments: object) -> Result:
+    given = ["purify", *map(str, arguments)]
+    return CliRunner().invoke(cli.main, given)
+
+
+@pytest.fixture
+def here(tmp_path: Path, box_cloud: Points, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a folder of clouds, of which two cannot be purified."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scans" / "deep").mkdir(parents=True)
+    for index in range(9):
+        write_cloud(f"scans/s{index}.ply", box_cloud[40 * index : 40 * index + 200 + index])
+    write_clouds("scans/deep/m.npz", [box_cloud[:200], box_cloud[200:400]])
+    write_cloud("scans/s2.npy", np.ones((100, 3), np.float32))
+    Path("scans/s5.xyz").write_text("1 2\n")
+    return tmp_path
+
+
+def test_files_messages_exit_code_and_report_are_those_of_one_process(here: Path) -> None:
+    common = ["scans", "--method", "srs", "--report-clouds", "5"]
+    one = purify(*common, "-o", "one", "--report", "one.html")
+    two = purify(*common, "-o", "two", "--report", "two.html", "--workers", "2")
+    assert (one.exit_code, two.exit_code) == (1, 1)
+    assert two.output == one.output
+    assert "s2.npy" in two.output and "s5.xyz" in two.output and "10 of 12 files done" in two.output
+    assert tree(here / "two") == tree(here / "one")
+    pages = [Path(page).read_text() for page in ("one.html", "two.html")]
+    shown, expected = (re.findall(r"m.npz, cloud|s\d\.ply", page) for page in reversed(pages))
+    assert shown == expected and set(shown) == {f"s{index}.ply" for index in range(5)}
+    again = purify(*common, "-o", "two", "--skip-existing")
+    assert again.exit_code == 1 and "0 of 12 files done, 10 skipped" in again.output
+    assert (
+        "s0.ply exists already; --force replaces it" in purify(*common, "-o", "two", "--workers", "2").output
+    )
+
+
+def answers(workers: Processes[object, object], *tasks: object) -> dict[object, object]:
+    found: dict[object, object] = {}
+    waiting = list(tasks)
+    while waiting or workers.busy():
+        while waiting and workers.free():
+            workers.submit(waiting.pop(0))
+        found.update(workers.wait())
+    return found
+
+
+def test_a_dead_worker_loses_its_task_alone() -> None:
+    workers = Processes[object, object](answer, "answer", 2)
+    with pool.ending(workers):
+        found = answers(workers, "a", "die", "raise", "b", "c")
+    assert [found[task][0] for task in "abc"] == ["answer a", "answer b", "answer c"]  # type: ignore[index]
+    assert os.getpid() not in {found[task][1] for task in "abc"}  # type: ignore[index]
+    lost = found["die"]
+    assert isinstance(lost, Lost) and lost.died and "ended by signal 9" in lost.reason
+    assert found["raise"] == Lost("KeyError: 'no such thing'")
+
+
+def test_a_worker_that_died_between_tasks_is_replaced() -> None:
+    workers = Processes[object, object](answer, "answer", 1)
+    with pool.ending(workers):
+        _, process = answers(workers, "a")["a"]  # type: ignore[misc]
+        os.kill(process, signal.SIGKILL)
+        time.sleep(0.2)
+        found = answers(workers, "b", "c")
+    assert found["c"][0] == "answer c"  # type: ignore[index]
+
+
+class Scripted:
+    """A pool that answers as told, without processes."""
+
+    size = 1
+
+    def __init__(self, run: Callable[[batch.Shard], list[batch.FileResult] | Lost]) -> None:
+        self.run = run
+        self.tasks: list[batch.Shard] = []
+        self.seen: list[list[str]] = []
+        self.closed: list[bool] = []
+
+    def free(self) -> bool:
+        return not self.tasks
+
+    def busy(self) -> bool:
+        return bool(self.tasks)
+
+    def submit(self, task: batch.Shard) -> None:
+        self.tasks.append(task)
+
+    def wait(self) -> list[tuple[batch.Shard, list[batch.FileResult] | Lost]]:
+        shard = self.tasks.pop()
+        self.seen.append([job.source.name for job in shard.jobs])
+        return [(shard, self.run(shard))]
+
+    def close(self, now: bool = False) -> None:
+        self.closed.append(now)
+
+
+def test_files_of_a_dead_worker_are_purified_again_and_a_deadly_one_fails(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when memory runs out: the worker has written a file before it dies of the next one."""
+    monkeypatch.setattr(batch, "SHARES", 2)
+    jobs = plan(["scans/s0.ply", "scans/s1.ply", "scans/s3.ply", "scans/s4.ply"], "out/").jobs
+    Path("out").mkdir()
+    Path("out/s4.ply").write_text("precious")
+    work = batch.Work(cli.load("sor", "cpu"), Settings())  # type: ignore[arg-type]
+
+    def run(shard: batch.Shard) -> list[batch.FileResult] | Lost:
+        done = batch.purify_shard(work, batch.Shard([shard.jobs[0]], 0, shard.tries))
+        if any(job.source.name == "s1.ply" for job in shard.jobs):
+            return Lost("its process was ended by signal 9", died=True)
+        return [*done, *batch.purify_shard(work, batch.Shard(shard.jobs[1:], 0, shard.tries))]
+
+    told: list[str] = []
+    advanced: list[int] = []
+    tally, scripted = Tally(0, told.append, advanced.append), Scripted(run)
+    batch.purify_in_pool(work.settings, jobs, tally, scripted)
+    assert scripted.seen == [["s0.ply", "s1.ply"], ["s0.ply"], ["s1.ply"], ["s1.ply"], ["s3.ply", "s4.ply"]]
+    assert scripted.closed == [False]
+    assert told[0] == "error: scans/s1.ply: its process was ended by signal 9"
+    assert len(told) == 2 and "out/s4.ply exists already" in told[1]
+    assert (tally.done, tally.failed, advanced) == (2, 2, [1, 0, 1, 0])
+    assert Path("out/s4.ply").read_text() == "precious"
+
+
+def test_a_pool_is_stopped_and_finished_files_are_counted_when_the_command_is_interrupted(here: Path) -> None:
+    jobs = plan(["scans/s0.ply", "scans/s1.ply"], "out/").jobs
+
+    def run(shard: batch.Shard) -> list[batch.FileResult]:
+        if shard.jobs[0].number == 1:
+            raise KeyboardInterrupt
+        return [batch.FileResult(0, clouds=1)]
+
+    tally, scripted = Tally(0, print, print), Scripted(run)
+    with pytest.raises(KeyboardInterrupt):
+        batch.purify_in_pool(Settings(), jobs, tally, scripted)
+    assert (scripted.closed, tally.done) == ([True], 1)
+
+
+def test_messages_come_in_the_order_of_the_files() -> None:
+    told: list[str] = []
+    tally = Tally(1, told.append, lambda _: None)
+    for number in (2, 0, 3):
+        tally.add(batch.FileResult(number, [str(number)], traces=[(str(number), None)]))  # type: ignore[list-item]
+    assert told == ["0"]
+    tally.close()
+    assert told == ["0", "2", "3"]
+    assert tally.reported == [("0", None)]
+
+
+def test_files_whose_meshes_could_meet_go_to_one_worker(here: Path) -> None:
+    names = ["m-0001.xyz", "m.npz", "n-0001.xyz", "n.ply", "m-0001-0002.ply", "m-2.ply"]
+    for name in names:
+        write_cloud(name, read_cloud("scans/s0.ply"))
+    groups = [[job.source.name for job in group] for group in together(plan(names, "out").jobs)]
+    assert groups == [["m-0001.xyz", "m.npz"], ["n-0001.xyz"], ["n.ply"], ["m-0001-0002.ply"], ["m-2.ply"]]
+
+
+def test_a_mesh_of_an_interrupted_run_is_replaced(here: Path) -> None:
+    Path("out").mkdir()
+    Path("out/s0.mesh.ply").write_text("half a result")
+    call = ["scans/s0.ply", "-o", "out/", "--mesh", "--method", "onet-mesh"]
+    assert "s0.mesh.ply exists already" in purify(*call).output
+    result = purify(*call, "--skip-existing")
+    assert result.exit_code == 0, result.output
+    assert Path("out/s0.mesh.ply").read_bytes().startswith(b"ply")
+
+
+@pytest.fixture
+def many(here: Path, box_cloud: Points) -> Path:
+    """Clouds that keep two workers busy for seconds."""
+    Path("many").mkdir()
+    for index in range(160):
+        write_cloud(f"many/{index:03d}.ply", box_cloud[index : index + 500])
+    return here
+
+
+def workers(process: int) -> set[int]:
+    """Processes of the workers; Python starts another one that takes no part."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return {int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()}
+
+
+def wait_for(found: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """Commands that are ended with the test."""
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the workers are found in /proc")
+@pytest.mark.parametrize("end", ["Ctrl-C", "SIGKILL"])
+def test_after_a_worker_and_the_command_were_ended_every_file_is_there(
+    end: str, many: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    call = ["purify", "many", "-o", "out", "--method", "sor-smooth"]
+    command = [sys.executable, "-m", "ifdefense", *call, "--workers", "2"]
+    process = subprocess.Popen(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    started.append(process)
+    out = many / "out"
+
+    def finished(count: int) -> bool:
+        return out.is_dir() and len(list(out.glob("[0-9]*.ply"))) >= count
+
+    wait_for(lambda: finished(8))
+    os.kill(next(iter(workers(process.pid))), signal.SIGKILL)
+    before = len(list(out.glob("[0-9]*.ply")))
+    wait_for(lambda: finished(before + 8))
+    left = workers(process.pid)
+    if end == "Ctrl-C":  # to all processes, as a terminal does
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.kill()
+    text, _ = process.communicate(timeout=60)
+    wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in left))
+    if end == "Ctrl-C":
+        assert process.returncode == 1
+        assert "Aborted!" in text and "Traceback" not in text
+    done = [path.name for path in out.iterdir() if not path.name.startswith(".")]
+    assert 16 <= len(done) < 160
+    assert len(list(out.iterdir())) <= len(done) + 1  # the killed worker may have left a hidden file
+    for name in done:
+        assert read_cloud(out / name).shape == (500, 3)
+    result = purify(*call[1:], "--skip-existing")
+    assert result.exit_code == 0, result.output
+    assert f"{160 - len(done)} of 160 files done, {len(done)} skipped" in result.output
+    assert len(list(out.glob("[0-9]*.ply"))) == 160
