@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import result_files, statistics
-from benchmarks.cells import BASELINES, BLOCK, NO_DEFENCE, Cell, grid
+from benchmarks.cells import BASELINES, BLOCK, CORRUPTION, NO_DEFENCE, Cell, grid
 from benchmarks.clouds import PROCEDURAL, LabelledClouds, load_clouds
 from benchmarks.executors import EXECUTORS, Executor, Failure
 from benchmarks.flags import flags
@@ -49,6 +49,7 @@ MODELNET40_VICTIMS = (
     "pointnet-modelnet40-adversarial",
 )
 ALL = "all"
+CORRUPTED = CORRUPTION.removesuffix(":")
 PROBE = "probe"
 _LOG = logging.getLogger(__name__)
 Json = dict[str, Any]
@@ -117,6 +118,11 @@ class Result:
         """Accuracy under the worst per cloud of all attacks and the clean cloud, in %."""
         return _value(self.headline["worst"])
 
+    @property
+    def measured(self) -> bool:
+        """Whether there are figures of the defence under attacks."""
+        return any(one["defence"] == self.data["row"] and one["family"] == ALL for one in self.figures)
+
     def in_words(self) -> str:
         """The headline as a sentence."""
         one = self.headline
@@ -133,7 +139,7 @@ class Result:
                 *(_shown(one[figure]) for figure in ("clean", "static", "adaptive", "worst")),
             ]
             for one in self.figures
-            if one["family"] == ALL
+            if one["family"] == (ALL if self.measured else CORRUPTED)
         ]
         header = ["accuracy in %", "clean", "static, mean", "adaptive, worst", "worst of all"]
         raised = [
@@ -141,7 +147,7 @@ class Result:
             for flag in self.data["flags"]
             if flag["defence"] == self.data["row"]
         ]
-        return "\n".join([text_table(header, lines), *raised, self.in_words()])
+        return "\n".join([text_table(header, lines), *raised, *([self.in_words()] if self.measured else [])])
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The result as JSON, also written to a file if there is a path."""
@@ -390,7 +396,7 @@ class _Run:
             made
             for victim in self.victims
             for defence in self.defences
-            for family in (ALL, RECENT, IF_DEFENSE)
+            for family in (ALL, RECENT, IF_DEFENSE, CORRUPTED)
             if (made := _figures(rights, victim, defence, family, labelled.labels, success)) is not None
         ]
         raised = []
@@ -524,17 +530,24 @@ def _figures(
     own = {cell: right for cell, right in rights.items() if (cell.victim, cell.defence) == (victim, defence)}
     clean = [right for cell, right in own.items() if cell.source == "clean"]
     attacked = {
-        cell: right for cell, right in own.items() if cell.source in SUITE and family in (ALL, cell.family)
+        cell: right
+        for cell, right in own.items()
+        if family == cell.family or (family == ALL and cell.source in SUITE)
     }
     if not clean or not attacked:
         return None
+    about: Json = {"victim": victim, "defence": defence, "family": family, "attacks": len(attacked)}
+    if family == CORRUPTED:  # a mean, as nobody chooses the worst
+        mean = _accuracy(torch.cat(_common(attacked.values())), labels)
+        own_mean = {"clean": _accuracy(clean[0], labels), "static": mean, "adaptive": None, "worst": None}
+        return about | {"clouds": mean["clouds"]} | own_mean
     strong = [
         right
         for cell, right in attacked.items()
         if cell.knowledge == "static" and (success.get((victim, cell.source)) or 0) >= STRONG
     ]
     adaptive = [right for cell, right in attacked.items() if cell.adaptive]
-    found = {"victim": victim, "defence": defence, "family": family, "attacks": len(attacked)}
+    found: Json = about
     worst = _worst([*clean, *attacked.values()])
     found["clouds"] = worst.shape[1]
     found["clean"] = _accuracy(clean[0], labels)
