@@ -277,7 +277,7 @@ _CORRUPTIONS = tuple(f"corruption:{name}@{severity}" for name in CORRUPTIONS for
 SUITES: dict[str, Suite] = {
     suite.name: suite
     for suite in (
-        Suite("quick", _QUICK, _QUICK, ("apgd-linf", "apgd-l2"), 20, 20, 2, "quick"),
+        Suite("quick", _QUICK, _QUICK, ("apgd-linf", "apgd-l2"), 20, 10, 1, "quick"),
         Suite("standard", tuple(SUITE), _ADAPTIVE, _EXACT, WHOLE, 100, 8, "affordable"),
         Suite("corruptions", (), (), (), WHOLE, 100, 8, "affordable", _CORRUPTIONS),
         Suite("full", tuple(SUITE), _ADAPTIVE, _EXACT, 2468, 2468, 8, "published"),
