@@ -62,7 +62,7 @@ def test_public_names_stay_functions_after_their_module_is_imported() -> None:
 
 
 def test_figures_are_means_and_minima_of_the_cells(tmp_path: Path) -> None:
-    result = measure(tmp_path, suite=small(("apgd-linf", "square-linf")))
+    result = measure(tmp_path, 10, suite=small(("apgd-linf", "square-linf")))
     assert not result.failures and result.name == "halved"
     assert {cell["defence"] for cell in result.cells} == {"none", "sor", "sor-smooth", "halved"}
     own = {
@@ -91,13 +91,15 @@ def test_figures_are_means_and_minima_of_the_cells(tmp_path: Path) -> None:
 
 def test_weak_attacks_are_left_out_of_the_static_mean(tmp_path: Path) -> None:
     """A tiny budget changes no class, a large one all."""
-    result = measure(tmp_path, suite=small(("apgd-linf", "random-drop")), data=clouds(20, 600))
+    result = measure(tmp_path, 8, suite=small(("apgd-linf", "random-drop")), data=clouds(8, 560))
     static = {
         cell["source"]: cell
         for cell in result.cells
         if cell["knowledge"] == "static" and cell["defence"] == "halved"
     }
-    success = {c["source"]: c["success"] for c in result.cells if c["defence"] == "none" and c["success"]}
+    success = {
+        c["source"]: c["success"] for c in result.cells if c["defence"] == "none" and c["success"] is not None
+    }
     assert success["random-drop"] < 80 <= success["apgd-linf"]
     assert result.static == pytest.approx(static["apgd-linf"]["accuracy"])
 
@@ -118,11 +120,11 @@ def test_more_clouds_redo_no_shard_and_a_finished_grid_computes_nothing(tmp_path
 
 
 def test_equal_runs_are_equal_and_another_seed_is_another_key(tmp_path: Path) -> None:
-    one = measure(tmp_path / "a", defence=noisy)
-    other = measure(tmp_path / "b", defence=noisy)
+    one = measure(tmp_path / "a", 4, defence=noisy)
+    other = measure(tmp_path / "b", 4, defence=noisy)
     assert [c["right"] for c in one.cells] == [c["right"] for c in other.cells]
     counting = Counting()
-    measure(tmp_path / "a", defence=noisy, seed=1, executor=counting)
+    measure(tmp_path / "a", 4, defence=noisy, seed=1, executor=counting)
     assert len(counting.tasks) > 10
 
 
@@ -238,7 +240,8 @@ def test_a_budget_in_minutes_picks_the_clouds_and_says_so(
 ) -> None:
     result = measure(tmp_path, None, minutes=0.001)  # type: ignore[arg-type]
     assert {cell["clouds"] for cell in result.cells} == {20} and "minutes: 20 clouds" in caplog.text
-    assert measure(tmp_path, None, minutes=1000).cells[0]["clouds"] == 60  # type: ignore[arg-type]
+    many = measure(tmp_path, None, minutes=1000, data=clouds(24))  # type: ignore[arg-type]
+    assert many.cells[0]["clouds"] == 24
 
 
 @pytest.mark.parametrize(
@@ -336,9 +339,9 @@ from benchmarks import evaluate
 evaluate(
     defence={tests!r} + "/grid_parts.py:halved",
     victim={tests!r} + "/grid_parts.py:Length",
-    data=grid_parts.clouds(40),
-    suite=grid_parts.small(("apgd-linf", "apgd-l2", "pgd-untargeted", "square-linf")),
-    clouds=40,
+    data=grid_parts.clouds(24),
+    suite=grid_parts.small(("apgd-linf", "square-linf")),
+    clouds=24,
     store={store!r},
 )
 print("done")
@@ -359,7 +362,7 @@ def test_a_killed_run_resumes_and_two_runs_share_a_store(tmp_path: Path) -> None
     after = {path: digest(path.read_bytes()) for path in tmp_path.rglob("*.npz") if path.name[0] != "."}
     assert before.items() <= after.items() and len(after) > len(before)
     counting = Counting()
-    suite: Suite = small(("apgd-linf", "apgd-l2", "pgd-untargeted", "square-linf"))
+    suite: Suite = small(("apgd-linf", "square-linf"))
     names: dict[str, Any] = {"defence": f"{PARTS}:halved", "victim": f"{PARTS}:Length"}
-    result = measure(tmp_path / "store", 40, executor=counting, suite=suite, data=clouds(40), **names)
+    result = measure(tmp_path / "store", 24, executor=counting, suite=suite, data=clouds(24), **names)
     assert counting.tasks == [] and not result.failures
