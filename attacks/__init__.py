@@ -1,4 +1,7 @@
-"""Attacks on any classifier from ``(B, N, 3)`` points to ``(B, num_classes)`` logits."""
+"""Attacks on any classifier from ``(B, N, 3)`` points to ``(B, num_classes)`` logits.
+
+In the examples, ``points`` are two clouds of 64 points with ``labels``, and ``classifier`` has four classes.
+"""
 
 from attacks.adding.cluster import AddCluster
 from attacks.adding.object import AddObject

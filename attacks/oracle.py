@@ -36,6 +36,11 @@ class Oracle:
         model: model under attack.
         labels: ``(B,)`` true classes.
         targets: ``(B,)`` classes to aim at, or ``None``.
+
+    Examples:
+        >>> oracle = attacks.Oracle(classifier, labels, None)
+        >>> oracle.reached(oracle.logits(points)), oracle.queries
+        (tensor([False, False]), tensor([1, 1]))
     """
 
     def __init__(self, model: Model, labels: Tensor, targets: Tensor | None) -> None:

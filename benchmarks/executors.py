@@ -1,4 +1,4 @@
-"""Ways to compute shards: one after the other, or in several processes.
+"""Ways to compute shards: one after the other, in several processes, or on a cluster of Ray.
 
 An executor is a function ``(tasks, store, *, report) -> list[Failure]``. It calls ``report`` with each task
 that is done and goes on when a task fails.
@@ -15,10 +15,14 @@ import queue
 import subprocess
 import sys
 import threading
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.shards import Store, StoreError, Task, run_shard
+from ifdefense.distributed import LOCAL, RayTasks, connect
+from ifdefense.pool import Lost, ending
 from ifdefense.threads import granted_cores
 
 TRIES = 3
@@ -134,7 +138,48 @@ def processes(
     return failures
 
 
-EXECUTORS: dict[str, Executor] = {"serial": serial, "processes": processes}
+def ray(tasks: Sequence[Task], store: Store, *, report: Report) -> list[Failure]:
+    """Computes shards on the cluster named by ``RAY_ADDRESS``, or on one that is started on this machine.
+
+    Each takes a CPU, and a GPU if it computes on one. All machines need the store, the working directory and
+    the files that defences and victims are read from. A shard whose worker dies is tried again.
+
+    Raises:
+        ImportError: if Ray is not installed.
+        ConnectionError: if the cluster cannot be reached.
+        StoreError: if a shard cannot be written.
+    """
+    connect(address := os.environ.get("RAY_ADDRESS", LOCAL))  # for all calls; Ray ends with this process
+    gpus = int(any(task.device.startswith("cuda") for task in tasks))
+    failures, waiting, deaths = [], deque(tasks), Counter[int]()
+    shards = RayTasks[Task, str | StoreError | None](_shard, (store, Path.cwd()), address, _LOG.warning, gpus)
+    with ending(shards):
+        while waiting or shards.busy():
+            while waiting and shards.free():
+                shards.submit(waiting.popleft())
+            for task, answer in shards.wait():
+                if isinstance(answer, StoreError):
+                    raise answer
+                deaths[id(task)] += isinstance(answer, Lost) and answer.died
+                if isinstance(answer, Lost) and answer.died and deaths[id(task)] < TRIES:
+                    waiting.append(task)
+                    continue
+                if answer is not None:
+                    failures.append(Failure(task, answer.reason if isinstance(answer, Lost) else answer))
+                report(task)
+    return failures
+
+
+def _shard(work: tuple[Store, Path], task: Task) -> str | StoreError | None:
+    store, folder = work
+    try:
+        with contextlib.chdir(folder):
+            return error_of(task, store)
+    except StoreError as error:
+        return error
+
+
+EXECUTORS: dict[str, Executor] = {"serial": serial, "processes": processes, "ray": ray}
 """Executors by name."""
 
 

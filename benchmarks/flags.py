@@ -51,6 +51,9 @@ RANDOM = 1e-4  # difference of logits, of the largest: above rounding
 CENTRE, SCALE = 0.1, 0.15  # of the radius of the clean cloud
 NUDGE = 1e-5  # shift of a coordinate, too small to matter but not for rounding
 
+ATTACKED = 8
+"""Clouds that are attacked; gradients are examined on all."""
+
 REACH, STRIDE = 2.0, 0.1  # the cloud may cross the unit sphere, in steps that SOR does not undo
 LADDER = ((0.1, 2), (0.1, 6), (0.3, 6))  # budget in L-inf and steps, each at least as strong as the last
 
@@ -83,13 +86,13 @@ class Labelled(Protocol):
 
 
 def probe(victim: Victim, defence: PurifierLike | None, clouds: Labelled, seed: int = 0) -> Evidence:
-    """Examines a defence on a few clouds, with about a hundred passes of each.
+    """Examines a defence on a few clouds, with about 40 passes of each.
 
     Args:
         victim: the classifier.
         defence: with the attributes of `attacks.defence_aware.model.PurifierLike`; ``None`` examines the
             classifier alone, which may contain its own defence.
-        clouds: clean clouds; 8 are enough.
+        clouds: clean clouds; the first `ATTACKED` are attacked.
         seed: seed of the defence; also used: ``seed + 1`` and those of `attacks.EOT`.
 
     Returns:
@@ -123,12 +126,12 @@ class _Probe:
         gradients = {} if through is None else {"straight-through": _bad(through)}
         if exact is not None:
             gradients["exact"] = _bad(exact)
-        right = logits.argmax(1) == self.labels
+        right = (logits.argmax(1) == self.labels.to(logits.device))[:ATTACKED]
         models = self._models(purifier, plain, exact)
         return {
             "victim": self.victim.title,
             "defence": "none" if self.defence is None else str(getattr(self.defence, "name", "defence")),
-            "clouds": len(self.points),
+            "clouds": len(right),
             "clean": statistics.packed(right)[0],
             "difference": float((logits - other).abs().max() / logits.abs().max().clamp_min(1e-12)),
             "optimises": {

@@ -197,6 +197,7 @@ class ForeignDefence(nn.Module):
         self.takes_seed = bool(getattr(call, "takes_seed", False))
         self.normalise = bool(getattr(call, "normalise", True))
         self.optimises = bool(getattr(call, "optimises", False))
+        self.identity = identity(call)  # before it is called, which may change it
         self.notes: tuple[str, ...] = ()
         self.array, returned = self._first_call(probe)
         self.differentiable = bool(getattr(call, "differentiable", False)) and self.array == "torch"
@@ -303,13 +304,14 @@ class ForeignDefence(nn.Module):
         return clouds
 
     def spec(self) -> dict[str, Any]:
-        """Description for keys and results: `identity`, and what it declares."""
+        """Description for keys and results: `identity`, weights, and what it declares."""
         declared = ("array", "takes_seed", "deterministic", "differentiable", "normalise", "optimises")
         options = {name: getattr(self, name) for name in (*declared, "num_points")}
         return {
             "class": f"{type(self).__module__}:{type(self).__qualname__}",
             "name": self.name,
-            "identity": identity(self.call),
+            "identity": self.identity,
+            "weights": digest_of_weights(self),
             "options": options,
         }
 
@@ -486,8 +488,8 @@ def _victim(what: Any, kind: str, device: torch.device | None) -> Victim:
     place = _placed(model, given is not None, device)
     if isinstance(model, nn.Module):
         model = model.eval() if given else _evaluated(model, title)
-    wrapped = classifiers.upright(ForeignModel(model)).eval()
-    return _tried(Victim(title, wrapped, identity(model), 0), place)
+    wrapped = ForeignModel(model)
+    return _tried(Victim(title, classifiers.upright(wrapped).eval(), wrapped.identity, 0), place)
 
 
 def _evaluated(model: nn.Module, title: str) -> nn.Module:
@@ -548,7 +550,7 @@ class ForeignModel(nn.Module):
 
     def __init__(self, call: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self.call = call
+        self.call, self.identity = call, identity(call)
         self.up_axis = trained_axis(call)
 
     def forward(self, points: Tensor) -> Tensor:
@@ -559,7 +561,8 @@ class ForeignModel(nn.Module):
         """Description for keys."""
         return {
             "class": f"{type(self).__module__}:{type(self).__qualname__}",
-            "identity": identity(self.call),
+            "identity": self.identity,
+            "weights": digest_of_weights(self),
         }
 
 

@@ -77,7 +77,7 @@ def run(
         result.to_json(out)
     except StoreError as error:
         raise click.ClickException(str(error)) from None
-    except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
+    except (ValueError, TypeError, ImportError, FileNotFoundError, ConnectionError) as error:
         raise click.UsageError(str(error)) from None
     for failure in result.failures:
         click.echo(f"failed: {failure}", err=True)

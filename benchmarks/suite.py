@@ -245,6 +245,7 @@ class Suite:
     """Attacks and numbers of clouds of a run.
 
     Attributes:
+        name: its name in results.
         attacks: static attacks.
         adaptive: attacks that are also made through each defence.
         exact: of these, attacks that are made with exact gradients, too, and transferred to other defences.
@@ -255,6 +256,7 @@ class Suite:
         corruptions: sources of corrupted clouds.
     """
 
+    name: str
     attacks: tuple[str, ...]
     adaptive: tuple[str, ...]
     exact: tuple[str, ...]
@@ -284,8 +286,11 @@ _ADAPTIVE = tuple(name for name, entry in SUITE.items() if entry.adaptive)
 _EXACT = tuple(name for name in _ADAPTIVE if SUITE[name].gradients)
 
 SUITES: dict[str, Suite] = {
-    "quick": Suite(_QUICK, _QUICK, ("apgd-linf", "apgd-l2"), 20, 20, 2, "quick"),
-    "standard": Suite(tuple(SUITE), _ADAPTIVE, _EXACT, WHOLE, 100, 8, "affordable"),
-    "full": Suite(tuple(SUITE), _ADAPTIVE, _EXACT, 2468, 2468, 8, "published"),
+    suite.name: suite
+    for suite in (
+        Suite("quick", _QUICK, _QUICK, ("apgd-linf", "apgd-l2"), 20, 20, 2, "quick"),
+        Suite("standard", tuple(SUITE), _ADAPTIVE, _EXACT, WHOLE, 100, 8, "affordable"),
+        Suite("full", tuple(SUITE), _ADAPTIVE, _EXACT, 2468, 2468, 8, "published"),
+    )
 }
 """Suites by name."""

@@ -50,6 +50,12 @@ def from_geometric(
     Raises:
         TypeError: if an argument cannot be called.
         ImportError: if PyTorch Geometric is not installed.
+
+    Examples:
+        >>> from torch_geometric.nn import global_max_pool
+        >>> model = classifiers.from_geometric(lambda data: global_max_pool(data.pos, data.batch))
+        >>> model(points).shape
+        torch.Size([2, 3])
     """
     for name, part in (("model", model), ("transform", transform)):
         if part is not None and not callable(part):

@@ -98,7 +98,7 @@ def load_state(
             the names several times with different values, or a tensor is not finite.
     """
     path = _existing(path)
-    content = _load_safetensors(path) if path.suffix == ".safetensors" else load_pickle(path)
+    content = load_tensors(path) if path.suffix == ".safetensors" else load_pickle(path)
     dictionaries = _dictionaries(content, pure=not names)
     if not dictionaries:
         raise CheckpointError(f"{path} holds no dict of tensors, neither bare nor under any key")
@@ -196,10 +196,17 @@ def _existing(path: str | Path) -> Path:
     return path
 
 
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a ``.safetensors`` file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if the file is damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    path = _existing(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

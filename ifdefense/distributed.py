@@ -41,7 +41,7 @@ ANSWER = 20.0
 """Seconds in which a cluster must answer; Ray itself tries for minutes."""
 
 PATIENCE = 60.0
-"""Seconds without a free CPU after which an actor gives up, or a waiting command says so."""
+"""Seconds without a free CPU, after which an actor gives up and a waiting command says so."""
 
 STORE = 256 << 20
 """Bytes of the object store of a cluster on this machine; Ray takes 30% of the memory by default."""
@@ -71,6 +71,9 @@ class PurifyBatch:
         RuntimeError: if the actors leave no CPU of the cluster for reading and writing.
     """
 
+    patience = PATIENCE
+    """Seconds without a free CPU after which an actor gives up."""
+
     def __init__(
         self,
         method: str | Path | Purifier = DEFAULT,
@@ -97,7 +100,7 @@ class PurifyBatch:
             self.purifier = method
         else:
             self.purifier = copy.deepcopy(method).to(device_of(device))
-        _leave_a_cpu()
+        _leave_a_cpu(self.patience)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Purifies the clouds of a batch; other columns are unchanged.
@@ -116,7 +119,7 @@ class PurifyBatch:
             if name not in batch:
                 raise ValueError(f"there is no column {name!r} among {', '.join(map(repr, batch))}")
         before = {name: list(batch[name]) for name in changed}
-        after = {name: list(values) for name, values in before.items()}
+        after = {name: [_listed(value) for value in values] for name, values in before.items()}
         errors = np.full(len(before[self.points]), "", dtype=object)
         clouds: dict[int, Unpacked] = {}
         for row in range(len(errors)):
@@ -137,8 +140,9 @@ class PurifyBatch:
         """The cloud of a row; results are packed as its points and attributes."""
         if row[self.points] is None:
             raise ValueError("the cloud is missing")
-        cloud = unpack(_plain(row[self.points]))
-        values = [np.asarray(row[name]) for name in self.attributes]
+        given = [row[self.points], *(row[name] for name in self.attributes)]
+        cloud = unpack(_plain(given[0]))
+        values = [np.asarray(_plain(value)) for value in given[1:]]
         for name, value in zip(self.attributes, values, strict=True):
             if not value.ndim or len(value) != len(cloud.clouds[0]):
                 count = len(value) if value.ndim else "no"
@@ -148,7 +152,8 @@ class PurifyBatch:
 
         def build(results: Sequence[torch.Tensor], rows: Callable[[int], torch.Tensor]) -> list[Any]:
             index = rows(0).cpu().numpy() if values else None
-            return [cloud.build(results, rows), *(value[index] for value in values)]
+            built = [cloud.build(results, rows), *(value[index] for value in values)]
+            return [list(new) if _nested(old) else new for new, old in zip(built, given, strict=True)]
 
         return Unpacked(cloud.clouds, build)
 
@@ -174,11 +179,20 @@ class PurifyBatch:
             yield from zip(clouds, results, strict=True)
 
 
-def _plain(cloud: Any) -> Any:
-    """A cloud as an array of numbers; Arrow's nested lists become arrays of arrays."""
-    if isinstance(cloud, np.ndarray) and cloud.dtype == object:
-        return np.asarray([np.asarray(row) for row in cloud])
-    return cloud
+def _nested(value: Any) -> bool:
+    """Whether rows are nested lists of Arrow, which come as arrays of arrays and must be returned as lists.
+
+    Otherwise they would become tensors, which cannot be in one column with the lists of other rows.
+    """
+    return isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype == object)
+
+
+def _plain(value: Any) -> Any:
+    return np.asarray([np.asarray(row) for row in value]) if _nested(value) else value
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if _nested(value) else value
 
 
 def _column(values: Sequence[Any], like: Any) -> NDArray[Any]:
@@ -192,7 +206,7 @@ def _column(values: Sequence[Any], like: Any) -> NDArray[Any]:
     return column
 
 
-def _leave_a_cpu() -> None:
+def _leave_a_cpu(patience: float) -> None:
     """In an actor, checks that a task still gets a CPU; Ray Data waits for one without end.
 
     Raises:
@@ -201,12 +215,14 @@ def _leave_a_cpu() -> None:
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
         return
+    probe = ray.remote(num_cpus=1, max_retries=0)(_nothing).remote()
     try:
-        ray.get(ray.remote(num_cpus=1, max_retries=0)(_nothing).remote(), timeout=PATIENCE)
-    except ray.exceptions.GetTimeoutError:
+        probe.future().result(patience)  # `ray.get` would lend the actor's own CPU to the task
+    except TimeoutError:
+        ray.cancel(probe)
         total = ray.cluster_resources().get("CPU", 0)
         raise RuntimeError(
-            f"no CPU was free for {PATIENCE:.0f} s: actors must leave at least one of the {total:.0f} CPUs "
+            f"no CPU was free for {patience:.0f} s: actors must leave at least one of the {total:.0f} CPUs "
             "of the cluster for reading and writing; give ActorPoolStrategy a smaller size"
         ) from None
 

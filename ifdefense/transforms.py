@@ -79,7 +79,7 @@ class Purify(BaseTransform):  # type: ignore[misc]
 class KNNGraph(BaseTransform):  # type: ignore[misc]
     """Connects each point to its nearest points; replaces PyG's transform where pyg-lib is not installed.
 
-    Sets ``edge_index`` ``(2, E)`` with edges from neighbours to points, as ``T.KNNGraph`` by default. In clouds
+    Sets ``edge_index`` ``(2, E)``, edges from neighbours to points, as ``T.KNNGraph`` by default. In clouds
     of at most ``k`` points, each point is connected to all others.
 
     Args:

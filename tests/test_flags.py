@@ -17,6 +17,7 @@ from torch.autograd import Variable, grad
 
 from attacks import FunctionPurifier
 from benchmarks import flags
+from benchmarks.foreign import defence_of
 from ifdefense.geometry.frame import to_unit_sphere
 
 SIDES = [(1.0, 0.5 + 0.05 * i, 0.5) if i % 2 else (1.0, 0.9, 0.6 + 0.05 * i) for i in range(8)]
@@ -128,6 +129,16 @@ def rounded_by_numpy(points: Tensor) -> Tensor:
 @pytest.mark.parametrize("declared", [True, False])
 def test_points_on_a_grid_mask_gradients(function: Any, declared: bool) -> None:
     assert "masked-gradients" in raised(purifier(function, differentiable=declared))
+
+
+@pytest.mark.parametrize("function", [rounded, rounded_by_numpy])
+def test_a_foreign_function_is_examined_like_any_other(function: Any) -> None:
+    assert "masked-gradients" in raised(defence_of(function))
+    assert raised(defence_of(centred)) == set()
+
+
+def centred(points: Tensor) -> Tensor:
+    return points - points.mean(1, keepdim=True)
 
 
 @pytest.mark.parametrize("factor", [1e3, 1e6])

@@ -428,11 +428,18 @@ def test_a_changed_defence_has_another_digest(mine: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Scaled, "factor", 0.25)
     monkeypatch.setattr(sys.modules[__name__], "OFFSET", 0.5)
     assert key(Scaled(0.1)) != before[0] and key(offset) != before[1]
+    monkeypatch.setattr(
+        sys.modules[__name__], "factor", 7, raising=False
+    )  # an attribute of that name is used
+    assert key(Scaled(0.1)) == (scaled := key(Scaled(0.1)))
+    monkeypatch.setattr(sys.modules[__name__], "factor", 8)
+    assert key(Scaled(0.1)) == scaled
     network = nn.Conv1d(1024, 1024, 1)
-    weights = key(network)
+    found = defence(network)
+    weights = digest(found)
     with torch.no_grad():
         network.bias.add_(1)
-    assert key(network) != weights
+    assert key(network) != weights and digest(found) != weights
 
 
 @pytest.mark.parametrize("change", ["the function", "the file beside it", "only a comment"])
@@ -469,9 +476,9 @@ def test_what_cannot_be_identified_is_never_used_again(caplog: pytest.LogCapture
         assert lines
         return points * 1
 
-    found = defence(opaque)
     with caplog.at_level(logging.WARNING):
-        assert digest(found) != digest(found)
+        found = defence(opaque)
+        assert digest(found) == digest(found) != digest(defence(opaque))
     assert "lines is a generator, which cannot be identified" in caplog.text
 
 
@@ -481,3 +488,18 @@ def test_purifiers_of_somebody_else_are_used_as_they_are() -> None:
 
     found = defence_of(Mine)
     assert isinstance(found, Purifier) and found.name == "mine"
+
+
+def test_calls_do_not_change_the_digest_of_a_defence() -> None:
+    class Counting:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def __call__(self, points: Tensor) -> Tensor:
+            self.calls += 1
+            return points * 1
+
+    found = defence(Counting())
+    before = digest(found)
+    found(clouds())
+    assert digest(found) == before == digest(defence(Counting()))

@@ -140,6 +140,7 @@ def test_published_figures_only_where_the_protocol_is_the_same() -> None:
         ("[]", "is not a result"),
         ('{"format": 9}', "has format 9; this version reads format 1"),
         ('{"format": 1, "name": "x"}', "'row' is missing or no str"),
+        ('{"format": NaN}', "NaN is no figure"),
     ],
 )
 def test_a_file_that_is_no_result_is_skipped_and_named(text: str, reason: str, tmp_path: Path) -> None:
@@ -167,6 +168,16 @@ def test_every_card_follows_the_schema(path: Path) -> None:
     assert path.name == cards.file_name(card["name"])
     runs = [(each["data"]["name"], each["suite"]) for each in card["results"]]
     assert len(runs) == len({*runs})
+
+
+@pytest.mark.parametrize(("part", "key"), [("figures", "clouds"), ("cells", "source"), ("flags", "says")])
+def test_a_result_without_a_part_is_named(part: str, key: str, tmp_path: Path) -> None:
+    made = result("Denoise", LEVELS, victims=("pointnet-procedural",), flags=[FLAG])
+    del made[part][-1][key]
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(made))
+    with pytest.raises(ValueError, match=rf"result.json is not a .*: {part}\[\d+\] has no '{key}'"):
+        cards.load_result(path)
 
 
 def test_submit_writes_a_card_that_follows_the_schema(tmp_path: Path, measured: dict[str, Any]) -> None:

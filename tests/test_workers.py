@@ -59,7 +59,7 @@ def test_files_messages_exit_code_and_report_are_those_of_one_process(here: Path
     pages = [Path(page).read_text() for page in ("one.html", "two.html")]
     shown, expected = (re.findall(r"m.npz, cloud|s\d\.ply", page) for page in reversed(pages))
     assert shown == expected and set(shown) == {f"s{index}.ply" for index in range(5)}
-    again = purify(*common, "-o", "two", "--workers", "2", "--skip-existing")
+    again = purify(*common, "-o", "two", "--skip-existing")
     assert again.exit_code == 1 and "0 of 12 files done, 10 skipped" in again.output
     assert (
         "s0.ply exists already; --force replaces it" in purify(*common, "-o", "two", "--workers", "2").output

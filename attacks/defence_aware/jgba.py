@@ -45,6 +45,12 @@ class JGBA(Ball):
         step: length of a point's step (published: 0.01).
         outliers: mask of points to keep (published: 10 neighbours, 1 standard deviation).
         norm: norm of the budget (published: ``"point-l2"``).
+
+    Examples:
+        >>> attack = attacks.JGBA(iterations=2)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 64, 3])
     """
 
     epsilon: NonNegativeFloat = 0.1

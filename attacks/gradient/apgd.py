@@ -47,6 +47,12 @@ class APGD(Bounded):
         targets: without targets, classes at which the loss aims in turn, from every start: those with the
             largest logits of the clean cloud, apart from the label. Any misclassification is a success.
             AutoAttack's APGD-T has the loss ``"dlr"`` and 9. 0 moves away from the label instead.
+
+    Examples:
+        >>> attack = attacks.APGD("linf", epsilon=0.1, iterations=4)
+        >>> result = attack(classifier, points, labels)
+        >>> bool(result.distances["linf"].max() <= 0.1001)
+        True
     """
 
     loss: Literal["ce", "dlr"] = "ce"

@@ -80,6 +80,12 @@ class PGD(Iterated):
     Attributes:
         random_start: whether to start from noise inside the budget.
         early_stop: whether an example stops at its first success (published: no).
+
+    Examples:
+        >>> attack = attacks.PGD("linf", epsilon=0.05, iterations=3)
+        >>> result = attack(classifier, points, labels)
+        >>> bool(result.distances["linf"].max() <= 0.0501)
+        True
     """
 
     random_start: bool = True

@@ -64,6 +64,12 @@ class AOF(Ball):
         rate: learning rate of Adam (published: 1e-2).
         noise: standard deviation of the noise at the start of a run (published: 1e-7).
         norm: norm of the budget (published: ``"point-l2"``).
+
+    Examples:
+        >>> attack = attacks.AOF(restarts=1, iterations=2, neighbours=8, frequencies=20)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 64, 3])
     """
 
     epsilon: NonNegativeFloat = 0.18

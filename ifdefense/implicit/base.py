@@ -133,6 +133,17 @@ class ImplicitNetwork(Protocol):
         ...
 
 
+def metadata_of(network: Any) -> dict[str, str]:
+    """What ``of_weights`` of a network needs beside its tensors: calibration, settings and up axis."""
+    settings: dict[str, Any] = getattr(network, "settings", dict)()
+    up = trained_axis(network)
+    return {
+        **network.calibration.metadata(),
+        "config": json.dumps(settings),
+        **({} if up is None else {"up": up}),
+    }
+
+
 def field_of(network: ImplicitNetwork, clouds: Sequence[Tensor], seed: int = 0) -> Field:
     """Fields of clouds in the library's frame, by a network that may have another up axis.
 

@@ -123,13 +123,13 @@ DEFAULT = next(iter(METHODS))
 
 
 def known(name_or_path: str | Path) -> str:
-    """Checks that a name is that of a method or an existing file.
+    """Checks that a name is that of a method or an existing file or folder.
 
     Raises:
         ValueError: if it is neither.
     """
     name = str(name_or_path)
-    if name in METHODS or Path(name).is_file():
+    if name in METHODS or Path(name).exists():
         return name
     raise ValueError(unknown(name))
 
@@ -147,4 +147,7 @@ def unknown(name: str) -> str:
             f"{name} is no longer a method: use {_REMOVED[name]}, which passes gradients where the points "
             "require them"
         )
-    return f"unknown method {name!r}; there are {', '.join(METHODS)}, or give a file of weights that exists"
+    return (
+        f"unknown method {name!r}; there are {', '.join(METHODS)}, or give a file of weights or a saved "
+        "folder that exists"
+    )
