@@ -300,7 +300,7 @@ def _unseeded(evidence: Evidence, cells: list[Cell]) -> Flag:
     return _flag(
         min(1.0, evidence["difference"]),
         f"Logits of two calls differ by {evidence['difference']:.1%} of the largest, and the defence "
-        "takes no seed: it was run with seeded global generators, so its draws are not those of its own program.",
+        "takes no seed: it was run with seeded global generators, so its draws cannot be repeated elsewhere.",
     )
 
 
