@@ -30,7 +30,7 @@ FAMILIES = {
     "all": "all attacks",
     "recent": "budgets of recent papers",
     "if-defense": "budgets of IF-Defense",
-    "corruption": "corruptions",
+    "corruption": "corruptions (static: their mean)",
 }
 """Families of threat models, as the page calls them."""
 
