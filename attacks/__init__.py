@@ -1,4 +1,7 @@
-"""Attacks on any classifier from ``(B, N, 3)`` points to ``(B, num_classes)`` logits."""
+"""Attacks on any classifier from ``(B, N, 3)`` points to ``(B, num_classes)`` logits.
+
+In the examples, ``points`` are two clouds of 64 points with ``labels``, and ``classifier`` has four classes.
+"""
 
 from attacks.adding.cluster import AddCluster
 from attacks.adding.object import AddObject
@@ -10,6 +13,7 @@ from attacks.defence_aware.adaptive import adaptive
 from attacks.defence_aware.jgba import JGBA
 from attacks.defence_aware.model import BPDA, EOT, DefenceAware, FunctionPurifier
 from attacks.dropping.drop import LocalDrop, RandomDrop, SaliencyDrop
+from attacks.ensemble import Ensemble
 from attacks.gradient.apgd import APGD
 from attacks.gradient.fgm import FGM, IFGM, MIFGM
 from attacks.gradient.pgd import PGD
@@ -44,6 +48,7 @@ __all__ = [
     "Attack",
     "AttackResult",
     "DefenceAware",
+    "Ensemble",
     "FunctionPurifier",
     "GeoA3",
     "HiTADV",

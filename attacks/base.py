@@ -47,6 +47,10 @@ class ThreatModel:
         norm: norm of a shift: of the whole cloud, the longest of a point, or the largest of a coordinate.
         epsilon: budget for a cloud of 1,024 points in the unit sphere; ``None`` if the size is minimised.
         count: number of points added or dropped.
+
+    Examples:
+        >>> attacks.PGD("linf", epsilon=0.05).threat
+        ThreatModel(knowledge='white-box', goal='both', changes='shift', norm='linf', epsilon=0.05, count=0)
     """
 
     knowledge: Literal["white-box", "transfer", "score-based"]
@@ -69,6 +73,11 @@ class AttackResult:
             added points to the clean cloud.
         queries: ``(B,)`` forward passes of the model, including the final check.
         iterations: ``(B,)`` steps taken.
+
+    Examples:
+        >>> result = attacks.FGM("linf", epsilon=0.05)(classifier, points, labels)
+        >>> result.success.shape, sorted(result.distances)
+        (torch.Size([2]), ['l2', 'linf', 'point-l2'])
     """
 
     points: Tensor
@@ -86,6 +95,11 @@ class Attack(ByCode, ABC):
     """Base class. A subclass declares its `threat` and implements `run`; `constrain` enforces a budget.
 
     Numeric fields of a dataclass are checked if they are annotated with a range of `attacks.settings`.
+
+    Examples:
+        >>> result = attacks.PGD("l2", iterations=2)(classifier, points, labels, targets=(labels + 1) % 4)
+        >>> result.success.dtype, result.distances["l2"].shape
+        (torch.bool, torch.Size([2]))
     """
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,6 +36,11 @@ class Oracle:
         model: model under attack.
         labels: ``(B,)`` true classes.
         targets: ``(B,)`` classes to aim at, or ``None``.
+
+    Examples:
+        >>> oracle = attacks.Oracle(classifier, labels, None)
+        >>> oracle.reached(oracle.logits(points)), oracle.queries
+        (tensor([False, False]), tensor([1, 1]))
     """
 
     def __init__(self, model: Model, labels: Tensor, targets: Tensor | None) -> None:
@@ -43,6 +49,7 @@ class Oracle:
         self.targeted = targets is not None
         self.classes = labels if targets is None else targets
         """``(B,)`` targets in a targeted attack, true classes otherwise."""
+        self._goal = self.classes if self.targeted else None
         self._largest = int(max(labels.max(), self.classes.max()))
         self.queries = torch.zeros_like(labels)
         self._blind = False
@@ -54,6 +61,12 @@ class Oracle:
     def part(self, rows: Tensor) -> Oracle:
         """An oracle of the examples ``rows`` alone, with its own count of queries."""
         return Oracle(self._model, self.labels[rows], self.classes[rows] if self.targeted else None)
+
+    def towards(self, classes: Tensor) -> Oracle:
+        """The same access, whose losses aim at ``(B,)`` classes; the goal and the counts remain."""
+        other = copy.copy(self)
+        other.classes, other.targeted = classes, True
+        return other
 
     def logits(self, points: Tensor, rows: Rows = slice(None)) -> Tensor:
         """``(b, C)`` logits of clouds ``(b, N, 3)`` that belong to the examples ``rows``.
@@ -79,7 +92,7 @@ class Oracle:
     def reached(self, logits: Tensor, rows: Rows = slice(None)) -> Tensor:
         """``(b,)`` whether the goal is reached."""
         predicted = logits.argmax(1)
-        return predicted == self.classes[rows] if self.targeted else predicted != self.classes[rows]
+        return predicted != self.labels[rows] if self._goal is None else predicted == self._goal[rows]
 
     def gradient(
         self,

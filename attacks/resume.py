@@ -53,6 +53,12 @@ def attack_in_batches(
     Raises:
         ValueError: as the attack does (names the example of the whole set), or if there is a folder and the
             model or a setting has no digest, such as a local function.
+
+    Examples:
+        >>> attack = attacks.PGD("linf", iterations=2)
+        >>> result = attacks.attack_in_batches(attack, classifier, points, labels, batch_size=1, folder="pgd")
+        >>> result.points.shape
+        torch.Size([2, 64, 3])
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")

@@ -27,6 +27,11 @@ def random_targets(labels: Tensor, num_classes: int, seed: int = 0) -> Tensor:
     Raises:
         TypeError: if the labels are not a tensor or the seed is not an integer.
         ValueError: if there are fewer than 2 classes or the seed is negative.
+
+    Examples:
+        >>> targets = attacks.random_targets(labels, num_classes=4)
+        >>> bool((targets != labels).all())
+        True
     """
     check_tensor("labels", labels)
     if num_classes < 2:

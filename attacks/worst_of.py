@@ -28,6 +28,12 @@ class WorstOf(Attack):
 
     Raises:
         ValueError: if there is no attack, or the threat models are incompatible.
+
+    Examples:
+        >>> attack = attacks.WorstOf((attacks.FGM("linf"), attacks.PGD("linf", iterations=2)))
+        >>> result = attack(classifier, points, labels)
+        >>> result.success.shape
+        torch.Size([2])
     """
 
     attacks: tuple[Attack, ...]

@@ -42,6 +42,11 @@ _OF_RESULT: dict[str, type] = {
     "cells": list,
     "flags": list,
 }
+_OF_ROWS = {
+    "figures": ("victim", "defence", "family", "clouds"),
+    "cells": ("victim", "defence", "source", "knowledge", "family"),
+    "flags": ("name", "says"),
+}
 _OF_CARD: dict[str, type] = {"name": str, **dict.fromkeys(ABOUT, str), "results": list}
 _DROPPED = ("right", "labels_digest")
 _KEPT = ("suite", "command", "date", "minutes", "machine", "versions", "data", "victims")
@@ -53,7 +58,7 @@ def load_result(path: Path) -> Result:
     Raises:
         ValueError: if the file is not one.
     """
-    return _checked(_read(path), str(path), "result of ifdefense-bench run", _OF_RESULT)
+    return _checked_result(_read(path), str(path), "result of ifdefense-bench run")
 
 
 def load_card(path: Path) -> Card:
@@ -64,7 +69,7 @@ def load_card(path: Path) -> Card:
     """
     card = _checked(_read(path), str(path), "card", _OF_CARD)
     for result in card["results"]:
-        _checked(result, str(path), "card", {**_OF_RESULT, "date": str})
+        _checked_result(result, str(path), "card")
     return card
 
 
@@ -103,7 +108,7 @@ def make(results: Sequence[Result], row: str, about: Mapping[str, str]) -> Card:
     """A card.
 
     Args:
-        results: that measured the defence, at most one for each data set and suite.
+        results: that measured the defence, at least one, at most one for each data set and suite.
         row: the defence in the results.
         about: values of `ABOUT`.
 
@@ -111,7 +116,12 @@ def make(results: Sequence[Result], row: str, about: Mapping[str, str]) -> Card:
         ValueError: if a result has no figures of the defence.
     """
     kept = [trimmed(result, row) for result in results]
-    return {"format": FORMAT, "name": row, **{key: about[key] for key in ABOUT}, "results": kept}
+    return {"format": FORMAT, "name": kept[0]["name"], **{key: about[key] for key in ABOUT}, "results": kept}
+
+
+def name_of(result: Result, row: str) -> str:
+    """Name of a defence of a result; that of a model that contains its defence is the model's."""
+    return str(result["name"] if row == result["row"] else row)
 
 
 def trimmed(result: Result, row: str) -> Result:
@@ -127,7 +137,7 @@ def trimmed(result: Result, row: str) -> Result:
     own = {key: value for key, value in result["defence"].items() if key != "spec"}
     return {
         "format": FORMAT,
-        "name": row,
+        "name": name_of(result, row),
         "row": row,
         **{key: result[key] for key in _KEPT if key in result},
         "defence": own if row == result["row"] else {},
@@ -139,7 +149,7 @@ def trimmed(result: Result, row: str) -> Result:
             if cell["defence"] == row
         ],
         "flags": [flag for flag in result["flags"] if flag.get("defence", result["row"]) == row],
-        "certified": [curve for curve in result.get("certified", ()) if curve["defence"] == row],
+        "certified": list(result.get("certified", ())) if row == result["row"] else [],
     }
 
 
@@ -185,9 +195,23 @@ def _worst(result: Result, victim: str, family: str, defence: str) -> Any:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no figure")
+
+
+def _checked_result(content: Any, where: str, what: str) -> Result:
+    result = _checked(content, where, what, _OF_RESULT)
+    for part, keys in _OF_ROWS.items():
+        for number, row in enumerate(result[part]):
+            missing = [key for key in keys if not isinstance(row, dict) or key not in row]
+            if missing:
+                raise ValueError(f"{where} is not a {what}: {part}[{number}] has no {missing[0]!r}")
+    return result
 
 
 def _checked(content: Any, where: str, what: str, needed: Mapping[str, type]) -> dict[str, Any]:

@@ -27,9 +27,9 @@ from benchmarks.cells import BASELINES, BLOCK, NO_DEFENCE, Cell, grid
 from benchmarks.clouds import PROCEDURAL, LabelledClouds, load_clouds
 from benchmarks.executors import EXECUTORS, Executor, Failure
 from benchmarks.flags import flags
-from benchmarks.foreign import Victim, defence_of, model_of, shipped_victims, victim_of
+from benchmarks.foreign import Victim, defence_of, model_of, nearest, shipped_victims, victim_of
 from benchmarks.shards import Store, Task
-from benchmarks.suite import IF_DEFENSE, RECENT, SUITE, SUITES, slow
+from benchmarks.suite import IF_DEFENSE, RECENT, SUITE, SUITES, Suite, slow
 from benchmarks.text_tables import text_table
 from ifdefense.provenance import digest, versions
 
@@ -161,7 +161,7 @@ def evaluate(
     victim: Any = None,
     model: Any = None,
     data: str | LabelledClouds | None = None,
-    suite: str = "quick",
+    suite: str | Suite = "quick",
     clouds: int | None = None,
     minutes: float | None = None,
     seed: int = 0,
@@ -180,7 +180,7 @@ def evaluate(
             By default the shipped ones for the data.
         model: a classifier that contains its defence, instead of a defence and a victim.
         data: name of a data set, a folder or a file, see `benchmarks.clouds`; procedural by default.
-        suite: ``"quick"``, ``"standard"`` or ``"full"``.
+        suite: ``"quick"``, ``"standard"``, ``"full"``, or another choice of attacks.
         clouds: clouds of every cell, instead of the suite's numbers.
         minutes: time to spend, instead of a number of clouds, which is picked by the time of the first block.
         seed: seed of the choice of clouds, the targets and the attacks.
@@ -193,8 +193,12 @@ def evaluate(
         ValueError: for an unknown name, or arguments that do not go together.
         StoreError: if a shard cannot be written.
     """
-    if suite not in SUITES:
-        raise ValueError(f"unknown suite {suite!r}; there are: {', '.join(SUITES)}")
+    if isinstance(suite, str):
+        if suite not in SUITES:
+            raise ValueError(
+                f"unknown suite {suite!r}{nearest(suite, SUITES)}; there are {', '.join(SUITES)}"
+            )
+        suite = SUITES[suite]
     if model is not None and (defence is not None or victim is not None):
         raise ValueError("a model contains its defence: give it without a defence and a victim")
     if clouds is not None and minutes is not None:
@@ -222,7 +226,9 @@ def _executor(executor: str | Executor) -> Executor:
     if callable(executor):
         return executor
     if executor not in EXECUTORS:
-        raise ValueError(f"unknown executor {executor!r}; there are: {', '.join(EXECUTORS)}")
+        raise ValueError(
+            f"unknown executor {executor!r}{nearest(executor, EXECUTORS)}; there are {', '.join(EXECUTORS)}"
+        )
     return EXECUTORS[executor]
 
 
@@ -243,7 +249,7 @@ def _victims(victim: Any, model: Any, data: Any) -> list[Any]:
 class _Run:
     """One run: its tasks, their execution, and the summary."""
 
-    suite: str
+    suite: Suite
     data: str | LabelledClouds
     seed: int
     store: Store
@@ -273,13 +279,14 @@ class _Run:
 
     def result(self, clouds: int | None, minutes: float | None) -> Result:
         """Computes what is missing and summarises all."""
-        suite = SUITES[self.suite]
-        counts = grid(suite, self.victims, self.defences, {t: slow(v.model) for t, v in self.victims.items()})
+        counts = grid(
+            self.suite, self.victims, self.defences, {t: slow(v.model) for t, v in self.victims.items()}
+        )
         failures: list[Failure] = []
         if minutes is not None:
             first = dict.fromkeys(counts, BLOCK)
             labelled = self._clouds(BLOCK)
-            failures += self._execute(first, labelled)
+            self._execute(first, labelled)
             clouds = self._affordable(first, labelled, minutes)
         if clouds is not None:
             counts = dict.fromkeys(counts, clouds)
@@ -319,9 +326,9 @@ class _Run:
                 victim=self.victim_whats[cell.victim],
                 defence=self.defence_whats[cell.defence],
                 known=self.defence_whats[known] if known else None,
-                effort=SUITES[self.suite].effort,
+                effort=self.suite.effort,
                 seed=self.seed,
-                samples=SUITES[self.suite].samples,
+                samples=self.suite.samples,
                 device=self.device,
             )
 
@@ -406,7 +413,7 @@ class _Run:
                 "seed": self.seed,
                 "digest": labelled.digest(),
             },
-            "suite": self.suite,
+            "suite": self.suite.name,
             "date": result_files.today(),
             "machine": result_files.machine(),
             "versions": versions(),
@@ -417,8 +424,39 @@ class _Run:
             "cells": cells,
             "flags": raised,
             "certified": [],
-            "examples": [],
+            "examples": self._examples(tasks, labelled),
         }
+
+    def _examples(self, tasks: Mapping[Cell, list[Task]], labelled: LabelledClouds) -> list[Json]:
+        """The first clouds of the first victim: clean, attacked as hard as it gets, and purified."""
+        title = next(iter(self.victims))
+        own = [
+            cell
+            for cell in tasks
+            if (cell.victim, cell.defence) == (title, self.row) and cell.source in SUITE and cell.adaptive
+        ]
+        found = []
+        for cell in own[:1]:
+            task = tasks[cell][0]
+            scored = self.store.read(task.path, "predicted", "shown")
+            made = None if task.attacked is None else self.store.read(task.attacked.path, "points")
+            clean = self.store.read(tasks[Cell(title, "clean", self.row)][0].path, "predicted")
+            if scored is None or made is None or clean is None:
+                continue
+            for index, purified in enumerate(scored["shown"]):
+                names = [labelled.classes[each["predicted"][0, index]] for each in (clean, scored)]
+                found.append(
+                    {
+                        "victim": title,
+                        "title": SUITE[cell.source].title,
+                        "label": labelled.classes[labelled.labels[index]],
+                        "predicted": dict(zip(("clean", "purified"), names, strict=True)),
+                        "clean": _rounded(labelled.points[index]),
+                        "attacked": _rounded(made["points"][index]),
+                        "purified": _rounded(purified),
+                    }
+                )
+        return found
 
     def _cell(self, cell: Cell, tasks: list[Task], labelled: LabelledClouds) -> tuple[Tensor, Json] | None:
         """``(D, S)`` whether clouds are right, and the JSON of a cell; of blocks up to the first missing."""
@@ -443,7 +481,7 @@ class _Run:
         labels = labelled.labels[:count]
         right = together == labels
         entry = SUITE.get(cell.source)
-        effort = SUITES[self.suite].effort
+        effort = self.suite.effort
         threat = None if entry is None else entry.attack(effort).threat
         return right, {
             **dataclasses.asdict(cell),
@@ -542,6 +580,10 @@ def _differences(
                     | {key: round(value, 3) for key, value in statistics.paired(first, second).items()}
                 )
     return found
+
+
+def _rounded(points: Any) -> list[list[float]]:
+    return [[round(float(value), 3) for value in point] for point in points]
 
 
 def _value(figure: Json | None) -> float:

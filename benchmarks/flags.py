@@ -34,6 +34,7 @@ from ifdefense.guard import normal
 FLAGS = {
     "masked-gradients": "gradients are zero, not finite or saturated, so attacks by gradients cannot work",
     "random-without-eot": "the defence is random and no attack averaged its gradients over draws",
+    "random-without-seed": "the defence is random and takes no seed, so nobody else gets the same figure",
     "black-box-beats-white-box": "an attack without gradients is stronger than those with gradients",
     "more-is-weaker": "more steps or a larger budget raise the accuracy",
     "unbounded-attack-fails": "the cloud may go anywhere, and the attack by gradients still fails",
@@ -51,8 +52,11 @@ RANDOM = 1e-4  # difference of logits, of the largest: above rounding
 CENTRE, SCALE = 0.1, 0.15  # of the radius of the clean cloud
 NUDGE = 1e-5  # shift of a coordinate, too small to matter but not for rounding
 
+ATTACKED = 8
+"""Clouds that are attacked; gradients are examined on all."""
+
 REACH, STRIDE = 2.0, 0.1  # the cloud may cross the unit sphere, in steps that SOR does not undo
-LADDER = ((0.1, 3), (0.1, 10), (0.3, 10))  # budget in L-inf and steps, each at least as strong as the last
+LADDER = ((0.1, 2), (0.1, 6), (0.3, 6))  # budget in L-inf and steps, each at least as strong as the last
 
 Cell = dict[str, Any]
 Evidence = dict[str, Any]
@@ -83,13 +87,13 @@ class Labelled(Protocol):
 
 
 def probe(victim: Victim, defence: PurifierLike | None, clouds: Labelled, seed: int = 0) -> Evidence:
-    """Examines a defence on a few clouds, with about a hundred passes of each.
+    """Examines a defence on a few clouds, with about 40 passes of each.
 
     Args:
         victim: the classifier.
         defence: with the attributes of `attacks.defence_aware.model.PurifierLike`; ``None`` examines the
             classifier alone, which may contain its own defence.
-        clouds: clean clouds; 8 are enough.
+        clouds: clean clouds; the first `ATTACKED` are attacked.
         seed: seed of the defence; also used: ``seed + 1`` and those of `attacks.EOT`.
 
     Returns:
@@ -123,14 +127,15 @@ class _Probe:
         gradients = {} if through is None else {"straight-through": _bad(through)}
         if exact is not None:
             gradients["exact"] = _bad(exact)
-        right = logits.argmax(1) == self.labels
+        right = (logits.argmax(1) == self.labels.to(logits.device))[:ATTACKED]
         models = self._models(purifier, plain, exact)
         return {
             "victim": self.victim.title,
             "defence": "none" if self.defence is None else str(getattr(self.defence, "name", "defence")),
-            "clouds": len(self.points),
+            "clouds": len(right),
             "clean": statistics.packed(right)[0],
             "difference": float((logits - other).abs().max() / logits.abs().max().clamp_min(1e-12)),
+            "seedless": not getattr(self.defence or self.victim.model, "takes_seed", True),
             "optimises": {
                 "declared": bool(getattr(self.defence, "optimises", False)),
                 "calls": calls.count,
@@ -177,7 +182,7 @@ class _Probe:
         """Models that pass gradients: past the defence, and through it."""
         if self.defence is None:
             return [plain] if exact is not None and exact.any() else []
-        eot = EOT(1 if purifier.deterministic else 2, first=self.seed + 1)
+        eot = EOT(1, first=self.seed + 1)  # a new draw in every step
         through = DefenceAware(self.victim.model, purifier, gradient="nearest", eot=eot, seed=self.seed)
         return [through, plain] if exact is not None and exact.any() else [through]
 
@@ -202,7 +207,7 @@ class _Probe:
         """Correctly classified clouds under attacks of growing strength."""
         rungs = []
         for epsilon, steps in LADDER:
-            attack = PGD("linf", epsilon=epsilon, iterations=steps, random_start=False, early_stop=True)
+            attack = PGD("linf", epsilon=epsilon, iterations=steps, random_start=False)
             standing = self._attacked([attack], models[:1], right)
             rungs.append({"epsilon": epsilon, "steps": steps, "right": statistics.packed(standing)[0]})
         return rungs
@@ -212,7 +217,7 @@ class _Probe:
 
         From the clean cloud itself, as a random start alone would break a defence without gradients.
         """
-        walk = PGD("linf", epsilon=REACH, iterations=10, step=STRIDE / REACH, random_start=False)
+        walk = PGD("linf", epsilon=REACH, iterations=6, step=STRIDE / REACH, random_start=False)
         # A random defence may disagree just beyond the boundary.
         walk = dataclasses.replace(walk, early_stop=self.defence is None or self.defence.deterministic)
         further = dataclasses.replace(walk, iterations=40)
@@ -246,7 +251,8 @@ def flags(evidence: Evidence, cells: list[Cell]) -> list[dict[str, Any]]:
     own = [cell for cell in of_victim if cell["defence"] == defence]
     bare = [cell for cell in of_victim if cell["defence"] == "none"]
     found = [
-        check(evidence, own) for check in (_masked, _random, _black_box, _more, _failing, _inner, _above)
+        check(evidence, own)
+        for check in (_masked, _random, _unseeded, _black_box, _more, _failing, _inner, _above)
     ]
     found += [_weak(bare), _leaves(evidence)]
     return [
@@ -288,6 +294,16 @@ def _random(evidence: Evidence, cells: list[Cell]) -> Flag:
     )
 
 
+def _unseeded(evidence: Evidence, cells: list[Cell]) -> Flag:
+    if evidence["difference"] <= RANDOM or not evidence["seedless"]:
+        return None
+    return _flag(
+        min(1.0, evidence["difference"]),
+        f"Logits of two calls differ by {evidence['difference']:.1%} of the largest, and the defence "
+        "takes no seed: it was run with seeded global generators, so its draws cannot be repeated elsewhere.",
+    )
+
+
 def _black_box(evidence: Evidence, cells: list[Cell]) -> Flag:
     attacked = [cell for cell in cells if cell["source"] in SUITE and "right" in cell]
     sources, gap = [], 0.0
@@ -308,7 +324,7 @@ def _black_box(evidence: Evidence, cells: list[Cell]) -> Flag:
 
 
 def _more(evidence: Evidence, cells: list[Cell]) -> Flag:
-    rungs = [*evidence["ladder"], {"epsilon": REACH, "steps": 50, **evidence["unbounded"]}]
+    rungs = [*evidence["ladder"], {"epsilon": REACH, "steps": 46, **evidence["unbounded"]}]
     sources, says, gap = [], [], 0.0
     for weaker, stronger in itertools.pairwise(rungs):
         difference = _low(stronger["right"], weaker["right"])

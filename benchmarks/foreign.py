@@ -51,11 +51,13 @@ from benchmarks.clouds import LabelledClouds, load_clouds
 from benchmarks.identity import identity
 from ifdefense import Purifier
 from ifdefense.arguments import count_of
+from ifdefense.devices import device_of_weights
 from ifdefense.geometry.axes import AXES, trained_axis
+from ifdefense.guard import normal_modes
 from ifdefense.logits import classify
 from ifdefense.provenance import digest_of_weights
 from ifdefense.purifiers.filters import refilled
-from ifdefense.purifiers.registry import LACKING, METHODS
+from ifdefense.purifiers.registry import LACKING, METHODS, unknown
 
 _LOG = logging.getLogger(__name__)
 
@@ -126,7 +128,7 @@ def _module(name: str) -> Any:
     if not all(part.isidentifier() for part in name.split(".")):
         raise ForeignError(f"{name!r} is neither a module nor a Python file: use {FORMS}")
     top = name.partition(".")[0]
-    if importlib.util.find_spec(top) is None:
+    if top not in sys.modules and importlib.util.find_spec(top) is None:
         if not (Path(f"{top}.py").is_file() or Path(top).is_dir()):
             raise ForeignError(f"there is no module {top!r}")
         sys.path.append(str(Path.cwd()))
@@ -195,6 +197,7 @@ class ForeignDefence(nn.Module):
         self.takes_seed = bool(getattr(call, "takes_seed", False))
         self.normalise = bool(getattr(call, "normalise", True))
         self.optimises = bool(getattr(call, "optimises", False))
+        self.identity = identity(call)  # before it is called, which may change it
         self.notes: tuple[str, ...] = ()
         self.array, returned = self._first_call(probe)
         self.differentiable = bool(getattr(call, "differentiable", False)) and self.array == "torch"
@@ -236,9 +239,8 @@ class ForeignDefence(nn.Module):
         given = points.clone()
         value = given if kind == "torch" else given.detach().cpu().numpy()
         seeded = {"seed": seed} if self.takes_seed else {}
-        passing = contextlib.nullcontext() if kind == "torch" and points.requires_grad else torch.no_grad()
-        # A random defence of its own may draw from the global generators even if it takes a seed.
-        with _seeded(seed, points.device), passing, frozen(self):
+        # Defences may compute gradients of their own, also where the caller computes none.
+        with _seeded(seed, points.device), normal_modes(), torch.enable_grad(), frozen(self):
             returned = self.call(value, **seeded)
         after = given if kind == "torch" else torch.from_numpy(value).to(points)
         if not torch.equal(after, points):
@@ -275,7 +277,8 @@ class ForeignDefence(nn.Module):
             size = num_points or points.shape[1]
         if size is not None:
             clouds = [_resized(cloud, size) for cloud in clouds]
-        return torch.stack(clouds)
+        result = torch.stack(clouds)
+        return result if torch.is_grad_enabled() and points.requires_grad else result.detach()
 
     def _checked(self, returned: Any, points: Tensor) -> list[Tensor]:
         """The clouds of a result."""
@@ -301,13 +304,14 @@ class ForeignDefence(nn.Module):
         return clouds
 
     def spec(self) -> dict[str, Any]:
-        """Description for keys and results: `identity`, and what it declares."""
+        """Description for keys and results: `identity`, weights, and what it declares."""
         declared = ("array", "takes_seed", "deterministic", "differentiable", "normalise", "optimises")
         options = {name: getattr(self, name) for name in (*declared, "num_points")}
         return {
             "class": f"{type(self).__module__}:{type(self).__qualname__}",
             "name": self.name,
-            "identity": identity(self.call),
+            "identity": self.identity,
+            "weights": digest_of_weights(self),
             "options": options,
         }
 
@@ -350,7 +354,7 @@ def defence_of(
     what: str | Callable[..., Any] | type | Purifier | None,
     *,
     num_points: int | None = None,
-    device: torch.device = CPU,
+    device: torch.device | None = None,
 ) -> PurifierLike | None:
     """A defence as a purifier; ``None`` for no defence.
 
@@ -358,7 +362,8 @@ def defence_of(
         what: ``"none"``, ``None``, a method of `ifdefense.load` or file of its weights, ``module:attribute``,
             ``path/to/file.py:attribute``, or an object, see the module's docstring.
         num_points: points of each result of a foreign defence, instead of what it declares.
-        device: where it is tried; the weights of shipped methods and of named modules are moved to it.
+        device: where it is tried, and the weights of named ones are moved; by default the CPU, or where the
+            weights of an object are.
 
     Raises:
         ForeignError: if there is no such defence, or it is unusable.
@@ -374,15 +379,23 @@ def defence_of(
     call = _object(what, given or _name(what, None))
     if isinstance(call, ForeignDefence | Purifier):
         return call
-    if given is not None and isinstance(call, nn.Module):
-        call = call.to(device)
-    return ForeignDefence(call, _name(call, given), num_points, _probe().points.to(device))
+    place = _placed(call, given is not None, device)
+    return ForeignDefence(call, _name(call, given), num_points, _probe().points.to(place))
+
+
+def _placed(what: Any, named: bool, device: torch.device | None) -> torch.device:
+    """Where an object computes; named networks are moved there."""
+    if not isinstance(what, nn.Module):
+        return device or CPU
+    if named:
+        what.to(device or CPU)
+    return device_of_weights(what)
 
 
 def _check_form(what: str, kind: str, known: list[str]) -> None:
     """Refuses a name that is neither shipped nor one of the `FORMS`."""
     if what in LACKING:
-        raise ForeignError(ifdefense.purifiers.registry.unknown(what))
+        raise ForeignError(unknown(what))
     if what.endswith(".py"):
         raise ForeignError(f"{what}: name the {kind} in it, as {what}:NAME")
     if ":" not in what:
@@ -431,7 +444,7 @@ def shipped_victims() -> list[str]:
 
 
 def victim_of(
-    what: str | nn.Module | Callable[[Tensor], Any] | Victim, *, device: torch.device = CPU
+    what: str | nn.Module | Callable[[Tensor], Any] | Victim, *, device: torch.device | None = None
 ) -> Victim:
     """A classifier as a victim, called once to check its logits.
 
@@ -439,7 +452,7 @@ def victim_of(
         what: a shipped classifier; ``NETWORK:FILE`` or ``NETWORK:FILE@AXIS`` with a network of
             `classifiers.NETWORKS` and the up axis of its training clouds, such as y for ModelNet40 as HDF5;
             ``module:attribute``, ``path/to/file.py:attribute``; or a network, function or class.
-        device: where it is tried; named networks are moved to it.
+        device: as for `defence_of`.
 
     Raises:
         ForeignError: if there is no such classifier, or it does not return logits.
@@ -449,7 +462,7 @@ def victim_of(
 
 
 def model_of(
-    what: str | nn.Module | Callable[[Tensor], Any] | Victim, *, device: torch.device = CPU
+    what: str | nn.Module | Callable[[Tensor], Any] | Victim, *, device: torch.device | None = None
 ) -> Victim:
     """A classifier that already contains its defence; arguments as `victim_of`.
 
@@ -458,24 +471,25 @@ def model_of(
     return _victim(what, "model", device)
 
 
-def _victim(what: Any, kind: str, device: torch.device) -> Victim:
+def _victim(what: Any, kind: str, device: torch.device | None) -> Victim:
     if isinstance(what, Victim):
         return what
     given = None
     if isinstance(what, str):
         network, colon, path = what.partition(":")
         if (colon and network in classifiers.NETWORKS) or what in shipped_victims():
-            return _ours(what, network, path, device)
+            return _ours(what, network, path, device or CPU)
         _check_form(what, kind, shipped_victims())
         given, what = what, found(what)
     title = _name(what, given)
     model = _object(what, title)
     if not callable(model):
         raise ForeignError(f"{title}: a {kind} must be callable, got a {type(model).__name__}")
+    place = _placed(model, given is not None, device)
     if isinstance(model, nn.Module):
-        model = model.to(device).eval() if given else _evaluated(model, title)
-    wrapped = classifiers.upright(ForeignModel(model)).eval()
-    return _tried(Victim(title, wrapped, identity(model), 0), device)
+        model = model.eval() if given else _evaluated(model, title)
+    wrapped = ForeignModel(model)
+    return _tried(Victim(title, classifiers.upright(wrapped).eval(), wrapped.identity, 0), place)
 
 
 def _evaluated(model: nn.Module, title: str) -> nn.Module:
@@ -536,7 +550,7 @@ class ForeignModel(nn.Module):
 
     def __init__(self, call: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self.call = call
+        self.call, self.identity = call, identity(call)
         self.up_axis = trained_axis(call)
 
     def forward(self, points: Tensor) -> Tensor:
@@ -547,7 +561,8 @@ class ForeignModel(nn.Module):
         """Description for keys."""
         return {
             "class": f"{type(self).__module__}:{type(self).__qualname__}",
-            "identity": identity(self.call),
+            "identity": self.identity,
+            "weights": digest_of_weights(self),
         }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import logging
 import secrets
@@ -84,7 +85,7 @@ def _function(value: types.FunctionType, seen: Seen) -> Iterator[str]:
     for variable, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # the variable has no value yet
             yield from _parts(cell.cell_contents, seen, variable)
-    for used in _names(value.__code__):
+    for used in _globals(value.__code__):
         if used in value.__globals__:
             yield used
             yield from _parts(value.__globals__[used], seen, used)
@@ -99,10 +100,13 @@ def _code(code: types.CodeType, seen: Seen) -> Iterator[str]:
             yield _constant(constant, code.co_name)
 
 
-def _names(code: types.CodeType) -> list[str]:
-    """Names of global variables and attributes in code, including inner functions."""
+def _globals(code: types.CodeType) -> list[str]:
+    """Names of global variables in code, including inner functions."""
+    names = {
+        step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    }
     inner = [part for part in code.co_consts if isinstance(part, types.CodeType)]
-    return sorted({*code.co_names, *(used for part in inner for used in _names(part))})
+    return sorted(names.union(*map(_globals, inner)))
 
 
 def _class(value: type, seen: Seen) -> Iterator[str]:

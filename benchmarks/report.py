@@ -59,16 +59,13 @@ def leaderboard(results: Sequence[Result], cards: Sequence[Card] = ()) -> dict[s
     Where several measured the same defence in the same way, the one with most clouds is kept, of these the
     newest.
     """
-    sources: list[tuple[Result, Card | None]] = [
-        (result, card) for card in cards for result in card["results"]
-    ]
-    sources += [(result, None) for result in results]
+    about = {card["name"]: {key: card[key] for key in entries.ABOUT} for card in cards}
     rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     cells: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     certified: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for result, card in sources:
+    for result in [*(result for card in cards for result in card["results"]), *results]:
         run = f"{result['data']['name']}, {result['suite']}"
-        for key, found in _grouped(_rows(result, run, card)).items():
+        for key, found in _grouped(_rows(result, run, about)).items():
             if key not in rows or _worth(found) >= _worth(rows[key]):
                 rows[key] = found
                 cells[key] = _grouped(_cells(result, run)).get(key, [])
@@ -100,8 +97,7 @@ def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["run"], row["victim"], family, 1.0 if worst is None else -worst["accuracy"]
 
 
-def _rows(result: Result, run: str, card: Card | None) -> Iterable[dict[str, Any]]:
-    about = None if card is None else {key: card[key] for key in entries.ABOUT}
+def _rows(result: Result, run: str, about: Mapping[str, dict[str, str]]) -> Iterable[dict[str, Any]]:
     ahead = {(row["victim"], row["family"], row["defence"]): row for row in entries.differences(result)}
     measured = {key: result.get(key, "") for key in ("command", "date", "minutes", "machine", "versions")}
     for figures in result["figures"]:
@@ -113,7 +109,7 @@ def _rows(result: Result, run: str, card: Card | None) -> Iterable[dict[str, Any
             "run": run,
             "victim": victim,
             "family": family,
-            "defence": defence,
+            "defence": entries.name_of(result, defence),
             **{name: figures.get(name) for name in FIGURES},
             "clouds": figures["clouds"],
             "milliseconds": statistics.median(times) if times and defence != "none" else None,
@@ -126,7 +122,7 @@ def _rows(result: Result, run: str, card: Card | None) -> Iterable[dict[str, Any
             "traits": {name: result["defence"].get(name) for name in _TRAITS}
             if own and result["defence"]
             else None,
-            "about": about,
+            "about": about.get(entries.name_of(result, defence)),
             "measured": measured | {"digests": _digests(result, victim, own)},
         }
 
@@ -174,6 +170,7 @@ _SHOWN = (
 def _cells(result: Result, run: str) -> Iterable[dict[str, Any]]:
     for cell in result["cells"]:
         shown = {key: cell.get(key) for key in _SHOWN}
+        shown["defence"] = entries.name_of(result, cell["defence"])
         peers = published.comparable(result["data"]["name"], cell["victim"], cell["defence"], cell["source"])
         shown["budget"] = _budget(cell.get("budget"))
         yield {"run": run, **shown, "published": peers if cell["knowledge"] in ("none", "static") else []}

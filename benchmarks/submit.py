@@ -99,7 +99,8 @@ def write(
     """
     rows = {figures["defence"] for figures in result["figures"]}
     row = defence if defence in rows else result["row"]
-    path, old = output / cards.file_name(row), _card(output, row)
+    name = cards.name_of(result, row)
+    path, old = output / cards.file_name(name), _card(output, name)
     card = cards.make([result], row, _said(about, old))
     for each in () if old is None else old["results"]:
         if (each["data"]["name"], each["suite"]) != (result["data"]["name"], result["suite"]):
@@ -113,8 +114,8 @@ def write(
     return path
 
 
-def _card(folder: Path, row: str) -> cards.Card | None:
-    path = folder / cards.file_name(row)
+def _card(folder: Path, name: str) -> cards.Card | None:
+    path = folder / cards.file_name(name)
     return cards.load_card(path) if path.exists() else None
 
 

@@ -209,6 +209,9 @@ SUITE: dict[str, Entry] = {
     ),
     "apgd-ce": _gradient("APGD-CE untargeted", False, attacks.APGD, 100),
     "apgd-dlr": _gradient("APGD-DLR untargeted", False, attacks.APGD, 100, loss="dlr"),
+    "ensemble": Entry(
+        "Ensemble, L∞ 0.05", "gradient", False, attacks.Ensemble, 1500, 50, affordable={"queries": 1000}
+    ),
     "perturb": _search(
         "Perturb", "optimised", attacks.Perturb, 220, 200, **_long(0.01, 40, 5, largest_weight=20)
     ),
@@ -242,6 +245,7 @@ class Suite:
     """Attacks and numbers of clouds of a run.
 
     Attributes:
+        name: its name in results.
         attacks: static attacks.
         adaptive: attacks that are also made through each defence.
         exact: of these, attacks that are made with exact gradients, too, and transferred to other defences.
@@ -252,6 +256,7 @@ class Suite:
         corruptions: sources of corrupted clouds.
     """
 
+    name: str
     attacks: tuple[str, ...]
     adaptive: tuple[str, ...]
     exact: tuple[str, ...]
@@ -281,8 +286,11 @@ _ADAPTIVE = tuple(name for name, entry in SUITE.items() if entry.adaptive)
 _EXACT = tuple(name for name in _ADAPTIVE if SUITE[name].gradients)
 
 SUITES: dict[str, Suite] = {
-    "quick": Suite(_QUICK, _QUICK, ("apgd-linf", "apgd-l2"), 20, 20, 2, "quick"),
-    "standard": Suite(tuple(SUITE), _ADAPTIVE, _EXACT, WHOLE, 100, 8, "affordable"),
-    "full": Suite(tuple(SUITE), _ADAPTIVE, _EXACT, 2468, 2468, 8, "published"),
+    suite.name: suite
+    for suite in (
+        Suite("quick", _QUICK, _QUICK, ("apgd-linf", "apgd-l2"), 20, 20, 2, "quick"),
+        Suite("standard", tuple(SUITE), _ADAPTIVE, _EXACT, WHOLE, 100, 8, "affordable"),
+        Suite("full", tuple(SUITE), _ADAPTIVE, _EXACT, 2468, 2468, 8, "published"),
+    )
 }
 """Suites by name."""

@@ -56,6 +56,11 @@ def build(network: str, num_classes: int = 40, **options: Any) -> nn.Module:
 
     Raises:
         ValueError: if the network is unknown.
+
+    Examples:
+        >>> model = classifiers.build("dgcnn", num_classes=10).eval()
+        >>> model(points).shape
+        torch.Size([2, 10])
     """
     if network not in NETWORKS:
         raise ValueError(f"unknown classifier {network!r}; there are: {', '.join(NETWORKS)}")
@@ -81,6 +86,11 @@ def load(name: str, weights: str | Path | None = None, *, up: str | None = None)
         FileNotFoundError: if ``weights`` names no file.
         ValueError: if the name is unknown, or the weights cannot be read or do not match; the message names
             the tensors.
+
+    Examples:
+        >>> model = classifiers.load("pointnet-modelnet40")
+        >>> model(points).shape
+        torch.Size([2, 40])
     """
     from ifdefense.checkpoints import (
         CheckpointError,

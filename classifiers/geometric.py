@@ -16,6 +16,11 @@ class FromGeometric(nn.Module):
     Args:
         model: the network.
         transform: applied to the ``Data`` of each cloud.
+
+    Examples:
+        >>> from torch_geometric.nn import global_mean_pool
+        >>> FromGeometric(lambda data: global_mean_pool(data.pos, data.batch))(points).shape
+        torch.Size([2, 3])
     """
 
     def __init__(self, model: Callable[[Any], Any], transform: Callable[[Any], Any] | None = None) -> None:
@@ -50,6 +55,12 @@ def from_geometric(
     Raises:
         TypeError: if an argument cannot be called.
         ImportError: if PyTorch Geometric is not installed.
+
+    Examples:
+        >>> from torch_geometric.nn import global_max_pool
+        >>> model = classifiers.from_geometric(lambda data: global_max_pool(data.pos, data.batch))
+        >>> model(points).shape
+        torch.Size([2, 3])
     """
     for name, part in (("model", model), ("transform", transform)):
         if part is not None and not callable(part):

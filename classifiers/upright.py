@@ -13,6 +13,10 @@ class Upright(nn.Module):
     Args:
         model: the classifier.
         up: its up axis.
+
+    Examples:
+        >>> Upright(classifier, "y")(points).shape
+        torch.Size([2, 4])
     """
 
     def __init__(self, model: nn.Module, up: str) -> None:
@@ -26,6 +30,13 @@ class Upright(nn.Module):
 
 
 def upright(model: nn.Module) -> nn.Module:
-    """A classifier for clouds with z up: ``model`` itself unless its ``up_axis`` differs."""
+    """A classifier for clouds with z up: ``model`` itself unless its ``up_axis`` differs.
+
+    Examples:
+        >>> classifier.up_axis = "y"
+        >>> model = classifiers.upright(classifier)  # for clouds with z up
+        >>> model(points).shape
+        torch.Size([2, 4])
+    """
     up = trained_axis(model)
     return model if up in (None, UP) else Upright(model, up)

@@ -217,8 +217,8 @@ def self_contained(page: str, content: Mapping[str, Any]) -> str:
     """Fills a template of a page that needs no network and no other files.
 
     Args:
-        page: HTML with ``{{style}}`` and ``{{views}}`` for the style and the 3D views that our pages share, one
-            ``<script>``, ``{{policy}}`` for its content security policy, and ``{{data}}`` for the content.
+        page: HTML with ``{{style}}`` and ``{{views}}`` for the style and the 3D views that our pages share,
+            one ``<script>``, ``{{policy}}`` for its content security policy, and ``{{data}}``.
         content: shown by the script.
 
     Raises:
@@ -266,8 +266,8 @@ class ViewFrame:
 
     Attributes:
         centre: ``(3,)`` what the view turns about.
-        radius: what it shows around the centre. Points more than `REACH` of it away are drawn in their direction,
-            out of sight: storing them where they are would leave no precision for the others.
+        radius: what it shows around the centre. Points more than `REACH` of it away are drawn in their
+            direction, out of sight: storing them where they are would leave no precision for the others.
         low: ``(3,)`` lowest stored coordinates.
         span: length of the longest side of what is stored.
     """

@@ -94,6 +94,7 @@ ROOMS: dict[str, set[str]] = {
     "stages": {"devices", "geometry", "implicit"},
     "restorers": {"devices", "geometry", "implicit", "stages", "timing"},
     "purifiers": {
+        "checkpoints",
         "arguments",
         "clouds",
         "devices",

@@ -154,7 +154,7 @@ def test_every_attack_with_a_budget_takes_another() -> None:
         if isinstance(kind, type) and issubclass(kind, Attack) and kind not in (Attack, Transfer, WorstOf)
     ]
     limited = [attack for attack in built if attack.threat.epsilon is not None]
-    assert len(limited) == 12
+    assert len(limited) == 13
     for attack in limited:
         assert attack.with_epsilon(0.01).budget(7) == attack.with_epsilon(0.01).threat.epsilon == 0.01
 

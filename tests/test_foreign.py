@@ -308,6 +308,22 @@ def test_gradients_pass_where_declared() -> None:
     assert not defence(scaled)(points.detach()).requires_grad
 
 
+def test_a_defence_may_optimise_where_the_caller_computes_no_gradients() -> None:
+    def optimised(points: Tensor) -> Tensor:
+        moved = points.clone().requires_grad_()
+        loss = moved.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert moved.grad is not None
+        return moved - 0.25 * moved.grad
+
+    found, points = defence(optimised), clouds()
+    with torch.no_grad():
+        torch.testing.assert_close(found(points), points * 0.5)
+    with torch.inference_mode():
+        torch.testing.assert_close(found(points), points * 0.5)
+    assert not found(points).requires_grad
+
+
 def test_a_network_keeps_its_mode_and_weights_as_they_are() -> None:
     class Dropping(nn.Module):
         def __init__(self) -> None:
@@ -412,11 +428,16 @@ def test_a_changed_defence_has_another_digest(mine: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Scaled, "factor", 0.25)
     monkeypatch.setattr(sys.modules[__name__], "OFFSET", 0.5)
     assert key(Scaled(0.1)) != before[0] and key(offset) != before[1]
+    # A global variable with the name of an attribute is another thing.
+    before = key(Scaled(0.1)), ""
+    monkeypatch.setattr(sys.modules[__name__], "factor", 7, raising=False)
+    assert key(Scaled(0.1)) == before[0]
     network = nn.Conv1d(1024, 1024, 1)
-    weights = key(network)
+    found = defence(network)
+    weights = digest(found)
     with torch.no_grad():
         network.bias.add_(1)
-    assert key(network) != weights
+    assert key(network) != weights and digest(found) != weights
 
 
 @pytest.mark.parametrize("change", ["the function", "the file beside it", "only a comment"])
@@ -453,9 +474,9 @@ def test_what_cannot_be_identified_is_never_used_again(caplog: pytest.LogCapture
         assert lines
         return points * 1
 
-    found = defence(opaque)
     with caplog.at_level(logging.WARNING):
-        assert digest(found) != digest(found)
+        found = defence(opaque)
+        assert digest(found) == digest(found) != digest(defence(opaque))
     assert "lines is a generator, which cannot be identified" in caplog.text
 
 
@@ -465,3 +486,18 @@ def test_purifiers_of_somebody_else_are_used_as_they_are() -> None:
 
     found = defence_of(Mine)
     assert isinstance(found, Purifier) and found.name == "mine"
+
+
+def test_calls_do_not_change_the_digest_of_a_defence() -> None:
+    class Counting:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def __call__(self, points: Tensor) -> Tensor:
+            self.calls += 1
+            return points * 1
+
+    found = defence(Counting())
+    before = digest(found)
+    found(clouds())
+    assert digest(found) == before == digest(defence(Counting()))

@@ -17,6 +17,7 @@ from synthetic_results import FLAG, result
 import benchmarks
 from benchmarks import cards, published, report
 from benchmarks.cli import main
+from benchmarks.flags import FLAGS
 
 LEVELS = {"none": 20, "sor": 40, "sor-smooth": 55, "Denoise": 60}
 ABOUT = {
@@ -139,6 +140,7 @@ def test_published_figures_only_where_the_protocol_is_the_same() -> None:
         ("[]", "is not a result"),
         ('{"format": 9}', "has format 9; this version reads format 1"),
         ('{"format": 1, "name": "x"}', "'row' is missing or no str"),
+        ('{"format": NaN}', "NaN is no figure"),
     ],
 )
 def test_a_file_that_is_no_result_is_skipped_and_named(text: str, reason: str, tmp_path: Path) -> None:
@@ -166,6 +168,16 @@ def test_every_card_follows_the_schema(path: Path) -> None:
     assert path.name == cards.file_name(card["name"])
     runs = [(each["data"]["name"], each["suite"]) for each in card["results"]]
     assert len(runs) == len({*runs})
+
+
+@pytest.mark.parametrize(("part", "key"), [("figures", "clouds"), ("cells", "source"), ("flags", "says")])
+def test_a_result_without_a_part_is_named(part: str, key: str, tmp_path: Path) -> None:
+    made = result("Denoise", LEVELS, victims=("pointnet-procedural",), flags=[FLAG])
+    del made[part][-1][key]
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(made))
+    with pytest.raises(ValueError, match=rf"result.json is not a .*: {part}\[\d+\] has no '{key}'"):
+        cards.load_result(path)
 
 
 def test_submit_writes_a_card_that_follows_the_schema(tmp_path: Path, measured: dict[str, Any]) -> None:
@@ -271,3 +283,23 @@ def test_the_denoiser_of_the_guide_is_one(monkeypatch: pytest.MonkeyPatch) -> No
     nearest = (points[0] - points[0, 5]).norm(dim=1).argsort()[:8]
     torch.testing.assert_close(moved[0, 5], points[0, nearest].mean(0))
     assert (given["suite"], given["page"]) == ("quick", "page.html")
+
+
+def test_a_model_with_its_defence_is_listed_by_its_name(tmp_path: Path) -> None:
+    made = result("none", {"none": 50}, victims=("robust-net",))
+    made["name"] = "robust-net"
+    board = report.leaderboard([made])
+    assert {row["defence"] for row in board["rows"]} == {"robust-net"}
+    assert {cell["defence"] for cell in board["cells"]} == {"robust-net"}
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(made))
+    said = [f"--{key.replace('_', '-')}={value}" for key, value in ABOUT.items()]
+    assert invoke("submit", "robust-net", "--result", path, *said, "-o", tmp_path).exit_code == 0
+    assert cards.load_card(tmp_path / "robust-net.json")["name"] == "robust-net"
+
+
+def test_the_guide_explains_every_flag() -> None:
+    guide = (Path(cards.__file__).parent.parent / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    assert re.findall(
+        r"^\| `([a-z-]+)` \| ", guide.partition("## Flags")[2].partition("## What")[0], re.M
+    ) == [*FLAGS]

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 import classifiers
 from classifiers import build, load
+from classifiers.dgcnn import DGCNN
 from ifdefense.checkpoints import save_safetensors
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.modelnet import load_modelnet40
 from ifdefense.geometry.frame import to_unit_sphere
+from ifdefense.shapes.procedural import make_dataset
 
 TABLES = [
     ("pointnet", "pointnet_yanx27"),
@@ -155,10 +157,13 @@ SHIPPED = {
 }
 
 
+PROCEDURAL = {"pointnet-procedural", "dgcnn-small-procedural"}
+
+
 def test_every_shipped_file_has_a_card_and_together_they_are_small() -> None:
     folder = Path(classifiers.__file__).parent / "weights"
     files = sorted(folder.glob("*.safetensors"))
-    assert {file.stem for file in files} == SHIPPED | {"pointnet-procedural"}
+    assert {file.stem for file in files} == SHIPPED | PROCEDURAL
     assert all("* command: `" in file.with_suffix(".md").read_text() for file in files)
     others = Path(folder.parents[1], "ifdefense").rglob("*.safetensors")
     assert sum(file.stat().st_size for file in [*files, *others]) < 50e6
@@ -179,3 +184,19 @@ def test_shipped_classifiers_know_validation_clouds(name: str, validation: Cloud
     with torch.no_grad():
         predicted = classifiers.fold(classifiers.load(name))(points).argmax(1)
     assert (predicted == torch.from_numpy(clouds.labels)).double().mean() > 0.8
+
+
+@pytest.mark.parametrize("name", sorted(PROCEDURAL))
+def test_procedural_classifiers_know_clouds_of_other_seeds(name: str) -> None:
+    clouds = make_dataset(4, 1024, seed=3)
+    points = to_unit_sphere(torch.from_numpy(clouds.points))
+    with torch.no_grad():
+        predicted = classifiers.fold(classifiers.load(name))(points).argmax(1)
+    assert (predicted == torch.from_numpy(clouds.labels)).double().mean() > 0.95
+
+
+def test_the_small_dgcnn_is_small() -> None:
+    path = Path(classifiers.__file__).parent / "weights" / "dgcnn-small-procedural.safetensors"
+    assert path.stat().st_size < 150_000
+    model = classifiers.load("dgcnn-small-procedural")
+    assert isinstance(model, DGCNN) and model.neighbours == 10

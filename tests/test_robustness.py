@@ -37,7 +37,7 @@ def test_the_suite_holds_every_attack_with_a_goal_that_it_can_have() -> None:
 
 
 def test_settings_are_the_same_text_in_every_process() -> None:
-    assert "outliers=far_from_neighbours)" in SUITE["jgba"].settings()
+    assert "outliers=far_from_neighbours," in SUITE["jgba"].settings()
     for entry in SUITE.values():
         assert " at 0x" not in entry.settings() + entry.settings("published")
 

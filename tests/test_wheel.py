@@ -44,6 +44,8 @@ def test_demo_runs_from_an_installed_wheel(tmp_path: Path) -> None:
 
     installed = run(python, "-c", "import ifdefense; print(ifdefense.__file__)", cwd=tmp_path)
     assert Path(installed.strip()).is_relative_to(tmp_path / "venv")
+    page = "from benchmarks import cards, report; cards.schema(); report.page(report.leaderboard([]))"
+    run(python, "-c", page, cwd=tmp_path)
     table = run(python.parent / "ifdefense-bench", "demo", "--quick", "--output", "demo", cwd=tmp_path)
     assert "onet-mesh" in table
     figures = json.loads((tmp_path / "demo" / "demo.json").read_text())["Accuracy, %"]

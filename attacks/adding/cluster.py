@@ -28,6 +28,12 @@ class AddCluster(AddGroups):
 
     Differs from IF-Defense's code: clusters of too few points are repeated as a whole, not drawn with
     replacement; too few clusters are no error; all clouds of a batch share their random numbers.
+
+    Examples:
+        >>> attack = attacks.AddCluster(num=1, size=16, critical=16, searches=1, iterations=2)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 80, 3])
     """
 
     largest_weight: PositiveOrInfinite = 30.0

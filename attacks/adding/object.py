@@ -35,6 +35,12 @@ class AddObject(AddGroups):
         size: points per object, drawn anew for each (published: 64); others as in `AddGroups`.
         scale: radius of an object in units of the cloud (published: 0.3).
         shape: ``(M, 3)`` points to draw objects from, z up, in any frame; an aeroplane by default.
+
+    Examples:
+        >>> attack = attacks.AddObject(num=1, size=16, critical=16, searches=1, iterations=2)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 80, 3])
     """
 
     largest_weight: PositiveOrInfinite = 40.0

@@ -58,6 +58,12 @@ class AddCD(_AddPoints):
 
     Attributes:
         num: points to add (published: 512).
+
+    Examples:
+        >>> attack = attacks.AddCD(num=16, searches=1, iterations=2)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 80, 3])
     """
 
     first_weight: PositiveFloat = 5e3
@@ -79,6 +85,12 @@ class AddHD(_AddPoints):
 
     Attributes:
         num: points to add (published: 512).
+
+    Examples:
+        >>> attack = attacks.AddHD(num=16, searches=1, iterations=2)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 80, 3])
     """
 
     first_weight: PositiveFloat = 2e2

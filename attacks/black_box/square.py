@@ -37,6 +37,12 @@ class Square(Bounded):
 
     Raises:
         ValueError: if a setting is out of range, or the norm is ``"l2"``.
+
+    Examples:
+        >>> attack = attacks.Square("linf", queries=20)
+        >>> result = attack(classifier, points, labels)
+        >>> bool((result.queries <= 21).all())
+        True
     """
 
     norm: Norm = "linf"

@@ -22,6 +22,13 @@ class Transfer(Attack):
     Attributes:
         attack: the attack, with its budget.
         surrogate: ``(B, N, 3)`` points to ``(B, C)`` logits over the victim's classes.
+
+    Examples:
+        >>> surrogate = classifiers.build("pointnet", 4)
+        >>> attack = attacks.Transfer(attacks.PGD("linf", iterations=2), surrogate)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 64, 3])
     """
 
     attack: Attack

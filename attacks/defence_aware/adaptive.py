@@ -31,6 +31,13 @@ def adaptive(
     This is ``WorstOf((attack, Transfer(attack, classifier)))`` on ``DefenceAware(classifier, purifier)``: per
     cloud, it is at least as strong as the attack on the bare classifier. For the attack through the defence
     alone, use a `DefenceAware` as model. Arguments are those of `DefenceAware`.
+
+    Examples:
+        >>> plain, purifier = attacks.PGD("linf", iterations=2), ifdefense.load("sor")
+        >>> attack, model = attacks.adaptive(plain, classifier, purifier)
+        >>> result = attack(model, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 64, 3])
     """
     model = DefenceAware(
         classifier,

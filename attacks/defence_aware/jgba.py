@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.base import Ball, ThreatModel
+from attacks.base import Ball, Norm, ThreatModel
 from attacks.functional.losses import cross_entropy
 from attacks.functional.selection import selected
 from attacks.oracle import Oracle
@@ -40,21 +40,29 @@ class JGBA(Ball):
     coordinates to [-1, 1]. Here removed points are replaced by repeated ones.
 
     Attributes:
-        epsilon: longest shift of a point (published: 0.1).
+        epsilon: budget in ``norm`` (published: 0.1).
         iterations: steps (published: 40).
         step: length of a point's step (published: 0.01).
         outliers: mask of points to keep (published: 10 neighbours, 1 standard deviation).
+        norm: norm of the budget (published: ``"point-l2"``).
+
+    Examples:
+        >>> attack = attacks.JGBA(iterations=2)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 64, 3])
     """
 
     epsilon: NonNegativeFloat = 0.1
     iterations: PositiveInt = 40
     step: NonNegativeFloat = 0.01
     outliers: Callable[[Tensor], Tensor] = far_from_neighbours
+    norm: Norm = "point-l2"
 
     @property
     def threat(self) -> ThreatModel:
         """White-box with the outlier removal; shifts of points."""
-        return ThreatModel("white-box", "both", "shift", "point-l2", self.epsilon)
+        return ThreatModel("white-box", "both", "shift", self.norm, self.epsilon)
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Descends along the joint gradient; returns the last iterate."""

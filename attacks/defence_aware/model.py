@@ -47,6 +47,13 @@ class FunctionPurifier(ByCode, nn.Module):
         deterministic: whether the seed has no effect.
         differentiable: whether the result is differentiable in the points.
         normalise: whether purified clouds are normalised before classification.
+
+    Examples:
+        >>> rounded = attacks.FunctionPurifier(lambda points, num_points, seed: points.round(decimals=1),
+        ...     deterministic=True)
+        >>> attack, model = attacks.adaptive(attacks.FGM("linf"), classifier, rounded)
+        >>> attack(model, points, labels).points.shape
+        torch.Size([2, 64, 3])
     """
 
     def __init__(
@@ -84,6 +91,12 @@ class BPDA(ByCode, nn.Module):
     Raises:
         TypeError: if the purifier does not declare its properties.
         ValueError: for an unknown gradient, or ``"exact"`` of a purifier that is not differentiable.
+
+    Examples:
+        >>> purifier = attacks.BPDA(ifdefense.load("onet-mesh"))  # not differentiable itself
+        >>> given = points.clone().requires_grad_()
+        >>> purifier(given, 32).requires_grad
+        True
     """
 
     def __init__(self, purifier: PurifierLike, gradient: Gradient | None = None) -> None:
@@ -183,6 +196,11 @@ class EOT:
         samples: draws per gradient.
         first: first seed.
         fresh: whether to use new draws for every gradient.
+
+    Examples:
+        >>> model = attacks.DefenceAware(classifier, ifdefense.load("srs"), eot=attacks.EOT(samples=2))
+        >>> model(points).shape
+        torch.Size([2, 4])
     """
 
     samples: PositiveInt = 8
@@ -221,6 +239,12 @@ class DefenceAware(Defended, Stochastic):
 
     Raises:
         TypeError, ValueError: as `BPDA`, or for an argument out of range.
+
+    Examples:
+        >>> model = attacks.DefenceAware(classifier, ifdefense.load("sor"))
+        >>> result = attacks.PGD("linf", iterations=2)(model, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 64, 3])
     """
 
     def __init__(

@@ -26,6 +26,12 @@ class SaliencyDrop(Attack):
         num: points to drop (published: 100 and 200).
         per_round: points per computation of the saliency (published: 5).
         alpha: exponent of the radius (published: 1).
+
+    Examples:
+        >>> attack = attacks.SaliencyDrop(num=16, per_round=8)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 48, 3])
     """
 
     num: PositiveInt = 200
@@ -58,6 +64,12 @@ class RandomDrop(Attack):
 
     Attributes:
         num: points to drop (published for the saliency drop: 100 and 200).
+
+    Examples:
+        >>> attack = attacks.RandomDrop(num=16)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 48, 3])
     """
 
     num: PositiveInt = 200
@@ -85,6 +97,12 @@ class LocalDrop(Attack):
     Attributes:
         num: points to drop (published: 100 to 500).
         clusters: regions (published: at most 8).
+
+    Examples:
+        >>> attack = attacks.LocalDrop(num=16, clusters=2)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 48, 3])
     """
 
     num: PositiveInt = 200

@@ -14,7 +14,7 @@ from attacks.best_so_far import BestSoFar
 from attacks.functional.losses import cross_entropy, dlr
 from attacks.gradient.pgd import Bounded, steepest
 from attacks.oracle import Oracle
-from attacks.settings import PositiveFraction, PositiveInt
+from attacks.settings import NonNegativeInt, PositiveFraction, PositiveInt
 
 LOSSES: dict[str, Callable[[Tensor, Tensor, bool], Tensor]] = {"ce": cross_entropy, "dlr": dlr}
 """Losses by their names in AutoAttack."""
@@ -44,6 +44,15 @@ class APGD(Bounded):
         rho: fraction of the steps that must lower the loss (published: 0.75).
         alpha: weight of the new step against the last one (published: 0.75).
         early_stop: whether an example stops at its first success (AutoAttack: no).
+        targets: without targets, classes at which the loss aims in turn, from every start: those with the
+            largest logits of the clean cloud, apart from the label. Any misclassification is a success.
+            AutoAttack's APGD-T has the loss ``"dlr"`` and 9. 0 moves away from the label instead.
+
+    Examples:
+        >>> attack = attacks.APGD("linf", epsilon=0.1, iterations=4)
+        >>> result = attack(classifier, points, labels)
+        >>> bool(result.distances["linf"].max() <= 0.1001)
+        True
     """
 
     loss: Literal["ce", "dlr"] = "ce"
@@ -52,18 +61,28 @@ class APGD(Bounded):
     rho: PositiveFraction = 0.75
     alpha: PositiveFraction = 0.75
     early_stop: bool = True
+    targets: NonNegativeInt = 0
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Restarts the examples without success."""
         best = BestSoFar(points)  # rank 2 for a success, 1 otherwise
         taken = torch.zeros_like(oracle.queries)
+        aims = [oracle] if oracle.targeted or not self.targets else self._aims(oracle, points)
         for _ in range(self.restarts):
             start = self.randomised(points, generator)
-            rows = (best.rank < 2).nonzero().squeeze(1)
-            if len(rows) == 0:
-                break
-            self._descend(oracle, points, start, rows, best, taken)
+            for aim in aims:
+                rows = (best.rank < 2).nonzero().squeeze(1)
+                if len(rows) == 0:
+                    return best.kept[0], taken
+                self._descend(aim, points, start.clone(), rows, best, taken)
         return best.kept[0], taken
+
+    def _aims(self, oracle: Oracle, points: Tensor) -> list[Oracle]:
+        """Access to the model per class to aim at, the strongest first."""
+        logits = oracle.logits(points)
+        others = logits.scatter(1, oracle.labels[:, None], -torch.inf)
+        count = min(self.targets, logits.shape[1] - 1)
+        return [oracle.towards(classes) for classes in others.topk(count, dim=1).indices.T]
 
     def _descend(
         self, oracle: Oracle, points: Tensor, start: Tensor, rows: Tensor, best: BestSoFar, taken: Tensor

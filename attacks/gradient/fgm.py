@@ -19,6 +19,12 @@ class FGM(Bounded):
     Goodfellow et al., 2015, `arXiv:1412.6572 <https://arxiv.org/abs/1412.6572>`_ (``"linf"``); Liu et al.,
     2019, `arXiv:1901.03006 <https://arxiv.org/abs/1901.03006>`_, for clouds; budget of IF-Defense,
     `arXiv:2010.05272 <https://arxiv.org/abs/2010.05272>`_, see `Bounded`.
+
+    Examples:
+        >>> attack = attacks.FGM("l2", epsilon=0.5)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 64, 3])
     """
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -35,6 +41,12 @@ class IFGM(Iterated):
 
     Attributes:
         early_stop: whether an example stops at its first success (published: no).
+
+    Examples:
+        >>> attack = attacks.IFGM("l2", epsilon=0.5, iterations=3)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 64, 3])
     """
 
     early_stop: bool = False
@@ -54,6 +66,12 @@ class MIFGM(IFGM):
 
     Attributes:
         momentum: decay of the accumulated gradients (published: 1).
+
+    Examples:
+        >>> attack = attacks.MIFGM("l2", epsilon=0.5, iterations=3, momentum=0.9)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 64, 3])
     """
 
     momentum: NonNegativeFloat = 1.0

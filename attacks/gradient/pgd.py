@@ -41,11 +41,11 @@ class Bounded(Ball):
         """Radius of the ball for a cloud of ``num_points`` points."""
         if self.epsilon is not None:
             return self.epsilon
-        return self.delta * _per_coordinate(self.norm, num_points)
+        return self.delta * per_coordinate(self.norm, num_points)
 
     def randomised(self, points: Tensor, generator: torch.Generator) -> Tensor:
         """Clouds ``(B, N, 3)`` plus shared uniform noise in ``[-delta, delta]``, projected."""
-        width = self.budget(points.shape[1]) / _per_coordinate(self.norm, points.shape[1])
+        width = self.budget(points.shape[1]) / per_coordinate(self.norm, points.shape[1])
         noise = torch.rand(points.shape[1:], generator=generator, dtype=points.dtype) * 2 - 1
         return self.constrain(points + width * noise.to(points.device), points)
 
@@ -80,6 +80,12 @@ class PGD(Iterated):
     Attributes:
         random_start: whether to start from noise inside the budget.
         early_stop: whether an example stops at its first success (published: no).
+
+    Examples:
+        >>> attack = attacks.PGD("linf", epsilon=0.05, iterations=3)
+        >>> result = attack(classifier, points, labels)
+        >>> bool(result.distances["linf"].max() <= 0.0501)
+        True
     """
 
     random_start: bool = True
@@ -140,6 +146,6 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     return unit
 
 
-def _per_coordinate(norm: Norm, num_points: int) -> float:
+def per_coordinate(norm: Norm, num_points: int) -> float:
     """Norm of a shift of 1 in every coordinate."""
     return {"l2": math.sqrt(3 * num_points), "point-l2": math.sqrt(3), "linf": 1.0}[norm]

@@ -36,6 +36,12 @@ class SIAdv(Ball):
         kappa: margin of the hinge in logits (published: 0).
         neighbours: points per estimated normal, at least 3 (published: 20).
         norm: norm of the budget.
+
+    Examples:
+        >>> attack = attacks.SIAdv(iterations=2, neighbours=8)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 64, 3])
     """
 
     epsilon: NonNegativeFloat = 0.16

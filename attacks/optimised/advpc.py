@@ -53,6 +53,12 @@ class AdvPC(Ball):
         noise: standard deviation of the noise at the start of a run (published: 1e-7).
         autoencoder: differentiable, ``(B, N, 3)`` to ``(B, M, 3)`` clouds; by default the shipped one, which
             works in the dtype and on the device of the points.
+
+    Examples:
+        >>> attack = attacks.AdvPC(restarts=1, iterations=2)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 64, 3])
     """
 
     epsilon: NonNegativeFloat = 0.18

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.base import Ball, ThreatModel
+from attacks.base import Ball, Norm, ThreatModel
 from attacks.best_so_far import BestSoFar
 from attacks.functional import distances
 from attacks.functional.losses import hinge
@@ -54,7 +54,7 @@ class AOF(Ball):
     clouds of a batch share their noise.
 
     Attributes:
-        epsilon: longest shift of a point (published: 0.18).
+        epsilon: budget in ``norm`` (published: 0.18).
         kappa: margin of the hinge in logits (published: 30).
         gamma: weight of the low frequencies alone (published: 0.25).
         neighbours: neighbours in the graph (published: 30).
@@ -63,6 +63,13 @@ class AOF(Ball):
         iterations: steps of Adam per run (published: 200).
         rate: learning rate of Adam (published: 1e-2).
         noise: standard deviation of the noise at the start of a run (published: 1e-7).
+        norm: norm of the budget (published: ``"point-l2"``).
+
+    Examples:
+        >>> attack = attacks.AOF(restarts=1, iterations=2, neighbours=8, frequencies=20)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 64, 3])
     """
 
     epsilon: NonNegativeFloat = 0.18
@@ -74,11 +81,12 @@ class AOF(Ball):
     iterations: PositiveInt = 200
     rate: PositiveFloat = 1e-2
     noise: NonNegativeFloat = 1e-7
+    norm: Norm = "point-l2"
 
     @property
     def threat(self) -> ThreatModel:
         """White-box shifts of points."""
-        return ThreatModel("white-box", "both", "shift", "point-l2", self.epsilon)
+        return ThreatModel("white-box", "both", "shift", self.norm, self.epsilon)
 
     def run(self, oracle: Oracle, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Runs all restarts; returns the iterates described above."""

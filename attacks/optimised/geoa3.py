@@ -40,6 +40,12 @@ class GeoA3(CarliniWagner):
         curvature_weight: weight of the curvature difference (published: 1).
         k: neighbours of the curvature (published: 16).
         normals: ``(B, N, 3)`` unit normals of the attacked batch, of either sign; estimated by default.
+
+    Examples:
+        >>> attack = attacks.GeoA3(searches=1, iterations=2, k=8)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 64, 3])
     """
 
     nearer_only: ClassVar[bool] = False

@@ -70,6 +70,12 @@ class HiTADV(Ball):
         searches: steps of the bisection (published: 10).
         iterations: steps of Adam per search (published: 100).
         rate: learning rate of Adam, times 5 for shifts and 3 for widths (published: 1e-2).
+
+    Examples:
+        >>> attack = attacks.HiTADV(centres=8, candidates=16, searches=1, iterations=2)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 64, 3])
     """
 
     epsilon: NonNegativeFloat = 0.55

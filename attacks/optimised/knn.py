@@ -47,6 +47,12 @@ class KNN(Ball):
 
     Raises:
         ValueError: if a setting is out of range, or the normals do not match the clouds.
+
+    Examples:
+        >>> attack = attacks.KNN(iterations=3)
+        >>> result = attack(classifier, points, labels)
+        >>> result.points.shape
+        torch.Size([2, 64, 3])
     """
 
     kappa: NonNegativeFloat = 15.0

@@ -23,6 +23,12 @@ class Perturb(CarliniWagner):
     ``hinge(logits) + weight * |shift|``, see `CarliniWagner`; the size of the shift is not bounded.
 
     Differs from IF-Defense's code in that all clouds of a batch share their noise.
+
+    Examples:
+        >>> attack = attacks.Perturb(searches=1, iterations=3)
+        >>> result = attack(classifier, points, labels)
+        >>> result.distances.keys() >= {'l2', 'linf'}
+        True
     """
 
     @property

@@ -27,6 +27,12 @@ class Mesh:
 
     Raises:
         ValueError: wrong shape, a coordinate that is not finite, or an index out of range.
+
+    Examples:
+        >>> corners = [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
+        >>> mesh = ifdefense.Mesh(corners, [[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]])
+        >>> mesh.is_watertight, round(mesh.volume, 3)
+        (True, 0.167)
     """
 
     vertices: Floats | Doubles

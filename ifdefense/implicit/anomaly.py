@@ -9,8 +9,9 @@ for legs and handles, and density also varies in clean scans.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from ifdefense.devices import in_float64
 from ifdefense.geometry.axes import UP
 from ifdefense.geometry.points import Neighbours
 from ifdefense.guard import loading
-from ifdefense.implicit.base import Field, ImplicitNetwork, field_of, load_network, weights_path
+from ifdefense.implicit.base import Field, ImplicitNetwork, field_of, load_network, metadata_of, weights_path
 from ifdefense.implicit.local import LocalField, LocalOccupancyNetwork
 from ifdefense.implicit.occupancy import OccupancyNetwork
 from ifdefense.provenance import digest_of_weights
@@ -75,6 +76,11 @@ class AnomalyNetwork(nn.Module):
     Args:
         local: local occupancy network.
         prior: Occupancy Network; one view of the cloud is encoded.
+
+    Examples:
+        >>> neighbours, logits = AnomalyNetwork.load()(points[0])
+        >>> logits.shape
+        torch.Size([64])
     """
 
     source: str | None = None
@@ -135,6 +141,25 @@ class AnomalyNetwork(nn.Module):
         """Saves a file for `load`, with further metadata."""
         networks = json.dumps(self.networks())
         save_safetensors(self.head, path, {"networks": networks, "up": UP, **metadata})
+
+    def metadata(self) -> dict[str, str]:
+        """What `of_weights` needs beside the tensors."""
+        parts = {"local": self.local, "prior": self.prior}
+        own = {} if self.up_axis is None else {"up": self.up_axis}
+        return {**own, **{name: json.dumps(metadata_of(part)) for name, part in parts.items()}}
+
+    @classmethod
+    def of_weights(cls, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Self:
+        """Builds an untrained network with the sizes of its whole state dict, and with `metadata`."""
+        parts: dict[str, Any] = {}
+        for name, kind in (("local", LocalOccupancyNetwork), ("prior", OccupancyNetwork)):
+            inner = {
+                key.removeprefix(f"{name}."): each for key, each in state.items() if key.startswith(name)
+            }
+            given = json.loads(metadata[name])
+            parts[name] = kind.of_weights(inner, given)
+            parts[name].up_axis = given.get("up")
+        return cls(**parts)
 
     def networks(self) -> dict[str, dict[str, str]]:
         """Names and digests of the weights of both networks."""

@@ -41,6 +41,15 @@ class PointNetwork(nn.Module, ABC):
     def of_state(cls, state: Mapping[str, Tensor]) -> Self:
         """Builds an untrained network with the sizes of a state dict, which may be incomplete or empty."""
 
+    def metadata(self) -> dict[str, str]:
+        """What `of_weights` needs beside the tensors."""
+        return {} if self.up_axis is None else {"up": self.up_axis}
+
+    @classmethod
+    def of_weights(cls, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Self:
+        """As `of_state`, with the signature of implicit networks."""
+        return cls.of_state(state)
+
     @classmethod
     @loading
     def load(cls, name_or_path: str | Path) -> Self:

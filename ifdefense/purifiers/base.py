@@ -10,6 +10,7 @@ import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Self, final
 
 import numpy as np
@@ -26,6 +27,7 @@ from ifdefense.geometry.frame import Frame, first_occurrences, within_reach
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.guard import guarded, normal
 from ifdefense.purifiers.packing import packed, unpack_into
+from ifdefense.purifiers.saving import save
 from ifdefense.purifiers.specs import describe
 from ifdefense.stages.repair import Repair
 from ifdefense.threads import parallel_map, workers
@@ -46,6 +48,11 @@ class Outcome:
         mesh: reconstructed surface.
         repair: changes made by the mesh repair.
         fallback: reason why the surface was not used.
+
+    Examples:
+        >>> outcome = Outcome.choice(points[0], torch.tensor([3, 5]))
+        >>> torch.equal(outcome.points, points[0][[3, 5]])
+        True
     """
 
     points: Tensor
@@ -75,6 +82,11 @@ class Trace:
         purified: ``(M, 3)`` result.
         fallback: reason why the filtered input was resampled instead of a surface, else ``None``.
         seconds: time per stage, divided evenly over the clouds of a batch.
+
+    Examples:
+        >>> trace = ifdefense.load("onet-mesh").trace(points)[0]
+        >>> trace.mesh.is_watertight, trace.purified.shape
+        (True, (64, 3))
     """
 
     points: NDArray[np.floating]
@@ -106,6 +118,14 @@ class Purifier(nn.Module, ABC):
         deterministic: whether results are independent of the seed.
         differentiable: whether gradients can propagate; they do if the input requires them.
         normalise: whether results should be normalised to the unit sphere before classification.
+
+    Examples:
+        >>> class Centred(ifdefense.Purifier):
+        ...     name = "centred"
+        ...     def run(self, clouds, counts, seed):
+        ...         return [Outcome(cloud - cloud.mean(0)) for cloud in clouds]
+        >>> Centred()(points).shape
+        torch.Size([2, 64, 3])
     """
 
     name: str
@@ -164,6 +184,23 @@ class Purifier(nn.Module, ABC):
         Weights are described by source and digest. `ifdefense.purifiers.specs.rebuild` rebuilds the purifier.
         """
         return {"class": describe(type(self)), "name": self.name, "options": self.options()}
+
+    def save(self, folder: str | Path) -> None:
+        """Saves the purifier with its options and weights, for `ifdefense.load`; what is loaded is equal.
+
+        Args:
+            folder: a new or an empty folder, for ``purifier.json`` and ``weights.safetensors``.
+
+        Raises:
+            FileExistsError: if there is something in its place already.
+            TypeError: if a part cannot be described by its options, or is defined in a function or script.
+
+        Examples:
+            >>> ifdefense.load("srs").save("my-defence")
+            >>> ifdefense.load("my-defence").name
+            'srs'
+        """
+        save(self, folder)
 
     def options(self) -> dict[str, Any]:
         """Arguments of the constructor, in the form of `ifdefense.purifiers.specs.describe`.
@@ -237,7 +274,13 @@ class Purifier(nn.Module, ABC):
         batch_size: int = 16,
         up: str | None = None,
     ) -> list[Trace]:
-        """Purifies clouds and returns intermediate results; arguments and errors as `forward`."""
+        """Purifies clouds and returns intermediate results; arguments and errors as `forward`.
+
+        Examples:
+            >>> trace = ifdefense.load("sor").trace(points)[0]
+            >>> bool(trace.kept_mask.all()), trace.purified.shape
+            (False, (64, 3))
+        """
         clouds = [cloud.detach() for cloud in unpack(points, num_points, seed).clouds]
         rest = iter(clouds)
         traces = []

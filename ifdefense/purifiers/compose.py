@@ -21,6 +21,11 @@ class Compose(Purifier):
 
     Raises:
         ValueError: if ``parts`` is empty.
+
+    Examples:
+        >>> chain = ifdefense.Compose([ifdefense.load("sor"), ifdefense.load("srs")])
+        >>> chain.name, chain(points).shape
+        ('sor+srs', torch.Size([2, 64, 3]))
     """
 
     def __init__(self, parts: Sequence[Purifier], name: str | None = None) -> None:

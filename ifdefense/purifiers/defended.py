@@ -39,6 +39,11 @@ class Defended(nn.Module):
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: if an argument is out of range.
+
+    Examples:
+        >>> model = ifdefense.Defended(classifier, ifdefense.load("sor"), seed=0)
+        >>> model(points).shape
+        torch.Size([2, 4])
     """
 
     places_clouds = True

@@ -37,7 +37,8 @@ def purify(
             are attributes, such as normals or colours. Also ``Data`` and ``Batch`` of PyTorch Geometric,
             ``Pointclouds`` and ``Meshes`` of PyTorch3D, ``PointCloud`` and ``Trimesh`` of trimesh, see
             `ifdefense.structures`; meshes are sampled and become clouds. Not modified.
-        method: one of `ifdefense.purifiers.registry.METHODS`, a file of weights, or a purifier.
+        method: one of `ifdefense.purifiers.registry.METHODS`, a file of weights, a folder of
+            `ifdefense.Purifier.save`, or a purifier.
         num_points: points per result; by default as in the input, and 1,024 for meshes.
         seed: random seed, applied per cloud, so results do not depend on the batch. ``None`` draws a new one.
         device: by default the device of the points. Purifier objects stay on their device.
@@ -56,6 +57,11 @@ def purify(
         TypeError: if a cloud is not an array of real numbers, or an argument has the wrong type.
         ValueError: if a cloud has a wrong shape, values that are not finite, zero extent or fewer than 16
             distinct points (the message names it); if there are no clouds, or an argument is out of range.
+
+    Examples:
+        >>> clean = ifdefense.purify(points, "sor", num_points=48)
+        >>> clean.shape
+        torch.Size([2, 48, 3])
     """
     seed = seed_of(seed)
     clouds = unpack(points, num_points, seed)
@@ -75,14 +81,14 @@ def purify(
 
 
 @functools.lru_cache(maxsize=8)
-def _pretrained(method: str, device: torch.device, version: tuple[int, int] | None) -> Purifier:
+def _pretrained(method: str, device: torch.device, version: tuple[tuple[int, int], ...]) -> Purifier:
     return load(method, device=device)
 
 
-def _version(method: str | Path) -> tuple[int, int] | None:
-    """Size and modification time of a file of weights, to detect changes."""
+def _version(method: str | Path) -> tuple[tuple[int, int], ...]:
+    """Modification times and sizes of a file of weights or of a folder, to detect changes."""
     path = Path(method)
-    if str(method) in METHODS or not path.is_file():
-        return None
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size
+    if str(method) in METHODS or not path.exists():
+        return ()
+    states = [each.stat() for each in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    return tuple((state.st_mtime_ns, state.st_size) for state in states)

@@ -11,25 +11,35 @@ from ifdefense.arguments import device_of
 from ifdefense.guard import loading
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.registry import DEFAULT, METHODS, known
+from ifdefense.purifiers.saving import load_saved
 
 
 @loading
 def load(name_or_path: str | Path = DEFAULT, *, device: str | torch.device | None = None) -> Purifier:
-    """Loads a method by name, or from a file of weights; frozen, in evaluation mode.
+    """Loads a method by name, from a file of weights, or from a folder; frozen, in evaluation mode.
 
     Args:
-        name_or_path: one of `ifdefense.purifiers.registry.METHODS`; or a file of weights by
-            ``ifdefense train``, or a public Occupancy Networks checkpoint.
+        name_or_path: one of `ifdefense.purifiers.registry.METHODS`; a folder of `ifdefense.Purifier.save`; a
+            file of weights by ``ifdefense train``; or a public Occupancy Networks checkpoint.
         device: device of the weights; by default the CPU.
 
     Raises:
         TypeError: if the device is neither a name nor a `torch.device`.
-        ValueError: if there is no such method, file or device, or the weights cannot be read.
+        ValueError: if there is no such method, file or device, or what was saved is damaged.
+
+    Examples:
+        >>> purifier = ifdefense.load("sor")
+        >>> purifier(points, num_points=48).shape
+        torch.Size([2, 48, 3])
     """
     name = known(name_or_path)
     target = None if device is None else device_of(device)
     if name in METHODS:
         purifier = METHODS[name].make()
+    elif Path(name).is_dir():
+        purifier = load_saved(Path(name))
+        if not isinstance(purifier, Purifier):
+            raise ValueError(f"{name} holds a {type(purifier).__name__}, not a purifier")
     else:
         from ifdefense.purifiers.pretrained import onet_mesh
 

@@ -35,7 +35,7 @@ def packed(module: nn.Module) -> tuple[dict[str, Any], bytes | None]:
     slots: dict[int, Any] = {}
     parts: list[bytes] = []
     start = 0
-    for table in _tables(module, set()):
+    for table in _tables(module):
         for value in table.values():
             if isinstance(value, Tensor) and id(value) not in slots:
                 parts.append(_bytes(value))
@@ -56,7 +56,7 @@ def packed(module: nn.Module) -> tuple[dict[str, Any], bytes | None]:
 def unpack_into(module: nn.Module, data: bytes) -> None:
     """Replaces the slots of `packed` by tensors."""
     made: dict[_Slot, Tensor] = {}
-    for table in _tables(module, set()):
+    for table in _tables(module):
         for name, value in table.items():
             if isinstance(value, _Slot):
                 if value not in made:
@@ -64,15 +64,15 @@ def unpack_into(module: nn.Module, data: bytes) -> None:
                 table[name] = made[value]
 
 
-def _tables(value: Any, seen: set[int]) -> Iterator[dict[str, Any]]:
-    """Parameters and buffers of all modules by name, including modules in options."""
+def modules_in(value: Any, seen: set[int] | None = None) -> Iterator[nn.Module]:
+    """All modules of a purifier, including modules in options, each once."""
+    seen = set() if seen is None else seen
     if id(value) in seen or isinstance(value, (type, str, bytes, Tensor)):
         return
     seen.add(id(value))
     inner: Any = ()
     if isinstance(value, nn.Module):
-        yield value._parameters
-        yield value._buffers
+        yield value
         inner = vars(value).values()
     elif dataclasses.is_dataclass(value):
         inner = [getattr(value, field.name) for field in dataclasses.fields(value)]
@@ -81,7 +81,14 @@ def _tables(value: Any, seen: set[int]) -> Iterator[dict[str, Any]]:
     elif isinstance(value, (list, tuple)):
         inner = value
     for part in inner:
-        yield from _tables(part, seen)
+        yield from modules_in(part, seen)
+
+
+def _tables(module: nn.Module) -> Iterator[dict[str, Any]]:
+    """Parameters and buffers of all modules by name."""
+    for part in modules_in(module):
+        yield part._parameters
+        yield part._buffers
 
 
 def _bytes(value: Tensor) -> bytes:

@@ -22,6 +22,10 @@ class Method:
         network: whether it uses an implicit network; the others are baselines.
         differentiable: whether gradients can propagate; they do if the points require them.
         weights: name of weights that are not always shipped; the method is unavailable without them.
+
+    Examples:
+        >>> METHODS["sor"].make()
+        StatisticalOutlierRemoval()
     """
 
     summary: str
@@ -123,13 +127,17 @@ DEFAULT = next(iter(METHODS))
 
 
 def known(name_or_path: str | Path) -> str:
-    """Checks that a name is that of a method or an existing file.
+    """Checks that a name is that of a method or an existing file or folder.
 
     Raises:
         ValueError: if it is neither.
+
+    Examples:
+        >>> known("sor")
+        'sor'
     """
     name = str(name_or_path)
-    if name in METHODS or Path(name).is_file():
+    if name in METHODS or Path(name).exists():
         return name
     raise ValueError(unknown(name))
 
@@ -147,4 +155,7 @@ def unknown(name: str) -> str:
             f"{name} is no longer a method: use {_REMOVED[name]}, which passes gradients where the points "
             "require them"
         )
-    return f"unknown method {name!r}; there are {', '.join(METHODS)}, or give a file of weights that exists"
+    return (
+        f"unknown method {name!r}; there are {', '.join(METHODS)}, or give a file of weights or a saved "
+        "folder that exists"
+    )

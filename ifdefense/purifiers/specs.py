@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,10 @@ def describe(value: Any) -> Any:
 
     Raises:
         TypeError: if the value cannot be described.
+
+    Examples:
+        >>> describe(ifdefense.load("sor"))["options"]
+        {'k': 2, 'alpha': 1.1}
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -49,15 +54,25 @@ def describe(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} cannot be described: give it a method spec()")
 
 
-def rebuild(spec: Mapping[str, Any]) -> Any:
+def rebuild(spec: Mapping[str, Any], networks: Sequence[Any] = ()) -> Any:
     """Rebuilds an object from its spec.
 
-    Imports the classes named in the spec, so use trusted specs only.
+    Args:
+        spec: the description; see `imported` for the classes that it may name.
+        networks: networks that are used in place of descriptions with a ``"number"``.
 
     Raises:
-        ValueError: if the weights of a network were not loaded from a file, or differ from the spec.
+        ValueError: if the weights of a network were not loaded from a file, or differ from the spec, or the
+            spec names something else than the class of a part of a purifier.
+
+    Examples:
+        >>> purifier = rebuild({"class": "ifdefense.purifiers.filters:LocalSmoothing", "options": {"k": 4}})
+        >>> purifier.k
+        4
     """
-    cls = _imported(spec["class"])
+    if "number" in spec:
+        return networks[spec["number"]]
+    cls = imported(spec["class"])
     if "weights" in spec:
         from ifdefense.implicit.base import load_network
 
@@ -70,18 +85,41 @@ def rebuild(spec: Mapping[str, Any]) -> Any:
             setattr(network, name, value)
         network.up_axis = spec.get("up_axis", getattr(network, "up_axis", None))
         return network
-    return cls(**{name: _undescribed(value) for name, value in spec.get("options", {}).items()})
+    options = spec.get("options", {})
+    return cls(**{name: _undescribed(value, networks) for name, value in options.items()})
 
 
-def _undescribed(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return rebuild(value) if "class" in value else {k: _undescribed(part) for k, part in value.items()}
-    return [_undescribed(part) for part in value] if isinstance(value, list) else value
+def imported(path: str) -> Any:
+    """The class named in a spec.
 
+    Modules are imported from this package only; those of other classes must have been imported before. So
+    specs run no code but constructors of modules and dataclasses.
 
-def _imported(path: str) -> Any:
+    Raises:
+        ValueError: if there is no such class, or it is neither a `torch.nn.Module` nor a dataclass.
+
+    Examples:
+        >>> imported("ifdefense.purifiers.filters:LocalSmoothing").__name__
+        'LocalSmoothing'
+    """
     module, _, name = path.partition(":")
-    found: Any = importlib.import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part)
+    inside = module.partition(".")[0] == __name__.partition(".")[0]
+    try:
+        found: Any = importlib.import_module(module) if inside else sys.modules[module]
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (KeyError, ImportError, AttributeError):
+        hint = "" if inside else f": import {module} first, if you trust it"
+        raise ValueError(f"there is no class {path}{hint}") from None
+    known = isinstance(found, type) and (issubclass(found, nn.Module) or dataclasses.is_dataclass(found))
+    if not known or found.__module__ != module:
+        raise ValueError(f"{path} is not the class of a part of a purifier")
     return found
+
+
+def _undescribed(value: Any, networks: Sequence[Any]) -> Any:
+    if isinstance(value, Mapping):
+        if "class" in value:
+            return rebuild(value, networks)
+        return {key: _undescribed(part, networks) for key, part in value.items()}
+    return [_undescribed(part, networks) for part in value] if isinstance(value, list) else value

@@ -1,0 +1,365 @@
+"""The benchmark's grid: what is computed, what is reused, and what is said of it."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from grid_parts import Length, clouds, failing, halved, noisy, small
+
+import benchmarks
+from benchmarks import evaluate, executors, shards, statistics
+from benchmarks.cells import BLOCK, Cell, knowledges
+from benchmarks.executors import serial
+from benchmarks.run import run
+from benchmarks.shards import Store, StoreError, Task, run_shard
+from benchmarks.suite import SUITE, SUITES, Suite
+from ifdefense import load
+from ifdefense.provenance import digest
+
+PARTS = Path(__file__).with_name("grid_parts.py")
+
+
+@functools.cache
+def victim() -> Length:
+    return Length().eval()
+
+
+def measure(store: Path | None = None, count: int = BLOCK, **options: Any) -> benchmarks.Result:
+    given: dict[str, Any] = {"defence": halved, "victim": victim(), "data": clouds(60), "suite": small()}
+    return evaluate(**given | {"store": store, "clouds": count} | options)
+
+
+class Counting:
+    """The serial executor, remembering what it computes."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+
+    def __call__(
+        self, tasks: list[Task], store: Store, *, report: Callable[[Task], None]
+    ) -> list[executors.Failure]:
+        self.tasks += tasks
+        return serial(tasks, store, report=report)
+
+
+def test_public_names_stay_functions_after_their_module_is_imported() -> None:
+    import benchmarks.evaluation
+
+    assert callable(benchmarks.evaluate) and isinstance(benchmarks.Result, type)
+
+
+def test_figures_are_means_and_minima_of_the_cells(tmp_path: Path) -> None:
+    result = measure(tmp_path, suite=small(("apgd-linf", "square-linf")))
+    assert not result.failures and result.name == "halved"
+    assert {cell["defence"] for cell in result.cells} == {"none", "sor", "sor-smooth", "halved"}
+    own = {
+        (cell["source"], cell["knowledge"]): statistics.unpacked(cell["right"])
+        for cell in result.cells
+        if cell["defence"] == "halved"
+    }
+    assert {knowledge for _, knowledge in own} == {
+        "none",
+        "static",
+        "straight-through",
+        "transfer:sor",
+        "transfer:sor-smooth",
+    }
+    worst = torch.stack(list(own.values())).all(0)
+    assert result.worst == pytest.approx(100 * worst.double().mean())
+    adaptive = [right for (_, knowledge), right in own.items() if knowledge not in ("none", "static")]
+    assert result.adaptive == pytest.approx(100 * torch.stack(adaptive).all(0).double().mean())
+    assert result.worst <= min(result.adaptive, result.static, result.clean)
+    # 6 attacks: static, straight-through, and from sor and sor-smooth, of the strong one and of the weak one.
+    assert f"worst of {len(own) - 1} attacks per cloud" in result.text() and "not an average" in result.text()
+    undefended = next(cell for cell in result.cells if cell["knowledge"] == "static")
+    assert undefended["success"] == pytest.approx(100 - undefended["accuracy"])
+    assert undefended["budget"] == {"changes": "shift", "norm": "linf", "epsilon": 0.05, "count": 0}
+
+
+def test_weak_attacks_are_left_out_of_the_static_mean(tmp_path: Path) -> None:
+    """A tiny budget changes no class, a large one all."""
+    result = measure(tmp_path, suite=small(("apgd-linf", "random-drop")), data=clouds(20, 600))
+    static = {
+        cell["source"]: cell
+        for cell in result.cells
+        if cell["knowledge"] == "static" and cell["defence"] == "halved"
+    }
+    success = {c["source"]: c["success"] for c in result.cells if c["defence"] == "none" and c["success"]}
+    assert success["random-drop"] < 80 <= success["apgd-linf"]
+    assert result.static == pytest.approx(static["apgd-linf"]["accuracy"])
+
+
+def test_more_clouds_redo_no_shard_and_a_finished_grid_computes_nothing(tmp_path: Path) -> None:
+    first, second, third = Counting(), Counting(), Counting()
+    few = measure(tmp_path, 20, executor=first)
+    many = measure(tmp_path, 40, executor=second)
+    assert {task.block for task in first.tasks} == {0}
+    assert {task.block for task in second.tasks} == {1}
+    for one, other in zip(few.cells, many.cells, strict=True):
+        assert other["clouds"] == 40
+        assert [draw[:20] for draw in other["right"]] == one["right"]
+    start = time.process_time()
+    again = measure(tmp_path, 40, executor=third)
+    assert third.tasks == [] and time.process_time() - start < 5
+    assert [cell["right"] for cell in again.cells] == [cell["right"] for cell in many.cells]
+
+
+def test_equal_runs_are_equal_and_another_seed_is_another_key(tmp_path: Path) -> None:
+    one = measure(tmp_path / "a", defence=noisy)
+    other = measure(tmp_path / "b", defence=noisy)
+    assert [c["right"] for c in one.cells] == [c["right"] for c in other.cells]
+    counting = Counting()
+    measure(tmp_path / "a", defence=noisy, seed=1, executor=counting)
+    assert len(counting.tasks) > 10
+
+
+def test_random_defences_are_attacked_over_draws_and_scored_over_others(tmp_path: Path) -> None:
+    result = measure(tmp_path, defence=noisy)
+    own = [cell for cell in result.cells if cell["defence"] == "noisy"]
+    assert {cell["draws"] for cell in own} == {5}
+    assert "eot" in {cell["knowledge"] for cell in own}
+    assert "straight-through" not in {cell["knowledge"] for cell in own}
+    seen = knowledges(load("local-random"), 8)
+    assert list(seen) == ["eot", "exact"] and seen["eot"].eot.samples == 8
+    assert not set(seen["eot"].eot.seeds(0)) & set(range(shards.FRESH, shards.FRESH + 5))
+
+
+def one_task(kind: str = "scored", source: str = "apgd-linf", **options: Any) -> Task:
+    labelled = clouds(8)
+    cell = Cell("Length", source, options.pop("name", "halved"), options.pop("knowledge", "static"))
+    given: dict[str, Any] = {"victim": victim(), "defence": halved, "effort": "quick"} | options
+    return Task(kind=kind, cell=cell, block=0, clouds=labelled, **given)  # type: ignore[arg-type]
+
+
+def test_a_damaged_shard_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store, task = Store(tmp_path), one_task()
+    run_shard(task, store)
+    assert task.attacked is not None
+    for path, change in ((task.path, b""), (task.attacked.path, None)):
+        whole = (tmp_path / path).read_bytes()
+        middle = len(whole) // 2
+        broken = whole[:middle] if change is None else change
+        (tmp_path / path).write_bytes(broken)
+        assert store.read(path) is None and "cannot be read" in caplog.text
+        (tmp_path / task.path).unlink()
+        run_shard(task, store)
+        assert (tmp_path / path).read_bytes() != broken
+        assert store.read(path) is not None
+    # A flipped bit inside of the numbers, too.
+    whole = bytearray((tmp_path / task.attacked.path).read_bytes())
+    whole[len(whole) // 3] ^= 1
+    (tmp_path / task.attacked.path).write_bytes(bytes(whole))
+    assert store.read(task.attacked.path) is None
+
+
+def test_everything_that_makes_a_shard_is_in_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Length().eval()
+    with torch.no_grad():
+        other.scale += 1
+    keys = [
+        one_task().key,
+        one_task(seed=1).key,
+        one_task(source="apgd-l2").key,
+        one_task(knowledge="straight-through").key,
+        one_task(victim=other).key,
+        one_task(defence=noisy).key,
+        one_task(effort="affordable").key,
+        one_task(kind="attacked", knowledge="straight-through").key,
+        one_task(source="clean", knowledge="none").key,
+        one_task(source="corruption:jitter@2", knowledge="none").key,
+        one_task(source="corruption:jitter@3", knowledge="none").key,
+    ]
+    assert len(set(keys)) == len(keys)
+    assert one_task().key == keys[0]
+    monkeypatch.setattr(shards, "versions", lambda: {"torch": "another"})
+    assert one_task().key != keys[0]
+
+
+def test_a_changed_attack_is_another_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = one_task().key
+    changed = SUITE["apgd-linf"].attack("quick").with_epsilon(0.06)
+    monkeypatch.setattr(type(SUITE["apgd-linf"]), "attack", lambda *_: changed)
+    shards._digest_of_attack.cache_clear()
+    try:
+        assert one_task().key != before
+    finally:
+        shards._digest_of_attack.cache_clear()
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+    original = shards.write_bytes
+
+    def until_full(path: Path, data: bytes, **options: Any) -> None:
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(path, data, **options)
+        written.append(path)
+
+    monkeypatch.setattr(shards, "write_bytes", until_full)
+    with pytest.raises(StoreError, match="No space left"):
+        measure(tmp_path)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(written)
+    monkeypatch.setattr(shards, "write_bytes", original)
+    assert not measure(tmp_path).failures
+
+
+def test_what_fails_is_reported_and_the_rest_is_measured(tmp_path: Path) -> None:
+    result = measure(tmp_path, defence=failing)
+    assert result.failures and all("out of luck" in str(failure) for failure in result.failures)
+    assert {cell["defence"] for cell in result.cells} == {"none", "sor", "sor-smooth"}
+    with pytest.raises(ValueError, match=r"failing has no figures: .*out of luck"):
+        result.worst  # noqa: B018
+
+
+def test_a_model_contains_its_defence(tmp_path: Path) -> None:
+    result = measure(tmp_path, model=victim(), victim=None, defence=None)
+    assert result.name == "Length" and {cell["defence"] for cell in result.cells} == {"none"}
+    assert result.worst == result.adaptive <= result.clean
+
+
+def test_a_budget_in_minutes_picks_the_clouds_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = measure(tmp_path, None, minutes=0.001)  # type: ignore[arg-type]
+    assert {cell["clouds"] for cell in result.cells} == {20} and "minutes: 20 clouds" in caplog.text
+    assert measure(tmp_path, None, minutes=1000).cells[0]["clouds"] == 60  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"suite": "quik"}, "did you mean 'quick'"),
+        ({"executor": "process"}, "did you mean 'processes'"),
+        ({"model": Length()}, "a model contains its defence"),
+        ({"minutes": 1}, "clouds or minutes, not both"),
+        ({"count": 0}, "at least 1"),
+        ({"count": 61}, "61 clouds are asked for, there are 60"),
+        ({"victim": "pointnet-modelnet40"}, "40 classes, ellipsoids has 16"),
+        ({"victim": None}, "no shipped classifier was trained on ellipsoids"),
+    ],
+)
+def test_invalid_calls(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        measure(**options)
+
+
+def test_suites_hold_attacks_of_both_families_and_their_numbers() -> None:
+    quick = SUITES["quick"]
+    assert len(quick.attacks) == len(quick.adaptive) == 6
+    assert {SUITE[name].family for name in quick.attacks} == {"recent", "if-defense"}
+    standard = SUITES["standard"]
+    assert set(standard.attacks) == set(SUITE)
+    assert standard.count("fgm", "static", False) == standard.count("clean", "none", True) == 400
+    assert standard.count("perturb", "static", False) == 200
+    assert standard.count("perturb", "static", True) == 100
+    assert standard.count("apgd-linf", "exact", False) == 100
+    assert SUITES["full"].count("perturb", "static", True) == 2468
+
+
+def test_processes_give_the_same_and_try_a_dead_worker_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DEADLY", str(tmp_path / "died"))
+    task = one_task(defence=f"{PARTS}:deadly", victim=f"{PARTS}:Length")
+    good = one_task(victim=f"{PARTS}:Length", defence=f"{PARTS}:halved")
+    bad = one_task(victim=f"{PARTS}:Length", defence=f"{PARTS}:failing")
+    done: list[Task] = []
+    store = Store(tmp_path)
+    # Keys are computed here, where the deadly one is only tried.
+    (failure,) = executors.processes([task, good, bad], store, report=done.append, workers=2)
+    assert failure.task is bad and "out of luck" in failure.error
+    assert sorted(map(id, done)) == sorted(map(id, [task, good, bad]))
+    assert "the worker died with exit code 9; tried again" in caplog.text
+    assert store.read(task.path) is not None
+    serial([good], Store(tmp_path / "serial"), report=done.append)
+    one, other = store.read(good.path), Store(tmp_path / "serial").read(good.path)
+    assert one is not None and other is not None
+    assert np.array_equal(one["predicted"], other["predicted"])
+    with pytest.raises(ValueError, match=r"such as file\.py:NAME"):
+        executors.processes([one_task(defence=lambda points: points)], store, report=done.append)
+
+
+COMMAND = [
+    *("--defence", f"{PARTS}:halved", "--victim", f"{PARTS}:Length"),
+    *("--clouds", "4"),
+]
+
+
+@pytest.fixture
+def few_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmarks.evaluation, "load_clouds", lambda *_, **__: clouds(60))
+    monkeypatch.setitem(SUITES, "quick", small())
+
+
+def invoke(folder: Path, *arguments: str) -> Any:
+    fixed = ["--store", str(folder / "store"), "--out", str(folder / "out.json")]
+    return CliRunner().invoke(run, [*COMMAND, *fixed, *arguments])
+
+
+def test_the_command_writes_a_result_and_says_what_it_is(few_points: None, tmp_path: Path) -> None:
+    outcome = invoke(tmp_path)
+    assert outcome.exit_code == 0, outcome.output
+    assert "worst of 4 attacks per cloud" in outcome.output and "written to" in outcome.output
+    assert '"format": 1' in (tmp_path / "out.json").read_text()
+
+
+def test_exit_codes_of_the_command(few_points: None, tmp_path: Path) -> None:
+    outcome = invoke(tmp_path, "--defence", f"{PARTS}:failing")
+    assert outcome.exit_code == 1 and "out of luck" in outcome.output
+    assert (tmp_path / "out.json").is_file()
+    outcome = invoke(tmp_path, "--defence", "local-mash")
+    assert outcome.exit_code == 2 and "did you mean 'local-mesh'" in outcome.output
+
+
+RUNNER = """
+import sys
+sys.path.insert(0, {tests!r})
+import grid_parts
+from pathlib import Path
+from benchmarks import evaluate
+evaluate(
+    defence={tests!r} + "/grid_parts.py:halved",
+    victim={tests!r} + "/grid_parts.py:Length",
+    data=grid_parts.clouds(40),
+    suite=grid_parts.small(("apgd-linf", "apgd-l2", "pgd-untargeted", "square-linf")),
+    clouds=40,
+    store={store!r},
+)
+print("done")
+"""
+
+
+def test_a_killed_run_resumes_and_two_runs_share_a_store(tmp_path: Path) -> None:
+    code = RUNNER.format(tests=str(PARTS.parent), store=str(tmp_path / "store"))
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while sum(1 for _ in tmp_path.rglob("*.npz")) < 5:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {path: digest(path.read_bytes()) for path in tmp_path.rglob("*.npz") if path.name[0] != "."}
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(2)]
+    assert [process.communicate()[0] for process in both] == [b"done\n"] * 2
+    after = {path: digest(path.read_bytes()) for path in tmp_path.rglob("*.npz") if path.name[0] != "."}
+    assert before.items() <= after.items() and len(after) > len(before)
+    counting = Counting()
+    suite: Suite = small(("apgd-linf", "apgd-l2", "pgd-untargeted", "square-linf"))
+    names: dict[str, Any] = {"defence": f"{PARTS}:halved", "victim": f"{PARTS}:Length"}
+    result = measure(tmp_path / "store", 40, executor=counting, suite=suite, data=clouds(40), **names)
+    assert counting.tasks == [] and not result.failures
