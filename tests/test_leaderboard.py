@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import grid_parts
 import jsonschema
 import pytest
 import torch
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 from synthetic_results import FLAG, result
 
 import benchmarks
-from benchmarks import cards, published, report
+from benchmarks import cards, evaluate, published, report, submit
 from benchmarks.cli import main
 from benchmarks.flags import FLAGS
 
@@ -319,3 +320,28 @@ def test_the_guide_explains_every_flag() -> None:
     assert re.findall(
         r"^\| `([a-z-]+)` \| ", guide.partition("## Flags")[2].partition("## What")[0], re.M
     ) == [*FLAGS]
+
+
+def test_what_is_measured_becomes_a_page_and_a_card(tmp_path: Path) -> None:
+    found = evaluate(
+        defence=grid_parts.halved,
+        victim=grid_parts.Length(),
+        data=grid_parts.clouds(4),
+        suite=grid_parts.small(clouds=4),
+    )
+    found.to_html(tmp_path / "page.html")
+    assert "halved under attack" in (tmp_path / "page.html").read_text()
+    found.to_json(tmp_path / "result.json")
+    made = cards.load_result(tmp_path / "result.json") | {"command": "evaluate(defence=halved)"}
+    for row in ("halved", "sor-smooth"):
+        card = cards.load_card(submit.write(made, row, ABOUT, tmp_path))
+        jsonschema.validate(card, cards.schema())
+    board = report.leaderboard([made])
+    (row,) = {r["victim"] for r in board["rows"]}
+    ours = row_of(board, "halved", row)
+    assert ours["worst"]["accuracy"] == pytest.approx(found.worst)
+    # The same difference as the one that the run itself states.
+    stated = [each for each in made["differences"] if each["against"] == "sor-smooth"]
+    assert [ours["difference"][key] for key in ("difference", "low", "high")] == [
+        pytest.approx(stated[0][key]) for key in ("difference", "low", "high")
+    ]
