@@ -345,3 +345,31 @@ def test_what_is_measured_becomes_a_page_and_a_card(tmp_path: Path) -> None:
     assert [ours["difference"][key] for key in ("difference", "low", "high")] == [
         pytest.approx(stated[0][key]) for key in ("difference", "low", "high")
     ]
+
+
+def test_submit_measures_with_the_options_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: dict[str, Any] = {}
+
+    class Stub:
+        failures: tuple[str, ...] = ()
+        data = result("Denoise", LEVELS, victims=("pointnet-procedural",))
+
+    del Stub.data["command"]
+
+    def stub(**options: Any) -> Stub:
+        given.update(options)
+        return Stub()
+
+    monkeypatch.setattr(benchmarks, "evaluate", stub)
+    said = [f"--{key.replace('_', '-')}={value}" for key, value in ABOUT.items()]
+    options = ("--suite=standard", "--data=modelnet40", f"--store={tmp_path / 'store'}", "-o", tmp_path)
+    # What a card needs is asked for before the measurement.
+    assert invoke("submit", "mine.py:Denoise", *options).exit_code == 1
+    assert not given
+    assert invoke("submit", "mine.py:Denoise", *said, *options).exit_code == 0
+    assert (given["defence"], given["suite"], given["data"]) == ("mine.py:Denoise", "standard", "modelnet40")
+    assert given["store"] == tmp_path / "store"
+    card = cards.load_card(tmp_path / "denoise.json")
+    jsonschema.validate(card, cards.schema())
+    command = "ifdefense-bench run --defence mine.py:Denoise --suite standard --data modelnet40"
+    assert card["results"][0]["command"] == command
