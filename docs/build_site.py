@@ -227,7 +227,7 @@ def main() -> int:
         raise SiteError(f"not in the navigation of mkdocs.yml: {', '.join(missing)}")
     shutil.rmtree(SITE, ignore_errors=True)
     command = [Path(sys.executable).with_name("zensical"), "build", "--strict", "--clean"]
-    if subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL).returncode:
+    if subprocess.run(command, cwd=ROOT).returncode:
         raise SiteError("the site was not built: see the warnings above")
     found = problems(SITE, names)
     if found:
