@@ -61,7 +61,9 @@ def address() -> Iterator[str]:
         try:
             cluster.add_node(**node)
             ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
-            ray.data.DataContext.get_current().enable_progress_bars = False
+            context = ray.data.DataContext.get_current()
+            context.enable_progress_bars = False
+            context.target_max_block_size = 20_000  # several blocks, of a few clouds each
             yield cluster.address
         finally:
             ray.shutdown()
@@ -95,13 +97,14 @@ def begun(*arguments: object) -> subprocess.Popen[bytes]:
 
 
 class Noted(PurifyBatch):
-    """Writes the number of its process to a folder, and waits a little for each batch."""
+    """Notes the number of its process in a folder when it is called, and takes its time."""
 
     def __init__(self, notes: str, **options: Any) -> None:
         super().__init__(**options)
-        Path(notes, str(os.getpid())).touch()
+        self.note = Path(notes, str(os.getpid()))
 
     def __call__(self, batch: Any) -> Any:
+        self.note.touch()
         time.sleep(0.2)
         return super().__call__(batch)
 
@@ -135,7 +138,7 @@ def test_an_actor_is_killed_and_every_cloud_comes_once_with_the_same_bits(
     notes = tmp_path / "notes"
     notes.mkdir()
     options = {"notes": str(notes), "method": "srs", "seed": 4, "num_points": 64}
-    table = ray.data.read_parquet(str(tmp_path / "in")).map_batches(
+    table = ray.data.read_parquet(str(tmp_path / "in"), override_num_blocks=4).map_batches(
         Noted,
         fn_constructor_kwargs=options,
         compute=ray.data.ActorPoolStrategy(size=2),
@@ -152,6 +155,7 @@ def test_an_actor_is_killed_and_every_cloud_comes_once_with_the_same_bits(
             assert name not in rows
             rows[name] = points, error
     assert killed and len(rows) == 96
+    assert len(list(notes.iterdir())) >= 2  # others did the rest
     assert "NaN" in rows["037"][1]
     np.testing.assert_array_equal(np.stack(list(rows["037"][0])), given[37])
     good = [index for index in range(96) if index != 37]
