@@ -10,9 +10,8 @@ import click
 import torch
 
 import ifdefense
-from benchmarks import record
-from benchmarks.clock import make_clouds, timing_options
-from benchmarks.purify_speed import growth
+from benchmarks import result_files
+from benchmarks.speed import growth, make_clouds, timing_options
 from benchmarks.text_tables import text_table
 from ifdefense.purifiers.registry import METHODS
 
@@ -56,7 +55,7 @@ def accelerator(methods: tuple[str, ...], tests: bool, repeats: int, device: tor
         method: growth(ifdefense.load(method, device=device), clouds, repeats, COUNTS) for method in methods
     }
     about = {"device": str(device), "points": int(clouds.shape[1]), "repeats": repeats, "tests": fine}
-    record.write(out, "accelerator", **about, seconds_per_cloud=seconds)
+    result_files.write(out, "accelerator", **about, seconds_per_cloud=seconds)
     rows = [[name, *(f"{1000 * value:.1f}" for value in one.values())] for name, one in seconds.items()]
     click.echo(text_table(["ms per cloud", *(f"{count} clouds" for count in COUNTS)], rows))
     if fine is False:

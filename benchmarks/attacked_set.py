@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 import attacks
 from attacks import Attack
-from benchmarks.protocol import Victim, several
+from benchmarks.foreign import Victim, victim_of
+from benchmarks.studies.common import several
 from benchmarks.suite import slow
 from ifdefense.checkpoints import shipped
 from ifdefense.console import device_option
@@ -114,7 +115,7 @@ def attacked_set(
     sources = {
         name: collect(name, root, surfaces, per_class, teacher, teacher_clouds, device) for name in mix
     }
-    models = [Victim.load(name, device) for name in victims]
+    models = [victim_of(name, device=device) for name in victims]
     key = digest(
         [
             {name: data.digest() for name, data in sources.items()},

@@ -18,7 +18,7 @@ from tqdm import tqdm
 import attacks
 import classifiers
 import ifdefense
-from benchmarks import record
+from benchmarks import result_files
 from benchmarks.text_tables import text_table
 from ifdefense import Defended
 from ifdefense.console import device_option
@@ -299,4 +299,4 @@ def write(
     figures = {
         table.title: [dict(zip(table.header, row, strict=True)) for row in table.rows] for table in tables
     }
-    record.write(output / "demo.json", "demo", **facts, **figures)
+    result_files.write(output / "demo.json", "demo", **facts, **figures)

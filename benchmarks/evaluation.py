@@ -23,12 +23,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import result_files, statistics
-from benchmarks.cells import BASELINES, BLOCK, NO_DEFENCE, Cell, grid
+from benchmarks.cells import BASELINES, BLOCK, CORRUPTION, NO_DEFENCE, Cell, grid
 from benchmarks.clouds import PROCEDURAL, LabelledClouds, load_clouds
 from benchmarks.executors import EXECUTORS, Executor, Failure
 from benchmarks.flags import flags
 from benchmarks.foreign import Victim, defence_of, model_of, nearest, shipped_victims, victim_of
-from benchmarks.shards import Store, Task
+from benchmarks.shards import Store, Task, forget
 from benchmarks.suite import IF_DEFENSE, RECENT, SUITE, SUITES, Suite, slow
 from benchmarks.text_tables import text_table
 from ifdefense.provenance import digest, versions
@@ -49,6 +49,8 @@ MODELNET40_VICTIMS = (
     "pointnet-modelnet40-adversarial",
 )
 ALL = "all"
+CORRUPTED = CORRUPTION.removesuffix(":")
+PROBE = "probe"
 _LOG = logging.getLogger(__name__)
 Json = dict[str, Any]
 
@@ -116,6 +118,11 @@ class Result:
         """Accuracy under the worst per cloud of all attacks and the clean cloud, in %."""
         return _value(self.headline["worst"])
 
+    @property
+    def measured(self) -> bool:
+        """Whether there are figures of the defence under attacks."""
+        return any(one["defence"] == self.data["row"] and one["family"] == ALL for one in self.figures)
+
     def in_words(self) -> str:
         """The headline as a sentence."""
         one = self.headline
@@ -132,7 +139,7 @@ class Result:
                 *(_shown(one[figure]) for figure in ("clean", "static", "adaptive", "worst")),
             ]
             for one in self.figures
-            if one["family"] == ALL
+            if one["family"] == (ALL if self.measured else CORRUPTED)
         ]
         header = ["accuracy in %", "clean", "static, mean", "adaptive, worst", "worst of all"]
         raised = [
@@ -140,7 +147,7 @@ class Result:
             for flag in self.data["flags"]
             if flag["defence"] == self.data["row"]
         ]
-        return "\n".join([text_table(header, lines), *raised, self.in_words()])
+        return "\n".join([text_table(header, lines), *raised, *([self.in_words()] if self.measured else [])])
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The result as JSON, also written to a file if there is a path."""
@@ -261,6 +268,7 @@ class _Run:
     what: Any
 
     def __post_init__(self) -> None:
+        forget()
         find, device = model_of if self.model else victim_of, torch.device(self.device)
         found = [(find(what, device=device), what) for what in self.whats]
         self.victims: dict[str, Victim] = {victim.title: victim for victim, _ in found}
@@ -286,16 +294,18 @@ class _Run:
         if minutes is not None:
             first = dict.fromkeys(counts, BLOCK)
             labelled = self._clouds(BLOCK)
-            self._execute(first, labelled)
-            clouds = self._affordable(first, labelled, minutes)
+            tasks = list(self._tasks(first, labelled))
+            self._execute(tasks)
+            clouds = self._affordable(tasks, minutes)
         if clouds is not None:
             counts = dict.fromkeys(counts, clouds)
         labelled = self._clouds(max(counts.values()))
         if minutes is None and clouds is not None and clouds > len(labelled):
             raise ValueError(f"{labelled.name}: {clouds} clouds are asked for, there are {len(labelled)}")
         counts = {cell: min(count, len(labelled)) for cell, count in counts.items()}
-        failures = self._execute(counts, labelled)
-        return Result(self._summary(counts, labelled), failures)
+        tasks = list(self._tasks(counts, labelled))
+        failures = self._execute(tasks)
+        return Result(self._summary(tasks, labelled), failures)
 
     def _clouds(self, count: int | None) -> LabelledClouds:
         """The first clouds; all with ``None``, and where there are fewer."""
@@ -310,7 +320,7 @@ class _Run:
         return found
 
     def _tasks(self, counts: Mapping[Cell, int], labelled: LabelledClouds) -> Iterator[Task]:
-        """The scored shards, and one probe per victim and defence."""
+        """The scored shards, and one probe of the defence per victim."""
         blocks: dict[tuple[int, int], LabelledClouds] = {}
 
         def task(kind: Any, cell: Cell, block: int, count: int) -> Task:
@@ -336,12 +346,11 @@ class _Run:
             for block in range(math.ceil(count / BLOCK)):
                 yield task("scored", cell, block, count)
         for title in self.victims:
-            for name in self.defences:
-                yield task("probe", Cell(title, "probe", name), 0, min(BLOCK, max(counts.values())))
+            yield task("probe", Cell(title, PROBE, self.row), 0, min(BLOCK, max(counts.values())))
 
-    def _execute(self, counts: Mapping[Cell, int], labelled: LabelledClouds) -> list[Failure]:
+    def _execute(self, tasks: Sequence[Task]) -> list[Failure]:
         """Computes missing shards: first attacked clouds, then their predictions and probes."""
-        missing = [task for task in self._tasks(counts, labelled) if self.store.read(task.path) is None]
+        missing = [task for task in tasks if self.store.read(task.path) is None]
         needed = {made.path: made for task in missing if (made := task.attacked) is not None}
         attacks = [task for task in needed.values() if self.store.read(task.path, "success") is None]
         with tqdm(
@@ -356,10 +365,10 @@ class _Run:
             failures += self.executor(possible, self.store, report=lambda task: bar.update())
         return failures
 
-    def _affordable(self, counts: Mapping[Cell, int], labelled: LabelledClouds, minutes: float) -> int:
+    def _affordable(self, tasks: Sequence[Task], minutes: float) -> int:
         """Number of clouds that takes the given time, by the seconds stored with the first block."""
-        paths = {task.path for task in self._tasks(counts, labelled)}
-        paths |= {m.path for task in self._tasks(counts, labelled) if (m := task.attacked) is not None}
+        paths = {task.path for task in tasks}
+        paths |= {task.attacked.path for task in tasks if task.attacked is not None}
         found = [arrays for path in paths if (arrays := self.store.read(path, "seconds")) is not None]
         seconds = sum(float(arrays["seconds"]) for arrays in found)
         blocks = max(1, int(60 * minutes / max(seconds, 1e-3)))
@@ -367,14 +376,16 @@ class _Run:
         _LOG.warning("%g minutes: %d clouds (%.1f minutes for each %d)", minutes, clouds, seconds / 60, BLOCK)
         return clouds
 
-    def _summary(self, counts: Mapping[Cell, int], labelled: LabelledClouds) -> Json:
+    def _summary(self, every: Sequence[Task], labelled: LabelledClouds) -> Json:
         """The JSON of the result."""
         tasks: dict[Cell, list[Task]] = {}
-        for task in self._tasks(counts, labelled):
+        for task in every:
             tasks.setdefault(task.cell, []).append(task)
         rights: dict[Cell, Tensor] = {}
         cells = []
-        for cell in counts:
+        for cell in tasks:
+            if cell.source == PROBE:
+                continue
             if (measured := self._cell(cell, tasks[cell], labelled)) is not None:
                 rights[cell] = measured[0]
                 cells.append(measured[1])
@@ -385,12 +396,12 @@ class _Run:
             made
             for victim in self.victims
             for defence in self.defences
-            for family in (ALL, RECENT, IF_DEFENSE)
+            for family in (ALL, RECENT, IF_DEFENSE, CORRUPTED)
             if (made := _figures(rights, victim, defence, family, labelled.labels, success)) is not None
         ]
         raised = []
         for cell, (task, *_) in tasks.items():
-            if cell.source == "probe":
+            if cell.source == PROBE:
                 arrays = self.store.read(task.path)
                 if arrays is not None:
                     raised += flags(json.loads(str(arrays["evidence"])), cells)
@@ -519,17 +530,24 @@ def _figures(
     own = {cell: right for cell, right in rights.items() if (cell.victim, cell.defence) == (victim, defence)}
     clean = [right for cell, right in own.items() if cell.source == "clean"]
     attacked = {
-        cell: right for cell, right in own.items() if cell.source in SUITE and family in (ALL, cell.family)
+        cell: right
+        for cell, right in own.items()
+        if family == cell.family or (family == ALL and cell.source in SUITE)
     }
     if not clean or not attacked:
         return None
+    about: Json = {"victim": victim, "defence": defence, "family": family, "attacks": len(attacked)}
+    if family == CORRUPTED:  # a mean, as nobody chooses the worst
+        mean = _accuracy(torch.cat(_common(attacked.values())), labels)
+        own_mean = {"clean": _accuracy(clean[0], labels), "static": mean, "adaptive": None, "worst": None}
+        return about | {"clouds": mean["clouds"]} | own_mean
     strong = [
         right
         for cell, right in attacked.items()
         if cell.knowledge == "static" and (success.get((victim, cell.source)) or 0) >= STRONG
     ]
     adaptive = [right for cell, right in attacked.items() if cell.adaptive]
-    found = {"victim": victim, "defence": defence, "family": family, "attacks": len(attacked)}
+    found: Json = about
     worst = _worst([*clean, *attacked.values()])
     found["clouds"] = worst.shape[1]
     found["clean"] = _accuracy(clean[0], labels)

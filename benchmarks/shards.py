@@ -147,18 +147,19 @@ class Task:
     @functools.cached_property
     def key(self) -> str:
         """Digest of all that determines the shard."""
-        common = FORMAT, self.kind, versions(), self.seed, _device_kind(self.device)
-        clouds = self.clouds.points, self.clouds.labels, self.clouds.targets
+        common = FORMAT, self.kind, _environment(self.device), self.seed, _digest_of_clouds(self.clouds)
         own = _digest_of_victim(self.victim, self.device), _digest_of_defence(self.defence, self.device)
         if self.kind == "attacked":
             known = (self.cell.knowledge, self.samples) if self.defence != NO_DEFENCE else ()
-            attack = _digest_of_attack(self.cell.source, self.effort), code_digest([DefenceAware.__module__])
-            return digest(*common, *attack, *known, *own, *clouds)
-        source = made.key if (made := self.attacked) is not None else digest(self.cell.source, *clouds)
+            return digest(*common, _digest_of_attack(self.cell.source, self.effort), *known, *own)
         if self.kind == "probe":
-            return digest(*common, code_digest([probe.__module__]), source, *own)
-        corruption = code_digest([corrupt.__module__]) if self.cell.source.startswith(CORRUPTION) else ""
-        return digest(*common, source, corruption, *own, self.draws, FRESH)
+            return digest(*common, _code(probe.__module__), *own)
+        source: list[Any] = [self.cell.source]
+        if self.attacked is not None:
+            source = [self.attacked.key]
+        elif self.cell.source.startswith(CORRUPTION):
+            source += [_code(corrupt.__module__), self.block]
+        return digest(*common, source, *own, self.draws, FRESH)
 
 
 def run_shard(task: Task, store: Store) -> None:
@@ -293,7 +294,38 @@ def _digest_of_defence(what: Any, device: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _digest_of_attack(source: str, effort: Effort) -> str:
-    return digest(SUITE[source].attack(effort))
+    return digest(SUITE[source].attack(effort), _code(DefenceAware.__module__))
+
+
+@functools.lru_cache(maxsize=512)
+def _digest_of_clouds(clouds: LabelledClouds) -> str:
+    return clouds.digest()
+
+
+@functools.lru_cache(maxsize=16)
+def _code(module: str) -> str:
+    return code_digest([module])
+
+
+@functools.lru_cache(maxsize=4)
+def _environment(device: str) -> str:
+    """Versions, and the kind of device, on which rounding depends."""
+    return digest(versions(), torch.device(device).type)
+
+
+def forget() -> None:
+    """Forgets defences, victims and digests, which may have changed since the last run of this process."""
+    for kept in (
+        _victim,
+        _defence,
+        _digest_of_victim,
+        _digest_of_defence,
+        _digest_of_attack,
+        _digest_of_clouds,
+        _code,
+        _environment,
+    ):
+        kept.cache_clear()
 
 
 def code_of(model: Any) -> str:
@@ -301,8 +333,3 @@ def code_of(model: Any) -> str:
     parts = model.modules() if isinstance(model, nn.Module) else [model]
     names = {type(part).__module__ for part in parts}
     return code_digest(name for name in names if name.partition(".")[0] != "torch")
-
-
-def _device_kind(device: str) -> str:
-    """Rounding depends on it."""
-    return torch.device(device).type

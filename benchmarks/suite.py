@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
-
 import attacks
 from classifiers.pointnet import PointNet
+from ifdefense.corruptions.natural import CORRUPTIONS
 
 WHOLE = 400
 """Clouds of cheap attacks."""
@@ -89,18 +88,6 @@ def changed(settings: str) -> str:
 def slow(victim: object) -> bool:
     """Whether a gradient costs about ten times that of PointNet, as with networks of neighbourhoods."""
     return not isinstance(victim, PointNet)
-
-
-def affordable_clouds(name: str, victim: nn.Module, adaptive: bool = False, published: bool = False) -> int:
-    """Number of clouds that takes minutes of a CPU, not hours; `WHOLE` with published settings.
-
-    A tenth, at least 20, for a `slow` victim and for attacks through a defence.
-    """
-    entry = SUITE.get(name)
-    if entry is None or published:
-        return WHOLE
-    few = entry.passes > 1 and (adaptive or slow(victim))
-    return max(20, entry.clouds // 10) if few else entry.clouds
 
 
 def names(group: str | None = None) -> tuple[str, ...]:
@@ -285,11 +272,14 @@ _QUICK = ("apgd-linf", "apgd-l2", "add-200", "drop-200", "square-linf", "pgd-unt
 _ADAPTIVE = tuple(name for name, entry in SUITE.items() if entry.adaptive)
 _EXACT = tuple(name for name in _ADAPTIVE if SUITE[name].gradients)
 
+_CORRUPTIONS = tuple(f"corruption:{name}@{severity}" for name in CORRUPTIONS for severity in range(1, 6))
+
 SUITES: dict[str, Suite] = {
     suite.name: suite
     for suite in (
         Suite("quick", _QUICK, _QUICK, ("apgd-linf", "apgd-l2"), 20, 20, 2, "quick"),
         Suite("standard", tuple(SUITE), _ADAPTIVE, _EXACT, WHOLE, 100, 8, "affordable"),
+        Suite("corruptions", (), (), (), WHOLE, 100, 8, "affordable", _CORRUPTIONS),
         Suite("full", tuple(SUITE), _ADAPTIVE, _EXACT, 2468, 2468, 8, "published"),
     )
 }

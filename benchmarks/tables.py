@@ -13,23 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import (
-    ablation,
-    adaptive,
-    catalogue,
-    conditions,
-    corruption,
-    labels,
-    optimisation,
-    reconstruction,
-    record,
-    refinement,
-    repair,
-    robustness,
-)
-from benchmarks.suite import SUITE
+from benchmarks import catalogue, report, result_files
+from benchmarks.studies import ablation, conditions, labels, optimisation, reconstruction, refinement, repair
 from benchmarks.text_tables import markdown
-from ifdefense.purifiers.registry import DEFAULT
 
 BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Result = dict[str, Any]
@@ -83,48 +69,53 @@ def point_operations(result: Result) -> str:
     )
 
 
-def headline(result: Result) -> str:
-    """Accuracy of the hybrid PointNet under a few attacks: no defence, simple ones, and the default."""
-    victim, attacks = "pointnet-modelnet40-hybrid", ("none", "add-hd", "pgd-linf", "drop-200")
-    defences = ("none", "sor", "sor-smooth", "sor-ae", DEFAULT)
-    found = {
-        row["attack"]: row
-        for row in result["rows"]
-        if (row["victim"], row["kind"]) == (victim, "plain") and row["attack"] in attacks
-    }
-    titles = {name: SUITE[name].title if name in SUITE else "clean" for name in attacks}
-    specs = robustness.latest(result)
-
-    def cell(name: str, defence: str) -> str:
-        figure = f"{found[name]['figures'][defence]['accuracy']:.1f}"
-        return figure if found[name].get("specs", {}).get(defence) == specs.get(defence) else f"{figure}†"
-
-    rows = [[defence, *(cell(name, defence) for name in attacks)] for defence in defences]
-    errors = [row["figures"][defence]["standard_error"] for row in found.values() for defence in defences]
-    clouds = ", ".join(f"{titles[name]}: {found[name]['clouds']}" for name in attacks)
+def summary(result: Result, victim: str | None = None) -> str:
+    """Figures over all attacks: one row per defence of a victim, or of each."""
+    names = ("clean", "static", "adaptive", "worst")
+    found = [o for o in result["figures"] if o["family"] == "all" and victim in (None, o["victim"])]
+    rows = [
+        [
+            one["defence"] if victim else f"{one['defence']}, {one['victim']}",
+            *(report.figure(one[name]) for name in names),
+        ]
+        for one in found
+    ]
+    attacks = max(one["attacks"] for one in found)
     return (
-        f"{markdown(['defence', *titles.values()], rows)}\n\nAccuracy of PointNet, trained on clean and on "
-        f"purified clouds, in %; test clouds of ModelNet40 ({clouds}), "
-        f"standard error at most {max(errors):.1f}."
-        + (" † An earlier version of the defence." if "†" in str(rows) else "")
+        f"{markdown(['defence', 'clean', 'static, mean', 'adaptive, worst', 'worst of all'], rows)}\n\n"
+        "Accuracy in % ± standard error; *worst*: the worst of up to "
+        f"{attacks} attacks for each of {found[0]['clouds']} test clouds of ModelNet40, not an average."
     )
 
 
+def headline(result: Result) -> str:
+    """The hybrid PointNet without a defence, behind two filters, and behind the default."""
+    return summary(result, "pointnet-modelnet40-hybrid")
+
+
+def grid(result: Result) -> str:
+    """All figures and cells of a result."""
+    return report.markdown(report.leaderboard([result])).partition("\n")[2].strip()
+
+
+STANDARD = "standard.json"
+"""Result of ``ifdefense-bench run --data modelnet40 --suite standard``."""
+
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "ablation": ("ablation.json", ablation.table),
-    "adaptive": ("adaptive.json", adaptive.table),
-    "accuracy": ("robustness.json", robustness.summary),
+    "accuracy": (STANDARD, summary),
+    "adaptive": (STANDARD, grid),
     "attack-speed": ("attack_speed.json", attack_speed),
     "conditions": ("conditions.json", conditions.table),
-    "corruptions": ("corruptions.json", corruption.table),
-    "headline": ("robustness.json", headline),
+    "corruptions": ("corruptions-standard.json", grid),
+    "headline": (STANDARD, headline),
     "labels": ("labels.json", labels.table),
     "optimisation": ("optimisation.json", optimisation.table),
     "point-operations": ("point_operations.json", point_operations),
     "reconstruction": ("reconstruction.json", reconstruction.table),
     "refinement": ("refinement.json", refinement.table),
     "repair": ("repair.json", repair.table),
-    "robustness": ("robustness.json", robustness.table),
+    "robustness": (STANDARD, grid),
     "speed": ("purify_speed.json", speed),
 }
 """Result file and renderer of each table."""
@@ -177,7 +168,7 @@ def main() -> int:
     """Fills the tables of the files named on the command line, by default of `DOCUMENTS`."""
     for name in sys.argv[1:] or DOCUMENTS:
         path = Path(name)
-        path.write_text(fill(path.read_text(encoding="utf-8"), record.FOLDER), encoding="utf-8")
+        path.write_text(fill(path.read_text(encoding="utf-8"), result_files.FOLDER), encoding="utf-8")
     return 0
 
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import ifdefense
-from attacks import PGD, Attack, SaliencyDrop
-from benchmarks.ablation import VARIANTS, inputs
+from benchmarks.studies.ablation import VARIANTS, inputs
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.compose import Compose
 from ifdefense.purifiers.specs import describe
@@ -23,18 +22,17 @@ def test_inputs_are_attacked_or_have_clusters() -> None:
         torch.randn(4, 500, 3, generator=torch.Generator().manual_seed(0)), dim=-1
     )
 
-    def attacked(victim: object, name: str, attack: Attack, targeted: bool) -> Tensor:
-        assert isinstance(attack, {"pgd": PGD, "drop-200": SaliencyDrop}[name])
+    def attacked(victim: str, name: str) -> Tensor:
         return {"pgd": clean + 0.1, "drop-200": clean[:, 200:]}[name]
 
     bench = SimpleNamespace(points=clean, seed=0, attacked=attacked)
-    given = inputs(bench, object())  # type: ignore[arg-type]
+    given = inputs(bench)  # type: ignore[arg-type]
     assert list(given) == ["clean", "PGD", "Drop-200", "clusters"]
     assert given["clean"] is clean and given["Drop-200"].shape == (4, 300, 3)
     for cloud, spoilt in zip(clean, given["clusters"], strict=True):
         near = torch.cdist(spoilt, cloud).amin(1) < 1e-5
         assert 350 <= near.sum() < 500  # a fifth as many points as the cloud has, at most, and some
-    assert torch.equal(given["clusters"], inputs(bench, object())["clusters"])  # type: ignore[arg-type]
+    assert torch.equal(given["clusters"], inputs(bench)["clusters"])  # type: ignore[arg-type]
 
 
 def surface(purifier: Purifier) -> SurfacePurifier:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 import attacks
 import ifdefense
-from benchmarks import attack_speed, labels, optimisation, purify_speed, tables
-from benchmarks.clock import make_clouds, median_seconds
-from benchmarks.purify_speed import peak_memory, stage_seconds
+from benchmarks import speed, tables
+from benchmarks.speed import make_clouds, median_seconds, peak_memory, stage_seconds
+from benchmarks.studies import labels, optimisation
 from benchmarks.text_tables import text_table
 from ifdefense.implicit.base import Calibration
 from ifdefense.restorers.optimised import OptimisedRestorer
@@ -33,7 +33,7 @@ def bench(*arguments: object) -> str:
 
 def test_help_lists_every_command() -> None:
     output = bench("--help")
-    assert all(name in output for name in ("demo", "robustness", "purify-speed"))
+    assert all(name in output for name in ("demo", "run", "purify-speed"))
 
 
 def test_clouds_are_of_as_many_classes_as_can_be() -> None:
@@ -67,9 +67,9 @@ def test_stages_add_up_to_the_whole() -> None:
 
 
 def test_speed_command_writes_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(purify_speed, "LARGE", 5_000)
-    monkeypatch.setattr(purify_speed, "NEIGHBOURS", 1)
-    monkeypatch.setattr(purify_speed, "PGD", lambda iterations: attacks.PGD(iterations=1))
+    monkeypatch.setattr(speed, "LARGE", 5_000)
+    monkeypatch.setattr(speed, "NEIGHBOURS", 1)
+    monkeypatch.setattr(speed, "PGD", lambda iterations: attacks.PGD(iterations=1))
     output = bench(
         "purify-speed", "--method", "sor", "--repeats", 1, "--out", tmp_path / "new" / "speed.json"
     )
@@ -123,9 +123,9 @@ def test_unknown_table(tmp_path: Path) -> None:
 def test_attack_speed_times_attacks_against_bare_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attack_speed, "make_clouds", lambda count: make_clouds(count)[:, :256])
+    monkeypatch.setattr(speed, "make_clouds", lambda count: make_clouds(count)[:, :256])
     few = {"PGD": (attacks.PGD(iterations=10), 10), "Add-CD": (attacks.AddCD(searches=2, iterations=5), 10)}
-    monkeypatch.setattr(attack_speed, "TIMED", few)
+    monkeypatch.setattr(speed, "TIMED", few)
     options = ["--clouds", 1, "--repeats", 1, "--attack", "PGD", "--attack", "Add-CD"]
     output = bench("attack-speed", *options, "--out", tmp_path / "speed.json")
     result = json.loads((tmp_path / "speed.json").read_text())
@@ -135,7 +135,7 @@ def test_attack_speed_times_attacks_against_bare_passes(
 
 
 def test_bare_passes_are_as_many_as_an_attack_makes() -> None:
-    for name, (attack, passes) in attack_speed.TIMED.items():
+    for name, (attack, passes) in speed.TIMED.items():
         seen: list[bool] = []
 
         def model(points: Tensor, seen: list[bool] = seen) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from benchmarks import conditions as bench
+from benchmarks.studies import conditions as bench
 from ifdefense.checkpoints import save_safetensors
 from ifdefense.cli import main
 from ifdefense.geometry.mesh import Mesh

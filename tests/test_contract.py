@@ -20,8 +20,11 @@ from torch import Tensor, nn
 
 import attacks
 from attacks import Attack, AttackResult
+from benchmarks.cells import Cell
+from benchmarks.clouds import LabelledClouds
 from benchmarks.demo import predict
-from benchmarks.protocol import Bench
+from benchmarks.foreign import victim_of
+from benchmarks.shards import Store, Task, run_shard
 from classifiers.adversarial import attacked
 from classifiers.options import ClassifierOptions
 from classifiers.run import ClassifierRun, accuracy
@@ -213,8 +216,13 @@ def test_training_and_measurements_take_tuples(net: SmallNet, tmp_path: Path) ->
     labels = net(CLOUDS).argmax(1)
     assert accuracy(model, TrainingClouds(CLOUDS, labels)) == 1
     assert torch.equal(predict(model, CLOUDS), labels)
-    bench, victim = cast(Any, SimpleNamespace(batch=2)), cast(Any, SimpleNamespace(model=model))
-    assert torch.equal(Bench.predictions(bench, victim, CLOUDS), labels)
+    targets = (labels + 1) % CLASSES
+    names = tuple(map(str, range(CLASSES)))
+    labelled = LabelledClouds("made", CLOUDS, labels, targets, names)
+    task = Task("scored", Cell("model", "clean", "none"), 0, labelled, victim_of(model))
+    run_shard(task, Store(tmp_path))
+    scored = Store(tmp_path).read(task.path)
+    assert scored is not None and scored["predicted"].tolist() == [labels.tolist()]
     generators = [torch.Generator().manual_seed(0) for _ in range(2)]
     ours, theirs = (
         attacked(each, CLOUDS, labels, 0.1, 2, generator)

@@ -24,7 +24,7 @@ import classifiers.train
 import ifdefense.cli
 from attacks.base import Attack, ThreatModel
 from attacks.oracle import Oracle
-from benchmarks import catalogue, record, tables
+from benchmarks import catalogue, result_files, tables
 from classifiers import fold
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +41,7 @@ def example(document: str) -> str:
 @pytest.mark.parametrize("document", tables.DOCUMENTS)
 def test_tables_are_up_to_date(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
-    assert tables.fill(text, ROOT / record.FOLDER) == text, "run python -m benchmarks.tables"
+    assert tables.fill(text, ROOT / result_files.FOLDER) == text, "run python -m benchmarks.tables"
 
 
 def test_the_lines_of_the_readme_run() -> None:

@@ -185,18 +185,18 @@ def test_everything_that_makes_a_shard_is_in_its_key(monkeypatch: pytest.MonkeyP
     assert len(set(keys)) == len(keys)
     assert one_task().key == keys[0]
     monkeypatch.setattr(shards, "versions", lambda: {"torch": "another"})
+    shards.forget()
     assert one_task().key != keys[0]
+    shards.forget()
 
 
 def test_a_changed_attack_is_another_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     before = one_task().key
     changed = SUITE["apgd-linf"].attack("quick").with_epsilon(0.06)
     monkeypatch.setattr(type(SUITE["apgd-linf"]), "attack", lambda *_: changed)
-    shards._digest_of_attack.cache_clear()
-    try:
-        assert one_task().key != before
-    finally:
-        shards._digest_of_attack.cache_clear()
+    shards.forget()
+    assert one_task().key != before
+    shards.forget()
 
 
 def test_a_full_disk_ends_the_run_with_one_line_and_leaves_nothing(

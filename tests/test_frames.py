@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import classifiers
 import ifdefense
-from benchmarks.protocol import Victim
+from benchmarks.foreign import victim_of
 from ifdefense import Defended, Mesh, cli, purify
 from ifdefense.checkpoints import CheckpointError, load_metadata, stated_axis
 from ifdefense.data import read_cloud, write_cloud
@@ -86,7 +86,7 @@ def test_a_public_classifier_gets_clouds_with_its_own_axis(tmp_path, table_cloud
     expected = model(turned(cloud, "z", "y"))
     torch.testing.assert_close(classifiers.upright(loaded)(cloud), expected)
     assert classifiers.upright(model) is model
-    victim, other = (Victim.load(f"pointnet:{tmp_path / 'mine.pth'}{axis}") for axis in ("@y", ""))
+    victim, other = (victim_of(f"pointnet:{tmp_path / 'mine.pth'}{axis}") for axis in ("@y", ""))
     assert victim.title == other.title == "pointnet-mine"
     torch.testing.assert_close(victim.model(cloud), expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(other.model(cloud), model(cloud), rtol=1e-4, atol=1e-6)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from attacks import FGM, PGD
+from benchmarks.cells import Cell
+from benchmarks.clouds import load_clouds
+from benchmarks.shards import Store, Task, run_shard
 from classifiers import from_geometric
 from ifdefense import Defended, load
-from ifdefense.provenance import digest, digest_of_weights
+from ifdefense.provenance import digest
 
 pytest.importorskip(
     "torch_geometric", reason="PyTorch Geometric is not installed: pip install torch-geometric"
@@ -180,16 +183,17 @@ def test_digests_do_not_depend_on_what_was_built_before() -> None:
     assert digest(first) == digest(second) != digest(from_geometric(NotYetBuilt(), KNNGraph(7)))
 
 
-@pytest.mark.skipif("IFDEFENSE_DATA" not in os.environ, reason="IFDEFENSE_DATA is not set: no ModelNet40")
 def test_the_benchmark_takes_it(tmp_path: Path) -> None:
-    from benchmarks.protocol import Bench, Victim
-
     torch.manual_seed(0)
     network = PointNet().eval()
-    network.head = nn.Linear(8, 40)
+    network.head = nn.Linear(8, 16)
     model = from_geometric(network, KNNGraph(6))
-    victim = Victim("pointnet-pyg", model, digest_of_weights(model))
-    bench = Bench("validation", 2, 0, tmp_path)
-    attacked = bench.attacked(victim, "pgd", PGD("linf", iterations=2), targeted=False)
-    assert attacked.shape == bench.points.shape and not torch.equal(attacked, bench.points)
-    assert bench.predictions(victim, attacked, "sor").shape == (2,)
+    labelled = load_clouds(clouds=2, num_points=64)
+    task = Task(
+        "scored", Cell("pyg", "apgd-linf", "sor", "static"), 0, labelled, model, "sor", effort="quick"
+    )
+    run_shard(task, Store(tmp_path))
+    assert task.attacked is not None
+    scored, made = Store(tmp_path).read(task.path), Store(tmp_path).read(task.attacked.path)
+    assert scored is not None and scored["predicted"].shape == (5, 2)
+    assert made is not None and not np.array_equal(made["points"], labelled.points)

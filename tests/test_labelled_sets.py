@@ -17,7 +17,7 @@ from ifdefense.data.layouts import LAYOUTS, MODELNET40_CLASSES, detect_layout, l
 from ifdefense.data.modelnet import load_modelnet40
 from ifdefense.data.orientation import looks_up
 from ifdefense.data.packed import DataError
-from ifdefense.data.selection import stratified
+from ifdefense.data.selection import nested_order
 from ifdefense.geometry.axes import AXES, turned
 from ifdefense.geometry.frame import to_unit_sphere
 
@@ -276,7 +276,7 @@ def test_the_axis_of_modelnet40_is_found_without_false_alarms(validation):
 
 
 def test_clouds_stored_y_up_are_recognised(tmp_path, validation):
-    part = validation[stratified(validation.labels, 60)]
+    part = validation[nested_order(validation.labels)[:60]]
     write_h5(
         tmp_path / "ply_data_test0.h5",
         data=turned(part.points, "z", "y"),

@@ -56,7 +56,10 @@ def test_a_row_has_the_figures_of_the_result_and_its_own_flags(measured: dict[st
         for each in measured["figures"]
         if (each["defence"], each["victim"], each["family"]) == ("Denoise", "pointnet-procedural", "all")
     ]
-    assert {name: row[name] for name in report.FIGURES} == {name: figures[name] for name in report.FIGURES}
+    for name in ("clean", "adaptive", "worst"):
+        assert row[name] == figures[name]
+    # A mean over attacks: its spread is not that of draws.
+    assert row["static"]["accuracy"] == 60 and "spread" not in row["static"]
     assert [flag["says"] for flag in row["flags"]] == [FLAG["says"]]
     assert row_of(board, "Denoise", "dgcnn-procedural")["flags"] == []
     assert row_of(board, "sor", "pointnet-procedural")["flags"] == []
@@ -100,6 +103,19 @@ def test_of_two_measurements_the_one_with_more_clouds_stays_then_the_newer(measu
     assert len(report.leaderboard([measured, other])["rows"]) == 2 * len(
         report.leaderboard([measured])["rows"]
     )
+
+
+def test_corruptions_have_a_mean_and_no_worst_case() -> None:
+    made = result("Denoise", LEVELS, victims=("pointnet-procedural",))
+    mean = {"accuracy": 71.0, "error": 2.0, "class_mean": 71.0, "spread": 5.0}
+    row = {"victim": "pointnet-procedural", "defence": "Denoise", "family": "corruption", "clouds": 40}
+    made["figures"].append({**row, "clean": mean, "static": mean, "adaptive": None, "worst": None})
+    board = report.leaderboard([made])
+    found = row_of(board, "Denoise", "pointnet-procedural", "corruption")
+    assert (found["static"]["accuracy"], found["worst"], found["difference"]) == (71.0, None, None)
+    assert board["rows"][-1] == found  # after the rows with a worst case
+    assert "| Denoise | – | – | 71.0 ± 2.0 | 71.0 ± 2.0 (draws ± 5.0) | – |" in report.markdown(board)
+    jsonschema.validate(cards.make([made], "Denoise", ABOUT), cards.schema())
 
 
 def test_markdown_says_in_words_what_the_headline_is(measured: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.labels import overlap
+from benchmarks.studies.labels import overlap
 from ifdefense.data.errors import DataError
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.base import load_network

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
-from pool_tasks import answer
+from pool_tasks import answer, interrupt, linger
 
 import ifdefense
 from ifdefense import cli, distributed
@@ -278,6 +278,14 @@ def test_a_dead_worker_loses_its_task_alone(address: str) -> None:
     assert isinstance(found["die"], Lost) and found["die"].died
     assert found["raise"] == Lost("KeyError: 'no such thing'")
     assert told == []
+
+
+def test_an_interrupt_stops_tasks_which_remove_their_temporary_files(address: str, tmp_path: Path) -> None:
+    path, start = tmp_path / "temporary", time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(RayTasks(linger, None, address, print), path)
+    assert not path.exists()
+    assert time.monotonic() - start < 50
 
 
 def test_a_full_disk_on_a_worker_is_an_error_of_each_file(address: str, scans: Path) -> None:

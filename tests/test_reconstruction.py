@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.reconstruction import chamfer_l1, figures, inputs, table, unit
+from benchmarks.studies.reconstruction import chamfer_l1, figures, inputs, table, unit
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.geometry.sampling import sample_surface
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.refinement import compare, table
+from benchmarks.studies.refinement import compare, table
 from ifdefense.geometry.mesh import Mesh
 from ifdefense.implicit.base import Calibration, Field
 from ifdefense.reconstruction.refinement import RefinedExtraction, Refinement, refinement_loss

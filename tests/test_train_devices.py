@@ -16,8 +16,11 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 import attacks
-from benchmarks import accelerator, attack_speed, protocol
+from benchmarks import accelerator, speed
 from benchmarks import cli as bench
+from benchmarks.cells import Cell
+from benchmarks.clouds import load_clouds
+from benchmarks.shards import Store, Task, run_shard
 from classifiers import train as classifier_training
 from ifdefense.cli import main
 from ifdefense.data.cloudset import CloudSet
@@ -179,11 +182,6 @@ def test_a_run_goes_on_on_another_device(device, tmp_path):
 # Benchmarks
 
 
-@pytest.fixture
-def few_clouds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "_whole", lambda _: cloud_set(20, 128, 40))
-
-
 def invoke(*arguments: object) -> None:
     result = CliRunner().invoke(bench.main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, (result.output, result.exception)
@@ -195,28 +193,27 @@ def test_every_benchmark_of_networks_takes_a_device():
         assert ("--device" in output) == (name != "labels"), name
 
 
-def test_attacked_and_purified_clouds_of_the_benchmarks(device, few_clouds, tmp_path):
-    shared = ["--clouds", 2, "--cache", tmp_path / "cache", "--victim", "pointnet-modelnet40"]
-    shared += ["--defence", "none", "--defence", "sor-ae"]
-    for kind in (device.type, "cpu"):
-        out = tmp_path / f"{kind}.json"
-        invoke("robustness", *shared, "--attack", "fgm", "--plain", "--out", out, "--device", kind)
-        (row,) = json.loads(out.read_text())["rows"]
-        assert row.get("device", "cpu") == kind and set(row["figures"]) == {"none", "sor-ae"}
-    for part in ("attacked", "purified"):  # what one device has made is not taken for that of another
-        assert len(list((tmp_path / "cache" / part).iterdir())) == 2
-    shared += ["--device", device.type]
-    invoke("adaptive", *shared, "--steps", 1, "--attacker", "known", "--out", tmp_path / "adaptive.json")
-    one = ["--corruption", "uniform", "--severity", 1]
-    invoke("corruptions", *shared, *one, "--out", tmp_path / "corruptions.json")
+def test_shards_of_the_benchmark(device, tmp_path):
+    """What one device has made is not taken for that of another."""
+    labelled, store = load_clouds(clouds=2, num_points=256), Store(tmp_path)
+    keys = set()
+    for kind in (str(device), "cpu"):
+        for source, knowledge in (("apgd-linf", "straight-through"), ("corruption:uniform@1", "none")):
+            cell = Cell("pointnet-procedural", source, "sor-ae", knowledge)
+            given = {"victim": cell.victim, "defence": "sor-ae", "effort": "quick", "device": kind}
+            task = Task("scored", cell, 0, labelled, **given)
+            run_shard(task, store)
+            keys.add(task.key)
+            assert store.read(task.path)["predicted"].shape[1] == 2
+    assert len(keys) == 4
 
 
 def test_times_on_the_device(device, monkeypatch, tmp_path):
     out = tmp_path / "times.json"
-    for module in (accelerator, attack_speed):
+    for module in (accelerator, speed):
         monkeypatch.setattr(module, "make_clouds", lambda count: balls(count, 128).points.numpy())
     monkeypatch.setattr(accelerator, "COUNTS", (1, 2))
-    monkeypatch.setitem(attack_speed.TIMED, "PGD", (attacks.PGD(iterations=1), 1))
+    monkeypatch.setitem(speed.TIMED, "PGD", (attacks.PGD(iterations=1), 1))
     commands = {
         "accelerator": ["--no-tests", "--method", "sor-ae"],
         "point-operations": ["--clouds", 1, "--points", 64],

@@ -137,7 +137,7 @@ def known(name_or_path: str | Path) -> str:
         'sor'
     """
     name = str(name_or_path)
-    if name in METHODS or Path(name).exists():
+    if name in METHODS or (name and Path(name).exists()):
         return name
     raise ValueError(unknown(name))
 

@@ -14,9 +14,9 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks import record
-from benchmarks.protocol import Bench, Protocol, Victim, protocol_options, several
-from benchmarks.reconstruction import chamfer_l1, unit
+from benchmarks import result_files
+from benchmarks.studies.common import Bench, bench_options, several
+from benchmarks.studies.reconstruction import chamfer_l1, unit
 from benchmarks.suite import SUITE
 from benchmarks.text_tables import markdown, text_table
 from ifdefense import Purifier
@@ -203,40 +203,36 @@ def _samples(mesh: Mesh, seed: int) -> Tensor:
 
 def attacked_clouds(bench: Bench) -> dict[str, Tensor]:
     """Clouds ``(S, M, 3)`` by attack."""
-    victim = Victim.load(VICTIM, bench.device)
-    entries = {name: SUITE[name] for name in ATTACKS}
-    return {
-        name: bench.attacked(victim, name, entry.attack(), entry.targeted) for name, entry in entries.items()
-    }
+    return {name: bench.attacked(VICTIM, name) for name in ATTACKS}
 
 
 @click.command()
-@protocol_options("repair.json", victims=None, split="validation", clouds="50")
+@bench_options("repair.json", 50)
 @click.option("--shapes", "count", type=click.IntRange(min=1), default=200, show_default=True)
 @several("rule", type=click.Choice(list(RULES)), help="Repeatable; all by default.")
 @torch.no_grad()
-def repair(protocol: Protocol, count: int, rules: tuple[str, ...], out: Path) -> None:
+def repair(bench: Callable[[], Bench], count: int, rules: tuple[str, ...], out: Path) -> None:
     """Marked area of clean shapes, planted anomalies found, gain under attack (needs IFDEFENSE_DATA).
 
     Clean shapes and planted anomalies: ``--shapes`` of each source, held-out ones if available.
     Attacks are on the clean-trained PointNet; the reference is the surface of the clean cloud.
     """
-    bench = protocol.bench(50)
+    made = bench()
     sources = ("procedural", "furniture", "meshes")
-    clouds = attacked_clouds(bench)
+    clouds = attacked_clouds(made)
     rows: dict[str, Any] = {}
     for rule in rules or RULES:
-        purifier = purifier_of(rule).to(bench.device)
+        purifier = purifier_of(rule).to(made.device)
         rows[rule] = {
             "spec": purifier.spec(),
-            "clean": {source: clean_figures(purifier, source, count, bench.seed) for source in sources},
-            "planted": planted_figures(purifier, sources, count, bench.seed),
+            "clean": {source: clean_figures(purifier, source, count, made.seed) for source in sources},
+            "planted": planted_figures(purifier, sources, count, made.seed),
             "attacked": {
-                name: attacked_figures(purifier, bench.points, points, bench.seed)
+                name: attacked_figures(purifier, made.points, points, made.seed)
                 for name, points in clouds.items()
             },
         }
-        record.write(out, "repair", **bench.about(), shapes=count, rows=rows)
+        result_files.write(out, "repair", **made.about(), shapes=count, rows=rows)
     for title, header, cells in _tables(rows):
         click.echo(f"\n{title}\n\n{text_table(header, cells)}")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import ifdefense
-from benchmarks import record
+from benchmarks import result_files
 from benchmarks.text_tables import markdown, text_table
 from ifdefense import Purifier
 from ifdefense.console import device_option
@@ -92,7 +92,7 @@ def figures(
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    default=record.FOLDER / "reconstruction.json",
+    default=result_files.FOLDER / "reconstruction.json",
     show_default=True,
 )
 @device_option
@@ -118,7 +118,7 @@ def reconstruction(
 
         rows[name] = figures(meshes, samples, purify, seed) | {"spec": purifier.spec()}
     names = [str(data.names[index]) for index in chosen]
-    record.write(out, "reconstruction", samples=samples, seed=seed, names=names, rows=rows)
+    result_files.write(out, "reconstruction", samples=samples, seed=seed, names=names, rows=rows)
     click.echo(text_table(*_cells(rows)))
 
 

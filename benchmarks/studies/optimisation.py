@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import click
 import torch
 from tqdm import tqdm
 
-from benchmarks import record
-from benchmarks.clock import make_clouds, median_seconds
-from benchmarks.protocol import Bench, Protocol, Victim, protocol_options, rate, several
+from benchmarks import result_files
+from benchmarks.cells import BLOCK
+from benchmarks.foreign import victim_of
+from benchmarks.speed import make_clouds, median_seconds
+from benchmarks.studies.common import Bench, bench_options, several
 from benchmarks.suite import SUITE
 from benchmarks.text_tables import markdown, text_table
 from ifdefense.implicit.base import ImplicitNetwork, load_network
@@ -55,30 +58,29 @@ class Accuracies:
     """
 
     def __init__(self, bench: Bench) -> None:
-        self.bench, self.victim = bench, Victim.load(VICTIM, bench.device)
+        self.bench, self.victim = bench, victim_of(VICTIM, device=bench.device)
         self.given = {"clean": bench.points}
         for name in ATTACKS:
-            entry = SUITE[name]
-            self.given[entry.title] = bench.attacked(self.victim, name, entry.attack(), entry.targeted)
+            self.given[SUITE[name].title] = bench.attacked(VICTIM, name)
 
     def __call__(self, method: Compose) -> dict[str, Any]:
         """Figures by title."""
         bench, figures = self.bench, {}
         for name, points in self.given.items():
-            parts = tqdm(points.split(bench.batch), name, mininterval=5)
+            parts = tqdm(points.split(BLOCK), name, mininterval=5)
             found = torch.cat([method(part, points.shape[1], bench.seed) for part in parts])
-            figures[name] = rate(bench.predictions(self.victim, found, method) == bench.labels)
+            figures[name] = bench.accuracy(self.victim, found, method)
         return figures
 
 
 @click.command()
-@protocol_options("optimisation.json", victims=None, split="validation", clouds="100")
+@bench_options("optimisation.json", 100)
 @several("solver", type=click.Choice(list(SOLVERS)), help="Repeatable; all by default.")
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Runs per median.")
 @click.option("--times-only", is_flag=True, help="Measure times again, keep the accuracies that OUT has.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of torch; its own choice by default.")
 def optimisation(
-    protocol: Protocol,
+    bench: Callable[[], Bench],
     solvers: tuple[str, ...],
     repeats: int,
     times_only: bool,
@@ -95,12 +97,13 @@ def optimisation(
         torch.set_num_threads(threads)
     old: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if times_only else {}
     shipped: Any = load_network("onet")
-    torch.manual_seed(protocol.seed)
+    made = bench()
+    torch.manual_seed(made.seed)
     wide = OccupancyNetwork(OccupancyConfig()).eval()
     clouds = make_clouds(TOGETHER)
     for network in (shipped, wide):
-        network.to(protocol.device)
-    measure = None if times_only else Accuracies(protocol.bench(100))
+        network.to(made.device)
+    measure = None if times_only else Accuracies(made)
     about = old if measure is None else {**measure.bench.about(), "weights": measure.victim.weights}
     rows: dict[str, dict[str, Any]] = {}
     for name in solvers or SOLVERS:
@@ -114,7 +117,7 @@ def optimisation(
             "figures": measure(purifier(shipped, SOLVERS[name])) if measure else old["rows"][name]["figures"],
         }
         described = {key: about[key] for key in ("split", "clouds", "seed", "weights")}
-        record.write(out, "optimisation", **described, peer=PEER, rows=rows)
+        result_files.write(out, "optimisation", **described, peer=PEER, rows=rows)
     click.echo(text_table(*_cells(rows)))
 
 

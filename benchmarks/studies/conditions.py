@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks import record
-from benchmarks.refinement import Oriented, compare
+from benchmarks import result_files
+from benchmarks.studies.refinement import Oriented, compare
 from benchmarks.text_tables import markdown, text_table
 from ifdefense.console import device_option
 from ifdefense.geometry.mesh import Mesh
@@ -185,7 +185,7 @@ def prior(
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    default=record.FOLDER / "conditions.json",
+    default=result_files.FOLDER / "conditions.json",
     show_default=True,
 )
 @device_option
@@ -220,7 +220,9 @@ def conditions(
         rows[kind] = means | {"parameters": size, "weights": weights[kind], "classes": by_class}
         if kind == "generative":
             drawn = prior(network, prior_samples, paths, steps, seed, device)
-    record.write(out, "conditions", solids=len(shapes), samples=samples, seed=seed, rows=rows, prior=drawn)
+    result_files.write(
+        out, "conditions", solids=len(shapes), samples=samples, seed=seed, rows=rows, prior=drawn
+    )
     click.echo(text_table(*_cells(rows)))
     if drawn:
         click.echo(_drawn(drawn))

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks import record
-from benchmarks.reconstruction import unit
+from benchmarks import result_files
+from benchmarks.studies.reconstruction import unit
 from benchmarks.text_tables import markdown, text_table
 from ifdefense.data.packed import load_packed_meshes
 from ifdefense.geometry.sampling import sample_surface
@@ -68,7 +68,7 @@ def overlap(one: OccupancyGrid, other: OccupancyGrid) -> float:
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    default=record.FOLDER / "labels.json",
+    default=result_files.FOLDER / "labels.json",
     show_default=True,
 )
 def labels(count: int, seed: int, out: Path) -> None:
@@ -84,7 +84,7 @@ def labels(count: int, seed: int, out: Path) -> None:
             "local": round(float(np.mean(seen)), 4),
             "estimated": round(float(np.mean(estimated)), 4),
         }
-    record.write(out, "labels", seed=seed, points=POINTS, rows=rows)
+    result_files.write(out, "labels", seed=seed, points=POINTS, rows=rows)
     click.echo(text_table(*_cells(rows)))
 
 

@@ -17,8 +17,9 @@ import click
 import torch
 from torch import Tensor
 
-from benchmarks import record
-from benchmarks.protocol import NO_DEFENCE, Bench, Protocol, Victim, protocol_options, rate, several
+from benchmarks import result_files
+from benchmarks.foreign import Victim, victim_of
+from benchmarks.studies.common import Bench, bench_options, several
 from benchmarks.suite import SUITE
 from benchmarks.text_tables import markdown, text_table
 from ifdefense.corruptions.simulated import SimulationOptions, simulate_attack
@@ -99,42 +100,39 @@ VARIANTS = {
 }
 
 
-def inputs(bench: Bench, victim: Victim) -> dict[str, Tensor]:
+def inputs(bench: Bench) -> dict[str, Tensor]:
     """Clouds ``(S, M, 3)`` in the classifier's frame, by kind of input."""
     given = {"clean": bench.points}
     for name in ATTACKS:
-        entry = SUITE[name]
-        given[entry.title] = bench.attacked(victim, name, entry.attack(), entry.targeted)
+        given[SUITE[name].title] = bench.attacked(VICTIM, name)
     generator = torch.Generator().manual_seed(bench.seed)
     clusters = simulate_attack(bench.points / 2, generator=generator, options=CLUSTERS) * 2
     return given | {"clusters": clusters}
 
 
 @click.command()
-@protocol_options("ablation.json", victims=None, split="validation", clouds="100")
+@bench_options("ablation.json", 100)
 @several("variant", type=click.Choice(list(VARIANTS)), help="Repeatable; all by default.")
 @torch.no_grad()
-def ablation(protocol: Protocol, variants: tuple[str, ...], out: Path) -> None:
+def ablation(bench: Callable[[], Bench], variants: tuple[str, ...], out: Path) -> None:
     """Chamfer distance and accuracy of variants of the purifier (needs IFDEFENSE_DATA)."""
-    victim, bench = Victim.load(VICTIM, protocol.device), protocol.bench(100)
+    made = bench()
+    victim: Victim = victim_of(VICTIM, device=made.device)
 
-    def figures(points: Tensor, defence: str | Purifier) -> dict[str, float]:
-        pairs = zip(points.split(8), bench.points.split(8), strict=True)
+    def figures(points: Tensor, purifier: Purifier | None = None) -> dict[str, float]:
+        pairs = zip(points.split(8), made.points.split(8), strict=True)
         distance = torch.cat([chamfer_distance(a, b, squared=False) for a, b in pairs])
-        right = bench.predictions(victim, points, defence) == bench.labels
-        return {**rate(right), "chamfer": distance.mean().item()}
+        return {**made.accuracy(victim, points, purifier), "chamfer": distance.mean().item()}
 
-    given = inputs(bench, victim)
-    rows = {
-        "not purified": {name: figures(to_unit_sphere(points), NO_DEFENCE) for name, points in given.items()}
-    }
+    given = inputs(made)
+    rows = {"not purified": {name: figures(to_unit_sphere(points)) for name, points in given.items()}}
     for variant in variants or VARIANTS:
-        purifier = VARIANTS[variant]().to(protocol.device)
-        size = bench.points.shape[1]
+        purifier = VARIANTS[variant]().to(made.device)
+        size = made.points.shape[1]
         rows[variant] = {
-            name: figures(purifier(points, size, bench.seed), purifier) for name, points in given.items()
+            name: figures(purifier(points, size, made.seed), purifier) for name, points in given.items()
         }
-        record.write(out, "ablation", **bench.about(), weights=victim.weights, rows=rows)
+        result_files.write(out, "ablation", **made.about(), weights=victim.weights, rows=rows)
     click.echo(text_table(*_cells(rows)))
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks import record
-from benchmarks.reconstruction import POINTS, unit
+from benchmarks import result_files
+from benchmarks.studies.reconstruction import POINTS, unit
 from benchmarks.text_tables import markdown, text_table
 from ifdefense.console import device_option
 from ifdefense.data.packed import load_packed_meshes
@@ -135,7 +135,7 @@ def figures(
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    default=record.FOLDER / "refinement.json",
+    default=result_files.FOLDER / "refinement.json",
     show_default=True,
 )
 @device_option
@@ -159,7 +159,7 @@ def refinement(
     refine = Refinement(steps=steps)
     rows = {name: figures(meshes, name, samples, faces, refine, seed, device) for name in networks}
     names = [str(data.names[index]) for index in chosen]
-    record.write(
+    result_files.write(
         out, "refinement", samples=samples, faces=faces, steps=steps, seed=seed, names=names, rows=rows
     )
     click.echo(text_table(*_cells(rows)))
