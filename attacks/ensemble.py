@@ -39,6 +39,12 @@ class Ensemble(Bounded):
         iterations: steps of each attack by gradients (AutoAttack: 100).
         targets: classes that DLR aims at, the strongest others (AutoAttack: 9).
         queries: most queries of Square (AutoAttack: 5,000).
+
+    Examples:
+        >>> attack = attacks.Ensemble("linf", delta=0.05, iterations=2, targets=1, queries=10)
+        >>> result = attack(classifier, points, labels)
+        >>> bool(result.distances["linf"].max() <= 0.0501)
+        True
     """
 
     norm: Norm = "linf"

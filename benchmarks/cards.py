@@ -169,7 +169,7 @@ def _differences(result: Result) -> Iterator[dict[str, Any]]:
     from benchmarks.statistics import paired
 
     for row in result["figures"]:
-        if row["defence"] == BASELINE:
+        if row["defence"] == BASELINE or row.get("worst") is None:
             continue
         where = {key: row[key] for key in ("victim", "family")}
         mine, other = (_worst(result, **where, defence=name) for name in (row["defence"], BASELINE))

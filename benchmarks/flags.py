@@ -34,6 +34,7 @@ from ifdefense.guard import normal
 FLAGS = {
     "masked-gradients": "gradients are zero, not finite or saturated, so attacks by gradients cannot work",
     "random-without-eot": "the defence is random and no attack averaged its gradients over draws",
+    "random-without-seed": "the defence is random and takes no seed, so nobody else gets the same figure",
     "black-box-beats-white-box": "an attack without gradients is stronger than those with gradients",
     "more-is-weaker": "more steps or a larger budget raise the accuracy",
     "unbounded-attack-fails": "the cloud may go anywhere, and the attack by gradients still fails",
@@ -134,6 +135,7 @@ class _Probe:
             "clouds": len(right),
             "clean": statistics.packed(right)[0],
             "difference": float((logits - other).abs().max() / logits.abs().max().clamp_min(1e-12)),
+            "seedless": not getattr(self.defence or self.victim.model, "takes_seed", True),
             "optimises": {
                 "declared": bool(getattr(self.defence, "optimises", False)),
                 "calls": calls.count,
@@ -249,7 +251,8 @@ def flags(evidence: Evidence, cells: list[Cell]) -> list[dict[str, Any]]:
     own = [cell for cell in of_victim if cell["defence"] == defence]
     bare = [cell for cell in of_victim if cell["defence"] == "none"]
     found = [
-        check(evidence, own) for check in (_masked, _random, _black_box, _more, _failing, _inner, _above)
+        check(evidence, own)
+        for check in (_masked, _random, _unseeded, _black_box, _more, _failing, _inner, _above)
     ]
     found += [_weak(bare), _leaves(evidence)]
     return [
@@ -288,6 +291,16 @@ def _random(evidence: Evidence, cells: list[Cell]) -> Flag:
         min(1.0, evidence["difference"]),
         f"Logits of two calls differ by {evidence['difference']:.1%} of the largest, and no attack averages "
         "its gradients over draws (EOT).",
+    )
+
+
+def _unseeded(evidence: Evidence, cells: list[Cell]) -> Flag:
+    if evidence["difference"] <= RANDOM or not evidence["seedless"]:
+        return None
+    return _flag(
+        min(1.0, evidence["difference"]),
+        f"Logits of two calls differ by {evidence['difference']:.1%} of the largest, and the defence "
+        "takes no seed: it was run with seeded global generators, so its draws cannot be repeated elsewhere.",
     )
 
 

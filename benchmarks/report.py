@@ -30,7 +30,7 @@ FAMILIES = {
     "all": "all attacks",
     "recent": "budgets of recent papers",
     "if-defense": "budgets of IF-Defense",
-    "corruption": "corruptions",
+    "corruption": "corruptions (static: their mean)",
 }
 """Families of threat models, as the page calls them."""
 
@@ -110,7 +110,7 @@ def _rows(result: Result, run: str, about: Mapping[str, dict[str, str]]) -> Iter
             "victim": victim,
             "family": family,
             "defence": entries.name_of(result, defence),
-            **{name: figures.get(name) for name in FIGURES},
+            **{name: _shown_figure(figures, name) for name in FIGURES},
             "clouds": figures["clouds"],
             "milliseconds": statistics.median(times) if times and defence != "none" else None,
             "difference": ahead.get((victim, family, defence)),
@@ -125,6 +125,14 @@ def _rows(result: Result, run: str, about: Mapping[str, dict[str, str]]) -> Iter
             "about": about.get(entries.name_of(result, defence)),
             "measured": measured | {"digests": _digests(result, victim, own)},
         }
+
+
+def _shown_figure(figures: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = figures.get(name)
+    if found is None or name != "static":
+        return found
+    # A mean over attacks, whose spread is that of the attacks and not of the draws.
+    return {key: value for key, value in found.items() if key != "spread"}
 
 
 def _concerns(flag: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], victim: str, family: str) -> bool:
@@ -211,7 +219,7 @@ def markdown(board: Mapping[str, Any]) -> str:
         groups.setdefault((row["run"], row["victim"], row["family"]), []).append(row)
     for (run, victim, family), rows in groups.items():
         parts += [f"## {victim}, {FAMILIES.get(family, family)} ({run})", _board(rows)]
-        parts += [f"* {_flag(row['defence'], flag)}" for row in rows for flag in row["flags"]]
+        parts.append("\n".join(f"* {_flag(row['defence'], flag)}" for row in rows for flag in row["flags"]))
         if family == entries.ALL or (run, victim, entries.ALL) not in groups:
             of_group = [c for c in board["cells"] if (c["run"], c["victim"]) == (run, victim)]
             shown = (family, "clean")
@@ -251,12 +259,18 @@ def _attacks(cells: Sequence[Mapping[str, Any]]) -> str:
         lines.setdefault(key, {})[cell["knowledge"]] = figure(cell)
         if cell["published"]:
             peers[key] = "; ".join("{accuracy:.1f} {paper}: {differs}".format(**p) for p in cell["published"])
-    header = ["attack", "defence", *(KNOWLEDGE.get(name, name) for name in known)]
+    header = ["attack", "defence", *(_known(name) for name in known)]
     rows = [[*key, *(found.get(name, "–") for name in known)] for key, found in lines.items()]
     if peers:
         header.append("published, and what differs")
         rows = [[*row, peers.get((row[0], row[1]), "–")] for row in rows]
     return table(header, rows, words=2)
+
+
+def _known(knowledge: str) -> str:
+    """What an attacker knows, in words."""
+    kind, colon, other = knowledge.partition(":")
+    return f"{kind} from {other}" if colon else KNOWLEDGE.get(kind, kind)
 
 
 def _columns(cells: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from benchmarks.evaluation import evaluate
 from benchmarks.executors import EXECUTORS
 from benchmarks.shards import StoreError
-from benchmarks.suite import SUITES
+from benchmarks.suite import SUITES, Knows
 from ifdefense.console import device_option
 from ifdefense.purifiers.registry import DEFAULT
 
@@ -34,6 +34,17 @@ _PATH = click.Path(path_type=Path)
 @click.option("--model", metavar="NAME", help="A classifier that contains its defence.")
 @click.option("--data", metavar="NAME", help="Data set, folder or file.  [default: procedural]")
 @click.option("--suite", type=click.Choice(list(SUITES)), default="quick", show_default=True)
+@click.option(
+    "--attack", "attacks", metavar="NAME", multiple=True, help="Only this attack of the suite; repeatable."
+)
+@click.option(
+    "--static",
+    "knowledge",
+    flag_value="static",
+    default=None,
+    help="Only attacks that do not know the defence.",
+)
+@click.option("--adaptive", "knowledge", flag_value="adaptive", help="Only attacks that know the defence.")
 @click.option("--clouds", type=_POSITIVE, help="Clouds of every cell, instead of the suite's numbers.")
 @click.option(
     "--minutes",
@@ -52,6 +63,8 @@ def run(
     victims: tuple[str, ...],
     model: str | None,
     suite: str,
+    attacks: tuple[str, ...],
+    knowledge: Knows | None,
     device: torch.device,
     out: Path | None,
     **options: Any,
@@ -66,7 +79,7 @@ def run(
             defence=DEFAULT if defence is None and model is None else defence,
             victim=victims or None,
             model=model,
-            suite=suite,
+            suite=SUITES[suite].only(attacks, knowledge),
             device=device,
             progress=sys.stderr.isatty(),
             **options,

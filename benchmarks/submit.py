@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +41,13 @@ def _about(command: Any) -> Any:
 @click.option("--suite", default="quick", show_default=True)
 @click.option("--data", default="procedural", show_default=True)
 @click.option("--victim", "victims", metavar="NAME", multiple=True, help="As in `run`; repeatable.")
-@click.option("--store", type=click.Path(path_type=Path), help="Folder of finished shards, to resume.")
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    default=Path("cache/bench"),
+    show_default=True,
+    help="Folder of finished shards, shared with `run`.",
+)
 @_about
 @click.option(
     "-o",
@@ -56,7 +63,7 @@ def submit(
     suite: str,
     data: str,
     victims: tuple[str, ...],
-    store: Path | None,
+    store: Path,
     output: Path,
     force: bool,
     **about: str | None,
@@ -131,10 +138,9 @@ def _said(about: Mapping[str, str | None], old: cards.Card | None) -> dict[str, 
     return said
 
 
-def _measured(
-    defence: str, suite: str, data: str, victims: tuple[str, ...], store: Path | None
-) -> cards.Result:
+def _measured(defence: str, suite: str, data: str, victims: tuple[str, ...], store: Path) -> cards.Result:
     from benchmarks import evaluate
+    from benchmarks.shards import StoreError
 
     try:
         result = evaluate(
@@ -145,9 +151,13 @@ def _measured(
             store=store,
             progress=sys.stderr.isatty(),
         )
+    except StoreError as error:
+        raise click.ClickException(str(error)) from None
     except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
         raise click.UsageError(str(error)) from None
     if result.failures:
         raise click.ClickException(f"not all was measured: {result.failures[0]}")
+    options = ["--defence", defence, "--suite", suite, "--data", data]
+    options += [word for victim in victims for word in ("--victim", victim)]
     measured: cards.Result = result.data
-    return measured
+    return measured | {"command": shlex.join(["ifdefense-bench", "run", *options])}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from ifdefense.corruptions.natural import CORRUPTIONS
 WHOLE = 400
 """Clouds of cheap attacks."""
 
+Knows = Literal["static", "adaptive"]
 Effort = Literal["quick", "affordable", "published"]
 """Settings: for minutes of a CPU, for hours of a CPU, or the published ones."""
 
@@ -252,6 +253,30 @@ class Suite:
     samples: int
     effort: Effort
     corruptions: tuple[str, ...] = ()
+
+    def only(self, attacks: Collection[str] = (), knowledge: Knows | None = None) -> Suite:
+        """The suite with some of its attacks (all by default), with one kind of knowledge (both by default).
+
+        Raises:
+            ValueError: for an attack that the suite does not have.
+        """
+        for name in attacks:
+            if name not in self.attacks:
+                raise ValueError(
+                    f"the suite {self.name} has no attack {name!r}; it has {', '.join(self.attacks)}"
+                )
+
+        def kept(names: tuple[str, ...], kind: Knows) -> tuple[str, ...]:
+            return tuple(
+                name for name in names if (not attacks or name in attacks) and knowledge in (None, kind)
+            )
+
+        return dataclasses.replace(
+            self,
+            attacks=kept(self.attacks, "static"),
+            adaptive=kept(self.adaptive, "adaptive"),
+            exact=kept(self.exact, "adaptive"),
+        )
 
     def count(self, source: str, knowledge: str, slow: bool) -> int:
         """Clouds of a cell.

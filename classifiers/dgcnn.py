@@ -88,6 +88,10 @@ class DGCNN(nn.Module):
 
     Shapes: ``(B, N, 3)`` points, mean-centred and of largest norm 1, to ``(B, num_classes)`` logits, for any
     N of at least 1; with fewer points than neighbours the graph is complete.
+
+    Examples:
+        >>> DGCNN(num_classes=10, neighbours=8).eval()(points).shape
+        torch.Size([2, 10])
     """
 
     def __init__(

@@ -16,6 +16,11 @@ class FromGeometric(nn.Module):
     Args:
         model: the network.
         transform: applied to the ``Data`` of each cloud.
+
+    Examples:
+        >>> from torch_geometric.nn import global_mean_pool
+        >>> FromGeometric(lambda data: global_mean_pool(data.pos, data.batch))(points).shape
+        torch.Size([2, 3])
     """
 
     def __init__(self, model: Callable[[Any], Any], transform: Callable[[Any], Any] | None = None) -> None:

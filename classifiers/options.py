@@ -46,6 +46,10 @@ class ClassifierOptions:
 
     Raises:
         ValueError: if a number is out of range.
+
+    Examples:
+        >>> ClassifierOptions(batch_size=16).lr
+        0.002
     """
 
     schedule: Schedule = ((256, 18), (512, 4), (1024, 1))

@@ -127,6 +127,10 @@ class PCT(nn.Module):
     Shapes: ``(B, N, 3)`` points, mean-centred and of largest norm 1, to ``(B, num_classes)`` logits, for any
     N of at least 1. The published sizes: 512 and 256 centres of 32 neighbours, four attentions of 256
     channels.
+
+    Examples:
+        >>> PCT(num_classes=10).eval()(points).shape
+        torch.Size([2, 10])
     """
 
     def __init__(self, num_classes: int = 40, dropout: float = 0.5) -> None:

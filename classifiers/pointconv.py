@@ -129,6 +129,10 @@ class PointConv(nn.Module):
     Shapes: ``(B, N, 3)`` points, mean-centred and of largest norm 1, to ``(B, num_classes)`` logits, for any
     N of at least 1. The published sizes: 512 and 128 centres of 32 and 64 neighbours, bandwidths 0.1, 0.2
     and 0.4.
+
+    Examples:
+        >>> PointConv(num_classes=10).eval()(points).shape
+        torch.Size([2, 10])
     """
 
     def __init__(self, num_classes: int = 40, dropout: float = 0.4) -> None:

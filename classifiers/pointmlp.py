@@ -115,6 +115,10 @@ class PointMLP(nn.Module):
     Shapes: ``(B, N, 3)`` points, mean-centred and of largest norm 1, to ``(B, num_classes)`` logits, for any
     N of at least 2. As published, each of four stages keeps half of the points (at least one), with 24
     neighbours each (or all).
+
+    Examples:
+        >>> PointMLP(num_classes=10, elite=True).eval()(points).shape
+        torch.Size([2, 10])
     """
 
     def __init__(self, num_classes: int = 40, elite: bool = False, dropout: float = 0.5) -> None:

@@ -117,6 +117,10 @@ class PointNet(nn.Module):
 
     Shapes: ``(B, N, 3)`` points, mean-centred and of largest norm 1, to ``(B, num_classes)`` logits, for any
     N of at least 1.
+
+    Examples:
+        >>> PointNet(num_classes=10).eval()(points).shape
+        torch.Size([2, 10])
     """
 
     def __init__(self, num_classes: int = 40, feature_transform: bool = True, dropout: float = 0.4) -> None:

@@ -145,6 +145,10 @@ class PointNet2(nn.Module):
 
     Shapes: ``(B, N, 3)`` points, mean-centred and of largest norm 1, to ``(B, num_classes)`` logits, for any
     N of at least 1. The published sizes: 512 and 128 centres.
+
+    Examples:
+        >>> PointNet2(num_classes=10).eval()(points).shape
+        torch.Size([2, 10])
     """
 
     def __init__(self, num_classes: int = 40, multi_scale: bool = False, dropout: float = 0.4) -> None:

@@ -13,6 +13,10 @@ class Upright(nn.Module):
     Args:
         model: the classifier.
         up: its up axis.
+
+    Examples:
+        >>> Upright(classifier, "y")(points).shape
+        torch.Size([2, 4])
     """
 
     def __init__(self, model: nn.Module, up: str) -> None:

@@ -226,9 +226,9 @@ def main() -> int:
     if missing:
         raise SiteError(f"not in the navigation of mkdocs.yml: {', '.join(missing)}")
     shutil.rmtree(SITE, ignore_errors=True)
-    subprocess.run(
-        [Path(sys.executable).with_name("zensical"), "build", "--strict", "--clean"], cwd=ROOT, check=True
-    )
+    command = [Path(sys.executable).with_name("zensical"), "build", "--strict", "--clean"]
+    if subprocess.run(command, cwd=ROOT).returncode:
+        raise SiteError("the site was not built: see the warnings above")
     found = problems(SITE, names)
     if found:
         raise SiteError("\n".join(found))

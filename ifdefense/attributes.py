@@ -32,6 +32,12 @@ def transfer_attributes(
 
     Raises:
         ValueError: if shapes do not match, or a coordinate is not finite.
+
+    Examples:
+        >>> clean = ifdefense.purify(points[0], "sor", num_points=48)
+        >>> numbers = transfer_attributes(points[0], {"number": torch.arange(64)}, clean)["number"]
+        >>> torch.equal(points[0][numbers], clean)
+        True
     """
     before, after = _coordinates(points, "points"), _coordinates(purified, "purified")
     for name, values in attributes.items():

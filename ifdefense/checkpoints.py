@@ -96,6 +96,11 @@ def load_state(
         FileNotFoundError: if there is no such file.
         CheckpointError: if the file is damaged, has no tensors, is a pickle that would execute code, contains
             the names several times with different values, or a tensor is not finite.
+
+    Examples:
+        >>> torch.save({"epoch": 3, "model": {"module.weight": torch.ones(2)}}, "training.pth")
+        >>> load_state("training.pth", ["weight"])
+        {'weight': tensor([1., 1.])}
     """
     path = _existing(path)
     content = load_tensors(path) if path.suffix == ".safetensors" else load_pickle(path)
@@ -202,6 +207,11 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: if there is no such file.
         CheckpointError: if the file is damaged.
+
+    Examples:
+        >>> save_safetensors(classifier, "small.safetensors")
+        >>> sorted(load_tensors("small.safetensors"))
+        ['layer.bias', 'layer.weight']
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -227,6 +237,11 @@ def load_metadata(path: str | Path) -> dict[str, str]:
     Raises:
         FileNotFoundError: if there is no such file.
         CheckpointError: if the file is damaged.
+
+    Examples:
+        >>> save_safetensors(classifier, "small.safetensors", {"up": "z"})
+        >>> load_metadata("small.safetensors")
+        {'up': 'z'}
     """
     path = _existing(path)
     if path.suffix != ".safetensors":
@@ -248,6 +263,11 @@ def stated_axis(path: str | Path) -> str | None:
     Raises:
         FileNotFoundError: if there is no such file.
         CheckpointError: if the file is damaged or the axis is unknown.
+
+    Examples:
+        >>> save_safetensors(classifier, "small.safetensors", {"up": "y"})
+        >>> stated_axis("small.safetensors")
+        'y'
     """
     up = load_metadata(path).get("up")
     if up is None:
@@ -264,6 +284,9 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path
     Raises:
         CheckpointError: if tensors are missing, unexpected or of another shape; the message lists them, and
             the first names found and expected.
+
+    Examples:
+        >>> load_into(classifier, classifier.state_dict())
     """
     own = module.state_dict()
     faults = [f"{name} is missing" for name in own.keys() - state.keys()]
@@ -281,7 +304,12 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str | Path
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:
-    """Loads a file into a module; errors as `load_state` and `load_into`."""
+    """Loads a file into a module; errors as `load_state` and `load_into`.
+
+    Examples:
+        >>> save_safetensors(classifier, "small.safetensors")
+        >>> load_weights(classifier, "small.safetensors")
+    """
     load_into(module, load_state(path, module.state_dict()), path)
 
 
@@ -294,6 +322,11 @@ def save_safetensors(module: nn.Module, path: str | Path, metadata: Mapping[str,
 
     Tensors with values beyond the range of float16, such as running variances of deep residual paths, keep
     their dtype.
+
+    Examples:
+        >>> save_safetensors(classifier, "small.safetensors", {"up": "z"})
+        >>> load_metadata("small.safetensors")
+        {'up': 'z'}
     """
     from safetensors.torch import save
 
@@ -314,6 +347,10 @@ def shipped(package: str, name: str) -> Path:
 
     Raises:
         ValueError: if the name is unknown; the message lists the available ones.
+
+    Examples:
+        >>> shipped("ifdefense", "onet").name
+        'onet.safetensors'
     """
     folder = Path(str(resources.files(package))) / "weights"
     path = folder / f"{name}.safetensors"

@@ -32,6 +32,11 @@ def classify(model: Callable[[Any], Any], clouds: Any) -> Tensor:
 
     Raises:
         ValueError: if the output contains no logits of that shape.
+
+    Examples:
+        >>> logits = classify(lambda clouds: {"logits": classifier(clouds)}, points)
+        >>> logits.shape
+        torch.Size([2, 4])
     """
     if getattr(model, "places_clouds", False):
         returned = model(clouds)

@@ -44,6 +44,11 @@ class Purify(BaseTransform):  # type: ignore[misc]
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: if there is neither a method nor a file of that name, or an argument is out of range.
+
+    Examples:
+        >>> from torch_geometric.data import Data
+        >>> Purify("sor", num_points=48)(Data(pos=points[0]))
+        Data(pos=[48, 3])
     """
 
     def __init__(
@@ -89,6 +94,11 @@ class KNNGraph(BaseTransform):  # type: ignore[misc]
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: if ``k`` is not positive.
+
+    Examples:
+        >>> from torch_geometric.data import Data
+        >>> KNNGraph(k=4)(Data(pos=points[0]))
+        Data(pos=[64, 3], edge_index=[2, 256])
     """
 
     def __init__(self, k: int = 6, loop: bool = False) -> None:

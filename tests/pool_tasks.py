@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from ifdefense.pool import Pool, ending
 
 
 def answer(work: str, task: object) -> tuple[str, int]:
@@ -13,3 +18,24 @@ def answer(work: str, task: object) -> tuple[str, int]:
     if task == "raise":
         raise KeyError("no such thing")
     return f"{work} {task}", os.getpid()
+
+
+def linger(work: str, task: str) -> None:
+    """Works for a minute on a temporary file."""
+    path = Path(task)
+    path.touch()
+    try:
+        for _ in range(600):
+            time.sleep(0.1)
+    finally:
+        path.unlink()
+
+
+def interrupt(pool: Pool[Any, Any], path: Path) -> None:
+    """Interrupts a pool in the middle of `linger`."""
+    with ending(pool):
+        pool.submit(str(path))
+        for _ in range(600):
+            if path.exists():
+                raise KeyboardInterrupt
+            time.sleep(0.1)

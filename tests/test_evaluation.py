@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import os
@@ -366,3 +367,13 @@ def test_a_killed_run_resumes_and_two_runs_share_a_store(tmp_path: Path) -> None
     names: dict[str, Any] = {"defence": f"{PARTS}:halved", "victim": f"{PARTS}:Length"}
     result = measure(tmp_path / "store", 24, executor=counting, suite=suite, data=clouds(24), **names)
     assert counting.tasks == [] and not result.failures
+
+
+def test_a_suite_can_be_cut_down() -> None:
+    quick = SUITES["quick"]
+    some = quick.only(("add-200", "apgd-linf"), "adaptive")
+    assert some.attacks == () and some.adaptive == ("apgd-linf", "add-200") and some.exact == ("apgd-linf",)
+    assert quick.only(knowledge="static") == dataclasses.replace(quick, adaptive=(), exact=())
+    assert quick.only() == quick
+    with pytest.raises(ValueError, match="the suite quick has no attack 'pgdd'; it has apgd-linf"):
+        quick.only(("pgdd",))

@@ -166,6 +166,12 @@ def test_noise_needs_eot() -> None:
     assert raised(defence, cells=[EOT_CELL]) == set()
 
 
+def test_noise_without_a_seed_is_noticed_under_eot_too() -> None:
+    noisy = purifier(lambda points: points + 0.05 * torch.randn_like(points), deterministic=False)
+    noisy.takes_seed = False
+    assert raised(noisy, cells=[EOT_CELL]) == {"random-without-seed"}
+
+
 def test_noise_from_no_seed_is_noticed() -> None:
     noisy = purifier(lambda points: points + 0.05 * torch.randn_like(points))  # declared deterministic
     assert "random-without-eot" in raised(noisy)

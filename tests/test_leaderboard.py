@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import grid_parts
 import jsonschema
 import pytest
 import torch
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 from synthetic_results import FLAG, result
 
 import benchmarks
-from benchmarks import cards, published, report
+from benchmarks import cards, evaluate, published, report, submit
 from benchmarks.cli import main
 from benchmarks.flags import FLAGS
 
@@ -56,7 +57,10 @@ def test_a_row_has_the_figures_of_the_result_and_its_own_flags(measured: dict[st
         for each in measured["figures"]
         if (each["defence"], each["victim"], each["family"]) == ("Denoise", "pointnet-procedural", "all")
     ]
-    assert {name: row[name] for name in report.FIGURES} == {name: figures[name] for name in report.FIGURES}
+    for name in ("clean", "adaptive", "worst"):
+        assert row[name] == figures[name]
+    # A mean over attacks: its spread is not that of draws.
+    assert row["static"]["accuracy"] == 60 and "spread" not in row["static"]
     assert [flag["says"] for flag in row["flags"]] == [FLAG["says"]]
     assert row_of(board, "Denoise", "dgcnn-procedural")["flags"] == []
     assert row_of(board, "sor", "pointnet-procedural")["flags"] == []
@@ -100,6 +104,19 @@ def test_of_two_measurements_the_one_with_more_clouds_stays_then_the_newer(measu
     assert len(report.leaderboard([measured, other])["rows"]) == 2 * len(
         report.leaderboard([measured])["rows"]
     )
+
+
+def test_corruptions_have_a_mean_and_no_worst_case() -> None:
+    made = result("Denoise", LEVELS, victims=("pointnet-procedural",))
+    mean = {"accuracy": 71.0, "error": 2.0, "class_mean": 71.0, "spread": 5.0}
+    row = {"victim": "pointnet-procedural", "defence": "Denoise", "family": "corruption", "clouds": 40}
+    made["figures"].append({**row, "clean": mean, "static": mean, "adaptive": None, "worst": None})
+    board = report.leaderboard([made])
+    found = row_of(board, "Denoise", "pointnet-procedural", "corruption")
+    assert (found["static"]["accuracy"], found["worst"], found["difference"]) == (71.0, None, None)
+    assert board["rows"][-1] == found  # after the rows with a worst case
+    assert "| Denoise | – | – | 71.0 ± 2.0 | 71.0 ± 2.0 (draws ± 5.0) | – |" in report.markdown(board)
+    jsonschema.validate(cards.make([made], "Denoise", ABOUT), cards.schema())
 
 
 def test_markdown_says_in_words_what_the_headline_is(measured: dict[str, Any]) -> None:
@@ -303,3 +320,56 @@ def test_the_guide_explains_every_flag() -> None:
     assert re.findall(
         r"^\| `([a-z-]+)` \| ", guide.partition("## Flags")[2].partition("## What")[0], re.M
     ) == [*FLAGS]
+
+
+def test_what_is_measured_becomes_a_page_and_a_card(tmp_path: Path) -> None:
+    found = evaluate(
+        defence=grid_parts.halved,
+        victim=grid_parts.Length(),
+        data=grid_parts.clouds(4),
+        suite=grid_parts.small(clouds=4),
+    )
+    found.to_html(tmp_path / "page.html")
+    assert "halved under attack" in (tmp_path / "page.html").read_text()
+    found.to_json(tmp_path / "result.json")
+    made = cards.load_result(tmp_path / "result.json") | {"command": "evaluate(defence=halved)"}
+    for row in ("halved", "sor-smooth"):
+        card = cards.load_card(submit.write(made, row, ABOUT, tmp_path))
+        jsonschema.validate(card, cards.schema())
+    board = report.leaderboard([made])
+    (row,) = {r["victim"] for r in board["rows"]}
+    ours = row_of(board, "halved", row)
+    assert ours["worst"]["accuracy"] == pytest.approx(found.worst)
+    # The same difference as the one that the run itself states.
+    stated = [each for each in made["differences"] if each["against"] == "sor-smooth"]
+    assert [ours["difference"][key] for key in ("difference", "low", "high")] == [
+        pytest.approx(stated[0][key]) for key in ("difference", "low", "high")
+    ]
+
+
+def test_submit_measures_with_the_options_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: dict[str, Any] = {}
+
+    class Stub:
+        failures: tuple[str, ...] = ()
+        data = result("Denoise", LEVELS, victims=("pointnet-procedural",))
+
+    del Stub.data["command"]
+
+    def stub(**options: Any) -> Stub:
+        given.update(options)
+        return Stub()
+
+    monkeypatch.setattr(benchmarks, "evaluate", stub)
+    said = [f"--{key.replace('_', '-')}={value}" for key, value in ABOUT.items()]
+    options = ("--suite=standard", "--data=modelnet40", f"--store={tmp_path / 'store'}", "-o", tmp_path)
+    # What a card needs is asked for before the measurement.
+    assert invoke("submit", "mine.py:Denoise", *options).exit_code == 1
+    assert not given
+    assert invoke("submit", "mine.py:Denoise", *said, *options).exit_code == 0
+    assert (given["defence"], given["suite"], given["data"]) == ("mine.py:Denoise", "standard", "modelnet40")
+    assert given["store"] == tmp_path / "store"
+    card = cards.load_card(tmp_path / "denoise.json")
+    jsonschema.validate(card, cards.schema())
+    command = "ifdefense-bench run --defence mine.py:Denoise --suite standard --data modelnet40"
+    assert card["results"][0]["command"] == command

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
-from pool_tasks import answer
+from pool_tasks import answer, interrupt, linger
 
 import ifdefense
 from ifdefense import cli, distributed
@@ -61,7 +61,9 @@ def address() -> Iterator[str]:
         try:
             cluster.add_node(**node)
             ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
-            ray.data.DataContext.get_current().enable_progress_bars = False
+            context = ray.data.DataContext.get_current()
+            context.enable_progress_bars = False
+            context.target_max_block_size = 20_000  # several blocks, of a few clouds each
             yield cluster.address
         finally:
             ray.shutdown()
@@ -95,13 +97,14 @@ def begun(*arguments: object) -> subprocess.Popen[bytes]:
 
 
 class Noted(PurifyBatch):
-    """Writes the number of its process to a folder, and waits a little for each batch."""
+    """Notes the number of its process in a folder when it is called, and takes its time."""
 
     def __init__(self, notes: str, **options: Any) -> None:
         super().__init__(**options)
-        Path(notes, str(os.getpid())).touch()
+        self.note = Path(notes, str(os.getpid()))
 
     def __call__(self, batch: Any) -> Any:
+        self.note.touch()
         time.sleep(0.2)
         return super().__call__(batch)
 
@@ -135,7 +138,7 @@ def test_an_actor_is_killed_and_every_cloud_comes_once_with_the_same_bits(
     notes = tmp_path / "notes"
     notes.mkdir()
     options = {"notes": str(notes), "method": "srs", "seed": 4, "num_points": 64}
-    table = ray.data.read_parquet(str(tmp_path / "in")).map_batches(
+    table = ray.data.read_parquet(str(tmp_path / "in"), override_num_blocks=4).map_batches(
         Noted,
         fn_constructor_kwargs=options,
         compute=ray.data.ActorPoolStrategy(size=2),
@@ -152,6 +155,7 @@ def test_an_actor_is_killed_and_every_cloud_comes_once_with_the_same_bits(
             assert name not in rows
             rows[name] = points, error
     assert killed and len(rows) == 96
+    assert len(list(notes.iterdir())) >= 2  # others did the rest
     assert "NaN" in rows["037"][1]
     np.testing.assert_array_equal(np.stack(list(rows["037"][0])), given[37])
     good = [index for index in range(96) if index != 37]
@@ -280,6 +284,14 @@ def test_a_dead_worker_loses_its_task_alone(address: str) -> None:
     assert told == []
 
 
+def test_an_interrupt_stops_tasks_which_remove_their_temporary_files(address: str, tmp_path: Path) -> None:
+    path, start = tmp_path / "temporary", time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(RayTasks(linger, None, address, print), path)
+    assert not path.exists()
+    assert time.monotonic() - start < 50
+
+
 def test_a_full_disk_on_a_worker_is_an_error_of_each_file(address: str, scans: Path) -> None:
     from ifdefense import batch
     from ifdefense.batch_plan import plan
@@ -372,7 +384,6 @@ def test_shards_of_the_grid_survive_their_workers_and_failing_ones_are_reported(
     reported: list[Task] = []
     failures = executors.ray(tasks, Store(Path("store")), report=reported.append)
     assert sorted(task.cell.defence for task in reported) == ["broken", "fragile"]
-    assert [str(failure) for failure in failures] == [
-        f"{tasks[1].cell}, block 0: ArithmeticError: no such cloud"
-    ]
+    assert [failure.task for failure in failures] == [tasks[1]]
+    assert "ArithmeticError: no such cloud" in failures[0].error
     assert len(list(Path("store").rglob("*.npz"))) == 1

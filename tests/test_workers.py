@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
-from pool_tasks import answer
+from pool_tasks import answer, interrupt, linger
 
 from ifdefense import batch, cli, pool
 from ifdefense.batch import Settings, Tally
@@ -95,6 +95,14 @@ def test_a_worker_that_died_between_tasks_is_replaced() -> None:
         time.sleep(0.2)
         found = answers(workers, "b", "c")
     assert found["c"][0] == "answer c"  # type: ignore[index]
+
+
+def test_an_interrupt_stops_workers_which_remove_their_temporary_files(tmp_path: Path) -> None:
+    path, start = tmp_path / "temporary", time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(Processes(linger, None, 1), path)
+    assert not path.exists()
+    assert time.monotonic() - start < 50
 
 
 class Scripted:

@@ -11,13 +11,23 @@ from torch import Tensor
 
 
 def cross_entropy(logits: Tensor, classes: Tensor, targeted: bool) -> Tensor:
-    """Cross-entropy of the target, or minus that of the true class."""
+    """Cross-entropy of the target, or minus that of the true class.
+
+    Examples:
+        >>> cross_entropy(classifier(points), labels, targeted=False).shape
+        torch.Size([2])
+    """
     loss = F.cross_entropy(logits, classes, reduction="none")
     return loss if targeted else -loss
 
 
 def margin(logits: Tensor, classes: Tensor, targeted: bool) -> Tensor:
-    """Gap of logits to the goal, negative once it is reached."""
+    """Gap of logits to the goal, negative once it is reached.
+
+    Examples:
+        >>> margin(torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([0]), targeted=False)
+        tensor([2.])
+    """
     own = logits.gather(1, classes.unsqueeze(1)).squeeze(1)
     is_own = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, classes.unsqueeze(1), True)
     other = logits.masked_fill(is_own, -torch.inf).amax(1)
@@ -28,6 +38,10 @@ def hinge(logits: Tensor, classes: Tensor, targeted: bool, kappa: float = 0.0) -
     """``max(margin + kappa, 0)`` with the confidence ``kappa`` in logits.
 
     Carlini & Wagner, 2017, `arXiv:1608.04644 <https://arxiv.org/abs/1608.04644>`_, f6.
+
+    Examples:
+        >>> hinge(torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([1]), targeted=True)
+        tensor([2.])
     """
     return (margin(logits, classes, targeted) + kappa).clamp_min(0)
 
@@ -42,6 +56,10 @@ def dlr(logits: Tensor, classes: Tensor, targeted: bool) -> Tensor:
 
     Raises:
         ValueError: if there are fewer than 3 classes, or 4 if targeted: the ratio would be constant.
+
+    Examples:
+        >>> dlr(classifier(points), labels, targeted=False).shape
+        torch.Size([2])
     """
     least = 4 if targeted else 3
     if logits.shape[1] < least:

@@ -12,15 +12,30 @@ def _shrunk(shift: Tensor, norm: Tensor, epsilon: float) -> Tensor:
 
 
 def l2(shift: Tensor, epsilon: float) -> Tensor:
-    """Limits the norm over all points."""
+    """Limits the norm over all points.
+
+    Examples:
+        >>> l2(torch.full((1, 4, 3), 5.0), 6.0).norm()
+        tensor(6.0000)
+    """
     return _shrunk(shift, shift.flatten(1).norm(dim=1)[:, None, None], epsilon)
 
 
 def point_l2(shift: Tensor, epsilon: float) -> Tensor:
-    """Limits the length of each point's shift."""
+    """Limits the length of each point's shift.
+
+    Examples:
+        >>> point_l2(torch.ones(1, 4, 3), 1.0).norm(dim=2)
+        tensor([[1.0000, 1.0000, 1.0000, 1.0000]])
+    """
     return _shrunk(shift, shift.norm(dim=2, keepdim=True), epsilon)
 
 
 def linf(shift: Tensor, epsilon: float) -> Tensor:
-    """Limits each coordinate."""
+    """Limits each coordinate.
+
+    Examples:
+        >>> linf(torch.ones(1, 4, 3), 0.1).amax()
+        tensor(0.1000)
+    """
     return shift.clamp(-epsilon, epsilon)

@@ -22,6 +22,11 @@ def selected(points: Tensor, mask: Tensor) -> Tensor:
 
     Raises:
         ValueError: if the mask of a cloud is empty.
+
+    Examples:
+        >>> mask = torch.arange(64).expand(2, 64) < 16
+        >>> selected(points, mask).shape
+        torch.Size([2, 64, 3])
     """
     count = mask.sum(1, keepdim=True)
     if (count == 0).any():
@@ -44,6 +49,12 @@ def saliency(points: Tensor, gradient: Tensor, alpha: float = 1.0) -> Tensor:
 
     Returns:
         ``(B, N)``.
+
+    Examples:
+        >>> given = points.clone().requires_grad_()
+        >>> (gradient,) = torch.autograd.grad(classifier(given).sum(), given)
+        >>> saliency(points, gradient).shape
+        torch.Size([2, 64])
     """
     offset = points - lower_median(points, 1)
     gain: Tensor = offset.norm(dim=2) ** alpha * (offset * gradient).sum(2)

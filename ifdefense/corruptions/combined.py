@@ -43,6 +43,11 @@ class CombinedOptions:
 
     Raises:
         ValueError: if a probability is outside [0, 1], another number is negative, or all weights are 0.
+
+    Examples:
+        >>> kinds = CombinedOptions(clean=0.5).draw_kinds(np.random.default_rng(0))
+        >>> type(kinds)
+        <class 'set'>
     """
 
     clean: float = 0.22
@@ -88,6 +93,11 @@ def draw_corrupted(dense: Floats, count: int, options: CombinedOptions, rng: np.
 
     Returns:
         ``(N, 3)`` points in random order, approximately in the unit cube.
+
+    Examples:
+        >>> dense = points[0].repeat(8, 1).numpy()
+        >>> draw_corrupted(dense, 48, CombinedOptions(), np.random.default_rng(0)).shape
+        (48, 3)
     """
     start = rng.integers(max(len(dense) - CANDIDATES, 0) + 1)
     points = dense[start : start + CANDIDATES]

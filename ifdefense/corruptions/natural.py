@@ -138,6 +138,10 @@ def corrupt(
     Raises:
         ValueError: for clouds that are not finite ``(B, N, 3)``, too small or without extent, or an unknown
             name, severity or axis.
+
+    Examples:
+        >>> corrupt(points, "cutout", severity=1, generator=torch.Generator().manual_seed(0)).shape[::2]
+        torch.Size([2, 3])
     """
     if name not in CORRUPTIONS:
         raise ValueError(f"there is no corruption {name!r}; there are: {', '.join(CORRUPTIONS)}")

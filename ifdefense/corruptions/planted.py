@@ -38,6 +38,12 @@ def plant(
 
     Raises:
         ValueError: an unknown kind, or a size that is not positive.
+
+    Examples:
+        >>> from ifdefense.shapes.procedural import make_dataset
+        >>> dense = make_dataset(num_per_class=1, num_points=512).points[0]
+        >>> plant(dense, "blob", 0.1, 20, np.random.default_rng(0)).shape
+        (20, 3)
     """
     from scipy.spatial import cKDTree
 

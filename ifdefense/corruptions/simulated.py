@@ -50,6 +50,11 @@ class SimulationOptions:
     Raises:
         ValueError: if a probability or a share is outside [0, 1], a length is negative, a count is 0, or the
             dropped shares sum to 1 or more.
+
+    Examples:
+        >>> options = SimulationOptions(clean=1.0)
+        >>> simulate_attack(points, options=options).shape
+        torch.Size([2, 64, 3])
     """
 
     clean: float = 0.1
@@ -108,6 +113,10 @@ def simulate_attack(
 
     Raises:
         ValueError: if the points are empty or not ``(B, N, 3)``, or ``num_out`` is less than 1.
+
+    Examples:
+        >>> simulate_attack(points, 48, torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 48, 3])
     """
     if points.ndim != 3 or points.shape[2] != 3 or points.shape[1] == 0:
         raise ValueError(f"points must be (B, N, 3) with N > 0, got {tuple(points.shape)}")

@@ -32,6 +32,10 @@ def axis_of(value: object, name: str = "up") -> str:
     Raises:
         TypeError: if it is not a string.
         ValueError: if it is not one of `AXES`.
+
+    Examples:
+        >>> axis_of("y")
+        'y'
     """
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, got {type(value).__name__}")
@@ -41,7 +45,12 @@ def axis_of(value: object, name: str = "up") -> str:
 
 
 def trained_axis(network: object) -> str | None:
-    """Up axis of a network by its attribute ``up_axis``; ``None`` if it has none."""
+    """Up axis of a network by its attribute ``up_axis``; ``None`` if it has none.
+
+    Examples:
+        >>> trained_axis(classifiers.load("pointnet-modelnet40"))
+        'z'
+    """
     value = getattr(network, "up_axis", None)
     return None if value is None else axis_of(value, "up_axis")
 
@@ -62,6 +71,10 @@ def turned(points: P, up: str, to: str = UP) -> P:
 
     Raises:
         ValueError: if an axis is unknown.
+
+    Examples:
+        >>> turned(np.array([[1.0, 2.0, 3.0]]), "y")
+        array([[ 1., -3.,  2.]])
     """
     columns = _composed(axis_of(up), axis_of(to, "to"))
     if columns == ("x", "y", "z"):
@@ -76,7 +89,13 @@ def turned(points: P, up: str, to: str = UP) -> P:
 
 
 def turned_mesh(mesh: Mesh, up: str, to: str = UP) -> Mesh:
-    """`turned` for the vertices of a mesh."""
+    """`turned` for the vertices of a mesh.
+
+    Examples:
+        >>> mesh = ifdefense.Mesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])
+        >>> turned_mesh(mesh, "y").vertices[2].tolist()
+        [0.0, -0.0, 1.0]
+    """
     from ifdefense.geometry.mesh import Mesh
 
     return mesh if up == to else Mesh(turned(mesh.vertices, up, to), mesh.faces)

@@ -23,6 +23,12 @@ class Frame:
         centre: ``(3,)`` centre of the bounding box, caller's frame.
         extent: ``()`` longest side of the bounding box, caller's units.
         host: copy on the CPU for meshes, if available.
+
+    Examples:
+        >>> frame = Frame.of(points[0])
+        >>> cube = frame.to_cube(points[0])
+        >>> torch.allclose(frame.from_cube(cube, torch.float32), points[0], atol=1e-6)
+        True
     """
 
     centre: Tensor
@@ -61,7 +67,13 @@ class Frame:
 
 
 def bounding_cubes(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres ``(..., 1, 3)`` and longest sides ``(..., 1, 1)`` of the bounding boxes of ``(..., N, 3)``."""
+    """Centres ``(..., 1, 3)`` and longest sides ``(..., 1, 1)`` of the bounding boxes of ``(..., N, 3)``.
+
+    Examples:
+        >>> centres, extents = bounding_cubes(points)
+        >>> centres.shape
+        torch.Size([2, 1, 3])
+    """
     low, high = points.amin(-2, keepdim=True), points.amax(-2, keepdim=True)
     return low / 2 + high / 2, (high - low).amax(-1, keepdim=True)
 
@@ -74,6 +86,11 @@ def to_unit_sphere(points: Tensor) -> Tensor:
 
     Returns:
         ``(B, N, 3)``; differentiable.
+
+    Examples:
+        >>> sphere = to_unit_sphere(points + 5)
+        >>> sphere.norm(dim=2).amax(1).allclose(torch.ones(2))
+        True
     """
     centred = points - points.mean(-2, keepdim=True)
     radius: Tensor = centred.norm(dim=-1).amax(-1)
@@ -93,6 +110,10 @@ def within_reach(points: Tensor, quantile: float = 0.9, factor: float = 6.0) -> 
 
     Returns:
         ``(N,)`` mask of kept points; all true if the scale is zero.
+
+    Examples:
+        >>> within_reach(torch.cat([points[0], torch.full((1, 3), 99.0)]))[-1]
+        tensor(False)
     """
     centred = in_float64(points.detach())
     distance = (centred - lower_median(centred, 0)).norm(dim=1)
@@ -102,7 +123,12 @@ def within_reach(points: Tensor, quantile: float = 0.9, factor: float = 6.0) -> 
 
 
 def first_occurrences(points: Tensor) -> Tensor:
-    """Mask ``(N,)`` of the first occurrence of each distinct point of ``(N, 3)``."""
+    """Mask ``(N,)`` of the first occurrence of each distinct point of ``(N, 3)``.
+
+    Examples:
+        >>> first_occurrences(torch.cat([points[0], points[0, :2]])).sum()
+        tensor(64)
+    """
     values = points.detach().cpu()
     values = values.float() if values.dtype == torch.bfloat16 else values  # NumPy has no bfloat16
     rows = np.ascontiguousarray(values.numpy() + 0.0)  # -0.0 is 0.0

@@ -17,6 +17,11 @@ def estimated_normals(points: Tensor, k: int = 20) -> Tensor:
 
     Returns:
         ``(B, N, 3)`` unit normals of arbitrary sign.
+
+    Examples:
+        >>> normals = estimated_normals(points, k=8)
+        >>> normals.norm(dim=-1).allclose(torch.ones(2, 64))
+        True
     """
     near = gather(points, knn(points, points, min(k, points.shape[1]))[1])  # (B, N, k, 3)
     offset = near - near.mean(2, keepdim=True)
@@ -26,7 +31,12 @@ def estimated_normals(points: Tensor, k: int = 20) -> Tensor:
 
 
 def outward_normals(points: Tensor) -> Tensor:
-    """``(B, N, 3)`` PCA normals oriented away from the mean; exact only for star-shaped solids."""
+    """``(B, N, 3)`` PCA normals oriented away from the mean; exact only for star-shaped solids.
+
+    Examples:
+        >>> outward_normals(points).shape
+        torch.Size([2, 64, 3])
+    """
     normals = estimated_normals(points)
     outward = ((points - points.mean(1, keepdim=True)) * normals).sum(2, keepdim=True) >= 0
     return torch.where(outward, normals, -normals)
@@ -37,6 +47,10 @@ def given_normals(normals: Tensor, points: Tensor) -> Tensor:
 
     Raises:
         ValueError: if the shapes differ.
+
+    Examples:
+        >>> given_normals(torch.ones(2, 64, 3), points).shape
+        torch.Size([2, 64, 3])
     """
     if normals.shape != points.shape:
         given, clouds = tuple(normals.shape), tuple(points.shape)

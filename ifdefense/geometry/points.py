@@ -64,6 +64,10 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
     Returns:
         (B, N, M) squared distances, in squared units of the input.
+
+    Examples:
+        >>> squared_distances(points, points[:, :5]).shape
+        torch.Size([2, 64, 5])
     """
     _check_pair(a, b)
     total = a.new_zeros(())
@@ -89,6 +93,11 @@ def knn(query: Tensor, source: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: incompatible shapes, or ``k`` outside 1..M.
+
+    Examples:
+        >>> squared, index = knn(points, points, 4)
+        >>> index.shape, bool((index[0, :, 0] == torch.arange(64)).all())
+        (torch.Size([2, 64, 4]), True)
     """
     _check_pair(query, source)
     batch, num_source = source.shape[:2]
@@ -113,6 +122,11 @@ class Neighbours:
     Args:
         source: (M, 3) points.
         own: (M, K) result of `own` for K, if already known.
+
+    Examples:
+        >>> search = Neighbours(points[0])
+        >>> search(points[1], 4).shape
+        torch.Size([64, 4])
     """
 
     def __init__(self, source: Tensor, own: Tensor | None = None) -> None:
@@ -219,6 +233,11 @@ def farthest_point_sampling(points: Tensor, num: int, *, start: int | Tensor = 0
 
     Raises:
         ValueError: ``points`` not (B, N, D), ``num`` outside 1..N, or ``start`` outside 0..N-1.
+
+    Examples:
+        >>> index = farthest_point_sampling(points, 8)
+        >>> gather(points, index).shape
+        torch.Size([2, 8, 3])
     """
     _check_cloud(points)
     batch, size, _ = points.shape
@@ -325,6 +344,10 @@ def spread_sampling(points: Tensor, num: int, *, block: int = 4096) -> Tensor:
 
     Raises:
         ValueError: as `farthest_point_sampling`.
+
+    Examples:
+        >>> spread_sampling(points, 8).shape
+        torch.Size([2, 8])
     """
     _check_cloud(points)
     size = points.shape[1]
@@ -381,6 +404,10 @@ def ball_query(query: Tensor, source: Tensor, radius: float, k: int) -> Tensor:
 
     Raises:
         ValueError: incompatible shapes, an empty ``source``, or ``radius`` or ``k`` not positive.
+
+    Examples:
+        >>> ball_query(points[:, :4], points, radius=0.3, k=8).shape
+        torch.Size([2, 4, 8])
     """
     _check_pair(query, source)
     batch, num_source = source.shape[:2]
@@ -427,6 +454,12 @@ def group(points: Tensor, features: Tensor | None, centre: Tensor, index: Tensor
 
     Returns:
         (B, S, k, D) or (B, S, k, D + C).
+
+    Examples:
+        >>> centre = points[:, :4]
+        >>> index = ball_query(centre, points, radius=0.3, k=8)
+        >>> group(points, None, centre, index).shape
+        torch.Size([2, 4, 8, 3])
     """
     relative = gather(points, index) - centre.unsqueeze(2)
     return relative if features is None else torch.cat([relative, gather(features, index)], dim=-1)
@@ -441,6 +474,10 @@ def gather(points: Tensor, index: Tensor) -> Tensor:
 
     Returns:
         (B, ..., C).
+
+    Examples:
+        >>> gather(points, torch.tensor([[0, 1], [5, 6]])).shape
+        torch.Size([2, 2, 3])
     """
     batch, channels = points.shape[0], points.shape[2]
     flat = index.reshape(batch, -1, 1).expand(-1, -1, channels)
@@ -460,6 +497,11 @@ def three_interpolate(query: Tensor, source: Tensor, features: Tensor) -> Tensor
 
     Returns:
         (B, N, C).
+
+    Examples:
+        >>> coarse = points[:, :8]
+        >>> three_interpolate(points, coarse, features=coarse).shape
+        torch.Size([2, 64, 3])
     """
     squared, index = knn(query.detach(), source.detach(), min(3, source.shape[1]))
     weight = 1 / (squared + 1e-8)
@@ -477,6 +519,11 @@ def split_neighbourhood(points: Tensor, centre: Tensor, size: int) -> tuple[Tens
 
     Returns:
         (B, size, 3) neighbours, nearest first, and (B, N - size, 3) other points in their order.
+
+    Examples:
+        >>> inside, outside = split_neighbourhood(points, torch.tensor([0, 3]), 16)
+        >>> inside.shape, outside.shape
+        (torch.Size([2, 16, 3]), torch.Size([2, 48, 3]))
     """
     batch, num = points.shape[:2]
     inside = knn(gather(points, centre[:, None]), points, size)[1].squeeze(1)
@@ -498,6 +545,10 @@ def local_mean(points: Tensor, k: int) -> Tensor:
 
     Raises:
         ValueError: ``k`` is less than 1.
+
+    Examples:
+        >>> local_mean(points, 8).shape
+        torch.Size([2, 64, 3])
     """
     if k < 1:
         raise ValueError(f"smoothing must be at least 1, got {k}")
@@ -519,6 +570,11 @@ def nearest_neighbour(query: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Squared distances and int64 indices into ``source``, both (B, N).
+
+    Examples:
+        >>> squared, index = nearest_neighbour(points, points + 0.1)
+        >>> squared.shape
+        torch.Size([2, 64])
     """
     _check_pair(query, source)
     with torch.no_grad():
@@ -531,7 +587,12 @@ def nearest_neighbour(query: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def directed_chamfer(points: Tensor, others: Tensor, *, squared: bool = True) -> Tensor:
-    """Mean distance from each point to the nearest of ``others``, one half of `chamfer_distance`."""
+    """Mean distance from each point to the nearest of ``others``, one half of `chamfer_distance`.
+
+    Examples:
+        >>> directed_chamfer(points[:, :32], points)
+        tensor([0., 0.])
+    """
     distance = nearest_neighbour(points, others)[0]
     return (distance if squared else root(distance)).mean(1)
 
@@ -548,6 +609,10 @@ def chamfer_distance(a: Tensor, b: Tensor, *, squared: bool = True) -> Tensor:
 
     Returns:
         (B,) distances, in units of the input, squared if ``squared``.
+
+    Examples:
+        >>> chamfer_distance(points, points)
+        tensor([0., 0.])
     """
     return directed_chamfer(a, b, squared=squared) + directed_chamfer(b, a, squared=squared)
 

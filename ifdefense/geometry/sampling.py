@@ -22,6 +22,12 @@ def sample_surface(mesh: Mesh, count: int, *, generator: np.random.Generator) ->
 
     Raises:
         ValueError: the mesh has no faces or no area.
+
+    Examples:
+        >>> mesh = ifdefense.Mesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])
+        >>> samples, faces = sample_surface(mesh, 10, generator=np.random.default_rng(0))
+        >>> samples.shape
+        (10, 3)
     """
     face, weights = sample_faces(mesh, count, generator=generator)
     _, u, v = weights.T
@@ -31,7 +37,14 @@ def sample_surface(mesh: Mesh, count: int, *, generator: np.random.Generator) ->
 
 
 def sample_faces(mesh: Mesh, count: int, *, generator: np.random.Generator) -> tuple[Ints, Doubles]:
-    """As `sample_surface`, but returns faces (count,) and barycentric coordinates (count, 3) float64."""
+    """As `sample_surface`, but returns faces (count,) and barycentric coordinates (count, 3) float64.
+
+    Examples:
+        >>> mesh = ifdefense.Mesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])
+        >>> faces, weights = sample_faces(mesh, 10, generator=np.random.default_rng(0))
+        >>> np.allclose(weights.sum(1), 1)
+        True
+    """
     if mesh.is_empty:
         raise ValueError("the mesh is empty: there is no surface to sample")
     edges = np.cumsum(mesh.face_areas())

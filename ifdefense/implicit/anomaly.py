@@ -76,6 +76,11 @@ class AnomalyNetwork(nn.Module):
     Args:
         local: local occupancy network.
         prior: Occupancy Network; one view of the cloud is encoded.
+
+    Examples:
+        >>> neighbours, logits = AnomalyNetwork.load()(points[0])
+        >>> logits.shape
+        torch.Size([64])
     """
 
     source: str | None = None

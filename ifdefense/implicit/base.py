@@ -64,6 +64,10 @@ class Calibration:
 
     Raises:
         ValueError: if a number is out of range.
+
+    Examples:
+        >>> Calibration(threshold=0.5).level
+        0.0
     """
 
     box: float = 1.1
@@ -114,6 +118,13 @@ class ImplicitNetwork(Protocol):
     To add one, write a class with these members and register it in `NETWORKS`. The parameters of a
     `torch.nn.Module` become parameters of the purifier. The attribute ``up_axis`` is the up axis of the
     expected clouds, if it is not z; see `field_of`.
+
+    Examples:
+        >>> class Ball:  # of radius 0.4, whatever the cloud
+        ...     calibration = Calibration(threshold=0.5)
+        ...     encode = lambda self, clouds, seed=0: None
+        ...     field = lambda self, code: lambda points, cloud: 0.16 - (points**2).sum(1)
+        >>> field = field_of(Ball(), [points[0]])
     """
 
     @property
@@ -151,6 +162,11 @@ def field_of(network: ImplicitNetwork, clouds: Sequence[Tensor], seed: int = 0) 
         network: the network; clouds and queries are rotated to its ``up_axis``.
         clouds: ``(N_i, 3)`` in the unit cube, z up.
         seed: seed of `ImplicitNetwork.encode`.
+
+    Examples:
+        >>> field = field_of(load_network("onet"), [points[0]])
+        >>> field(torch.zeros(5, 3), torch.zeros(5, dtype=torch.long)).shape
+        torch.Size([5])
     """
     up = trained_axis(network) or UP
     field = network.field(network.encode([turned(cloud, UP, up) for cloud in clouds], seed))
@@ -158,7 +174,12 @@ def field_of(network: ImplicitNetwork, clouds: Sequence[Tensor], seed: int = 0) 
 
 
 def random_subset(cloud: Tensor, most: int | None, seed: int) -> Tensor:
-    """Random subset of at most ``most`` points of a cloud ``(N, 3)``; all for ``None``."""
+    """Random subset of at most ``most`` points of a cloud ``(N, 3)``; all for ``None``.
+
+    Examples:
+        >>> random_subset(points[0], 16, seed=0).shape
+        torch.Size([16, 3])
+    """
     if most is None or len(cloud) <= most:
         return cloud
     order = torch.randperm(len(cloud), generator=torch.Generator().manual_seed(seed))
@@ -217,6 +238,10 @@ def load_network(name_or_path: str | Path) -> ImplicitNetwork:
         FileNotFoundError: if there is no such file.
         CheckpointError: if the file cannot be read or does not fit.
         ValueError: if the name or the type of network is unknown.
+
+    Examples:
+        >>> load_network("local").calibration.offset
+        0.015
     """
     from ifdefense.checkpoints import (
         CheckpointError,

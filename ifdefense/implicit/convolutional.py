@@ -296,6 +296,11 @@ class ConvolutionalNetwork(nn.Module):
         - **clouds:** ``(B, N, 3)``, unit-cube frame, any N; IF-Defense's network was trained on 600 points
         - **queries:** ``(B, Q, 3)``, unit-cube frame
         - **logits:** ``(B, Q)``; occupancy is Bernoulli with these logits
+
+    Examples:
+        >>> network = ConvolutionalNetwork(ConvolutionalConfig(filters=4, resolution=16)).eval()
+        >>> network(points, queries=points[:, :5]).shape
+        torch.Size([2, 5])
     """
 
     def __init__(

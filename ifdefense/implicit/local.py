@@ -563,6 +563,11 @@ class LocalOccupancyNetwork(nn.Module):
         - **clouds:** ``(B, N, 3)``, unit-cube frame, any N
         - **queries:** ``(B, Q, 3)``, unit-cube frame
         - **logits:** ``(B, Q)``; occupancy is Bernoulli with these logits
+
+    Examples:
+        >>> network = LocalOccupancyNetwork().eval()
+        >>> network(points, queries=points[:, :5]).shape
+        torch.Size([2, 5])
     """
 
     def __init__(

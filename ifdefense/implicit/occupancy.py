@@ -331,6 +331,11 @@ class OccupancyNetwork(nn.Module):
         - **clouds:** ``(B, N, 3)``, unit-cube frame, any N; the published network was trained on 300 points
         - **queries:** ``(B, Q, 3)``, unit-cube frame
         - **logits:** ``(B, Q)``; occupancy is Bernoulli with these logits
+
+    Examples:
+        >>> network = OccupancyNetwork(OccupancyConfig(encoder=8, code=8, decoder=8)).eval()
+        >>> network(points, queries=points[:, :5]).shape
+        torch.Size([2, 5])
     """
 
     def __init__(

@@ -22,6 +22,10 @@ class AutoEncoder(PointNetwork):
         points: points of a reconstruction.
 
     Shapes: ``(B, N, 3)`` clouds in the unit sphere to ``(B, points, 3)``.
+
+    Examples:
+        >>> AutoEncoder(code=16, points=32)(points).shape
+        torch.Size([2, 32, 3])
     """
 
     def __init__(self, code: int = 128, points: int = 1024) -> None:

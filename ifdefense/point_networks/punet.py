@@ -45,6 +45,10 @@ class PUNet(PointNetwork):
         ratio: points of the result per point.
 
     Shapes: ``(B, N, 3)`` clouds in the unit sphere to ``(B, ratio N, 3)``; trained on N = 1,024.
+
+    Examples:
+        >>> PUNet(ratio=2).eval()(points).shape
+        torch.Size([2, 128, 3])
     """
 
     points = 1024

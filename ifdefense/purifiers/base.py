@@ -48,6 +48,11 @@ class Outcome:
         mesh: reconstructed surface.
         repair: changes made by the mesh repair.
         fallback: reason why the surface was not used.
+
+    Examples:
+        >>> outcome = Outcome.choice(points[0], torch.tensor([3, 5]))
+        >>> torch.equal(outcome.points, points[0][[3, 5]])
+        True
     """
 
     points: Tensor

@@ -20,6 +20,11 @@ class StatisticalOutlierRemoval(Purifier):
     Args:
         k: neighbours.
         alpha: threshold in standard deviations above the mean.
+
+    Examples:
+        >>> trace = StatisticalOutlierRemoval(k=2, alpha=1.1).trace(points)[0]
+        >>> trace.kept_mask.shape
+        (64,)
     """
 
     name = "sor"
@@ -65,6 +70,11 @@ class SimpleRandomSampling(Purifier):
     Args:
         drop: points to drop from a cloud of ``of`` points.
         of: reference size.
+
+    Examples:
+        >>> purifier = SimpleRandomSampling(drop=1, of=4)
+        >>> int(purifier.trace(points)[0].kept_mask.sum())
+        48
     """
 
     name = "srs"
@@ -92,6 +102,10 @@ class LocalSmoothing(Purifier):
 
     Args:
         k: points averaged, including the point itself.
+
+    Examples:
+        >>> LocalSmoothing(k=4)(points).shape
+        torch.Size([2, 64, 3])
     """
 
     name = "smooth"
@@ -122,6 +136,11 @@ class RandomisedInput(Purifier):
 
     Raises:
         ValueError: if an argument is out of range.
+
+    Examples:
+        >>> purifier = RandomisedInput(keep=0.5, jitter=0.01)
+        >>> torch.equal(purifier(points, seed=0), purifier(points, seed=1))
+        False
     """
 
     name = "randomised"

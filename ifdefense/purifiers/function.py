@@ -14,6 +14,7 @@ from ifdefense.guard import guarded
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.loading import load
 from ifdefense.purifiers.registry import DEFAULT, METHODS
+from ifdefense.purifiers.saving import SPEC, WEIGHTS
 
 C = TypeVar("C")
 
@@ -88,7 +89,8 @@ def _pretrained(method: str, device: torch.device, version: tuple[tuple[int, int
 def _version(method: str | Path) -> tuple[tuple[int, int], ...]:
     """Modification times and sizes of a file of weights or of a folder, to detect changes."""
     path = Path(method)
-    if str(method) in METHODS or not path.exists():
+    if str(method) in METHODS:
         return ()
-    states = [each.stat() for each in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    files = [path / SPEC, path / WEIGHTS] if path.is_dir() else [path]
+    states = [each.stat() for each in files if each.is_file()]
     return tuple((state.st_mtime_ns, state.st_size) for state in states)

@@ -34,6 +34,12 @@ class MappedPurifier(Purifier):
 
     Raises:
         ValueError: if ``sampling`` is unknown.
+
+    Examples:
+        >>> from ifdefense.point_networks.autoencoder import AutoEncoder
+        >>> purifier = MappedPurifier(AutoEncoder.load("autoencoder-modelnet40"))
+        >>> purifier(points).shape
+        torch.Size([2, 64, 3])
     """
 
     differentiable = True

@@ -36,7 +36,13 @@ ADAM = Adam(every=4)
 
 
 def local_mesh(weights: str | Path = "local", *, repaired: bool = True) -> Compose:
-    """SOR, local occupancy network, repaired mesh, and samples moved to the maximum of the field."""
+    """SOR, local occupancy network, repaired mesh, and samples moved to the maximum of the field.
+
+    Examples:
+        >>> purifier = local_mesh(repaired=False)
+        >>> purifier(points).shape
+        torch.Size([2, 64, 3])
+    """
     return _local("local-mesh", weights, repaired=repaired)
 
 
@@ -44,6 +50,10 @@ def local_random(weights: str | Path = "local") -> Compose:
     """As `local_mesh`, from a random part of the points with noise, unpredictable for attackers.
 
     The mesh is not repaired, as repair gains little on half of the points (docs/experiments.md).
+
+    Examples:
+        >>> local_random().deterministic
+        False
     """
     return _local("local-random", weights, RandomisedInput(), restorer=LOCAL_RANDOM, repaired=False)
 
@@ -63,12 +73,23 @@ def _local(
 
 
 def anomaly_repair(network: ImplicitNetwork) -> AnomalyRepair:
-    """Repair of `local_mesh`; reuses the codes of ``network`` if it has the shipped weights."""
+    """Repair of `local_mesh`; reuses the codes of ``network`` if it has the shipped weights.
+
+    Examples:
+        >>> repair = anomaly_repair(load_network("local"))
+        >>> repair.core
+        0.42
+    """
     return AnomalyRepair(AnomalyNetwork.load().share(network))
 
 
 def onet_mesh(weights: str | Path = "onet") -> Compose:
-    """SOR, then samples of the repaired mesh: ONet-Mesh of IF-Defense, with mesh repair."""
+    """SOR, then samples of the repaired mesh: ONet-Mesh of IF-Defense, with mesh repair.
+
+    Examples:
+        >>> [part.name for part in onet_mesh().parts]
+        ['sor', 'surface']
+    """
     surface = SurfacePurifier(load_network(weights), MeshRestorer())
     return Compose([StatisticalOutlierRemoval(), surface], "onet-mesh")
 
@@ -77,31 +98,56 @@ def onet_opt(weights: str | Path = "onet", solver: Solver = ADAM) -> Compose:
     """SOR, then points attracted to the surface and spread over it: ONet-Opt of IF-Defense.
 
     With the solver `ifdefense.restorers.optimised.Newton` it is another ten times faster.
+
+    Examples:
+        >>> from ifdefense.restorers.optimised import Newton
+        >>> onet_opt(solver=Newton()).name
+        'onet-opt'
     """
     surface = SurfacePurifier(load_network(weights), OptimisedRestorer(solver))
     return Compose([StatisticalOutlierRemoval(), surface], "onet-opt")
 
 
 def convonet_mesh(weights: str | Path = "convonet") -> Compose:
-    """SOR, then samples of the mesh of a Convolutional Occupancy Network."""
+    """SOR, then samples of the mesh of a Convolutional Occupancy Network.
+
+    Examples:
+        >>> convonet_mesh().name
+        'convonet-mesh'
+    """
     surface = SurfacePurifier(load_network(weights), MeshRestorer(repair=None))
     return Compose([StatisticalOutlierRemoval(), surface], "convonet-mesh")
 
 
 def convonet_opt(weights: str | Path = "convonet", solver: Solver = ADAM) -> Compose:
-    """As `onet_opt`, with a Convolutional Occupancy Network: ConvONet-Opt of IF-Defense."""
+    """As `onet_opt`, with a Convolutional Occupancy Network: ConvONet-Opt of IF-Defense.
+
+    Examples:
+        >>> convonet_opt().name
+        'convonet-opt'
+    """
     surface = SurfacePurifier(load_network(weights), OptimisedRestorer(solver))
     return Compose([StatisticalOutlierRemoval(), surface], "convonet-opt")
 
 
 def onet_fill(weights: str | Path = "onet") -> Compose:
-    """SOR, mean of 8 neighbours, and samples of the repaired mesh where no input point is within 0.3."""
+    """SOR, mean of 8 neighbours, and samples of the repaired mesh where no input point is within 0.3.
+
+    Examples:
+        >>> onet_fill().name
+        'onet-fill'
+    """
     surface = SurfacePurifier(load_network(weights), MeshRestorer(resample=FillSampling()))
     return Compose([StatisticalOutlierRemoval(), surface], "onet-fill")
 
 
 def sor_smooth() -> Compose:
-    """SOR, then the mean of 8 neighbours."""
+    """SOR, then the mean of 8 neighbours.
+
+    Examples:
+        >>> sor_smooth()(points).shape
+        torch.Size([2, 64, 3])
+    """
     return Compose([StatisticalOutlierRemoval(), LocalSmoothing(8)], "sor-smooth")
 
 
@@ -109,10 +155,19 @@ def dup_net(weights: str | Path = "punet") -> Compose:
     """SOR, then PU-Net: DUP-Net (https://arxiv.org/abs/1812.11017), with the requested number of points.
 
     The published classifiers use all 4,096 points: set ``num_points`` accordingly.
+
+    Examples:
+        >>> dup_net()(points).shape
+        torch.Size([2, 64, 3])
     """
     return Compose([StatisticalOutlierRemoval(), MappedPurifier(PUNet.load(weights))], "dup-net")
 
 
 def sor_ae(weights: str | Path = SHIPPED) -> Compose:
-    """SOR, then the reconstruction of an auto-encoder."""
+    """SOR, then the reconstruction of an auto-encoder.
+
+    Examples:
+        >>> sor_ae()(points).shape
+        torch.Size([2, 64, 3])
+    """
     return Compose([StatisticalOutlierRemoval(), MappedPurifier(AutoEncoder.load(weights))], "sor-ae")

@@ -22,6 +22,10 @@ class Method:
         network: whether it uses an implicit network; the others are baselines.
         differentiable: whether gradients can propagate; they do if the points require them.
         weights: name of weights that are not always shipped; the method is unavailable without them.
+
+    Examples:
+        >>> METHODS["sor"].make()
+        StatisticalOutlierRemoval()
     """
 
     summary: str
@@ -127,9 +131,13 @@ def known(name_or_path: str | Path) -> str:
 
     Raises:
         ValueError: if it is neither.
+
+    Examples:
+        >>> known("sor")
+        'sor'
     """
     name = str(name_or_path)
-    if name in METHODS or Path(name).exists():
+    if name in METHODS or (name and Path(name).exists()):
         return name
     raise ValueError(unknown(name))
 

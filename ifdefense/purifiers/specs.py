@@ -22,6 +22,10 @@ def describe(value: Any) -> Any:
 
     Raises:
         TypeError: if the value cannot be described.
+
+    Examples:
+        >>> describe(ifdefense.load("sor"))["options"]
+        {'k': 2, 'alpha': 1.1}
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -60,6 +64,11 @@ def rebuild(spec: Mapping[str, Any], networks: Sequence[Any] = ()) -> Any:
     Raises:
         ValueError: if the weights of a network were not loaded from a file, or differ from the spec, or the
             spec names something else than the class of a part of a purifier.
+
+    Examples:
+        >>> purifier = rebuild({"class": "ifdefense.purifiers.filters:LocalSmoothing", "options": {"k": 4}})
+        >>> purifier.k
+        4
     """
     if "number" in spec:
         return networks[spec["number"]]
@@ -88,6 +97,10 @@ def imported(path: str) -> Any:
 
     Raises:
         ValueError: if there is no such class, or it is neither a `torch.nn.Module` nor a dataclass.
+
+    Examples:
+        >>> imported("ifdefense.purifiers.filters:LocalSmoothing").__name__
+        'LocalSmoothing'
     """
     module, _, name = path.partition(":")
     inside = module.partition(".")[0] == __name__.partition(".")[0]

@@ -23,6 +23,13 @@ class SurfacePurifier(Purifier):
         network: implicit network, see `ifdefense.implicit.base`.
         restorer: field to points, see `ifdefense.restorers`.
         name: name of the method.
+
+    Examples:
+        >>> from ifdefense.implicit.base import load_network
+        >>> from ifdefense.restorers.mesh import MeshRestorer
+        >>> purifier = SurfacePurifier(load_network("onet"), MeshRestorer())
+        >>> purifier(points).shape
+        torch.Size([2, 64, 3])
     """
 
     def __init__(self, network: ImplicitNetwork, restorer: Restorer, name: str = "surface") -> None:

@@ -21,6 +21,10 @@ class Restored:
         points: ``(M, 3)`` points, ``None`` if the field has no surface.
         mesh: surface, if one was extracted.
         repair: changes made by the mesh repair.
+
+    Examples:
+        >>> Restored(None).mesh is None  # no surface was found
+        True
     """
 
     points: Tensor | None

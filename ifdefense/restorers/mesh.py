@@ -36,6 +36,13 @@ class MeshRestorer:
         extract: field to mesh.
         repair: removal of anomalous deformation, ``None`` to disable it.
         resample: mesh to points.
+
+    Examples:
+        >>> from ifdefense.implicit.base import Calibration
+        >>> field = lambda points, cloud: 0.16 - (points**2).sum(1)  # a ball
+        >>> restored = MeshRestorer()(field, [points[0]], [32], Calibration(threshold=0.5), 0)
+        >>> restored[0].points.shape, restored[0].mesh.is_watertight
+        (torch.Size([32, 3]), True)
     """
 
     differentiable: ClassVar[bool] = False

@@ -33,6 +33,10 @@ class Repulsion:
 
     Raises:
         ValueError: if an attribute is not positive.
+
+    Examples:
+        >>> Repulsion(neighbours=8).radius
+        0.07
     """
 
     neighbours: int = 5
@@ -132,6 +136,10 @@ class Adam:
 
     Raises:
         ValueError: if an attribute is out of range.
+
+    Examples:
+        >>> Adam(steps=50, every=4).rate
+        0.001
     """
 
     steps: int = 201
@@ -178,6 +186,10 @@ class Newton:
 
     Raises:
         ValueError: if an attribute is out of range.
+
+    Examples:
+        >>> Newton(steps=5).limit
+        0.05
     """
 
     steps: int = 10
@@ -221,6 +233,11 @@ class OptimisedRestorer:
 
     Raises:
         ValueError: if ``noise`` is negative.
+
+    Examples:
+        >>> restorer = OptimisedRestorer(Newton(steps=5))
+        >>> restorer.repulsion.neighbours
+        5
     """
 
     differentiable: ClassVar[bool] = False

@@ -48,6 +48,12 @@ class RidgeRestorer:
 
     Raises:
         ValueError: if a number is out of range.
+
+    Examples:
+        >>> from ifdefense.stages.extraction import Tracking
+        >>> restorer = RidgeRestorer(steps=3).with_stages(extract=Tracking(20, 5))
+        >>> restorer.mesh.extract.resolution
+        20
     """
 
     differentiable: ClassVar[bool] = True

@@ -30,6 +30,11 @@ class Shape:
         name: name of the example.
         label: index into `CLASSES`.
         solid: the solid in any frame.
+
+    Examples:
+        >>> shape = make_shape(CLASSES[0], np.random.default_rng(0))
+        >>> bool(shape.sdf(np.full((1, 3), 2.0))[0] > 0)  # outside
+        True
     """
 
     def __init__(self, name: str, label: int, solid: Solid) -> None:
@@ -88,6 +93,11 @@ def make_shape(class_name: str, rng: np.random.Generator, name: str | None = Non
 
     Raises:
         ValueError: if there is no such class.
+
+    Examples:
+        >>> shape = make_shape(CLASSES[3], np.random.default_rng(0))
+        >>> shape.label, shape.extent.shape
+        (3, (3,))
     """
     if class_name not in BUILDERS:
         raise ValueError(f"no procedural class {class_name!r}; the classes are {', '.join(CLASSES)}")
@@ -102,6 +112,10 @@ def make_shapes(num_per_class: int, seed: int = 0) -> list[Shape]:
     Args:
         num_per_class: number of shapes of each class.
         seed: random seed; sets of different seeds share no shapes.
+
+    Examples:
+        >>> len(make_shapes(num_per_class=1)) == len(CLASSES)
+        True
     """
     return [
         make_shape(name, _rng(seed, name, number), f"{name}_{number:04d}")
@@ -120,6 +134,11 @@ def make_dataset(num_per_class: int, num_points: int = 1024, seed: int = 0) -> C
 
     Returns:
         ``(num_per_class * len(CLASSES), num_points, 3)`` clouds in the unit-cube frame, ordered by class.
+
+    Examples:
+        >>> clouds = make_dataset(num_per_class=1, num_points=64)
+        >>> clouds.points.shape[1:]
+        (64, 3)
     """
     shapes = make_shapes(num_per_class, seed)
     clouds = [shape.sample_surface(num_points, _rng(seed, shape.name, 1))[0] for shape in shapes]

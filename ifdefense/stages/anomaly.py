@@ -36,6 +36,12 @@ class AnomalyRepair:
 
     Raises:
         ValueError: a number out of range.
+
+    Examples:
+        >>> repair = AnomalyRepair(AnomalyNetwork.load(), core=0.5)
+        >>> trace = ifdefense.load("onet-mesh").trace(points)[0]
+        >>> repair(trace.mesh, points[0]).mesh.is_watertight
+        True
     """
 
     network: AnomalyNetwork

@@ -37,6 +37,11 @@ class DensitySampling:
 
     Raises:
         ValueError: if a number is out of range.
+
+    Examples:
+        >>> mesh = ifdefense.load("onet-mesh").trace(points)[0].mesh
+        >>> DensitySampling()([mesh], [points[0]], 32, seed=0, inset=0.0).shape
+        torch.Size([1, 32, 3])
     """
 
     power: float = 1.5
@@ -125,6 +130,10 @@ def drawn_without_replacement(weights: Tensor, count: int, seed: int) -> Tensor:
 
     By the order of exponential variables with these rates (Efraimidis and Spirakis, 2006,
     https://doi.org/10.1016/j.ipl.2005.11.003).
+
+    Examples:
+        >>> drawn_without_replacement(torch.tensor([0.1, 0.2, 0.7]), 2, seed=0).shape
+        torch.Size([2])
     """
     noise = torch.rand(len(weights), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     waiting = -torch.log1p(-noise) / weights

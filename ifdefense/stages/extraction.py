@@ -46,6 +46,10 @@ class ExtractionOptions:
 
     Raises:
         ValueError: a value outside these ranges.
+
+    Examples:
+        >>> ExtractionOptions(resolution=32, coarse=8).box
+        1.1
     """
 
     resolution: int = 64
@@ -95,6 +99,12 @@ class Grid:
             from nearby, on the right side of the level.
         known: bool of the same shape, where the field was evaluated.
         options: options of the extraction.
+
+    Examples:
+        >>> field = lambda points, cloud: 0.16 - (points**2).sum(1)  # a ball
+        >>> grid = mise(field, 1, ExtractionOptions(resolution=16, coarse=8, threshold=0.5))
+        >>> grid.values.shape
+        torch.Size([1, 17, 17, 17])
     """
 
     values: Tensor
@@ -143,6 +153,12 @@ def mise(
     Raises:
         ValueError: the field returned a wrong shape or a logit that is not finite, or the resolution is not
             ``coarse`` times a power of two.
+
+    Examples:
+        >>> field = lambda points, cloud: 0.16 - (points**2).sum(1)  # a ball
+        >>> grid = mise(field, 1, ExtractionOptions(resolution=16, coarse=8, threshold=0.5))
+        >>> bool(grid.known.all())
+        False
     """
     options.check_halving()
     sampler = _Sampler(field, options, device, dtype)
@@ -193,6 +209,12 @@ def track(
 
     Raises:
         ValueError: as `mise`.
+
+    Examples:
+        >>> field = lambda points, cloud: 0.16 - (points**2).sum(1)  # a ball
+        >>> options = ExtractionOptions(resolution=20, coarse=5, threshold=0.5)
+        >>> track(field, 1, options, seeds=[points[0]]).values.shape
+        torch.Size([1, 21, 21, 21])
     """
     sampler = _Sampler(field, options, device, dtype)
     size, step = options.resolution, options.resolution // options.coarse
@@ -233,6 +255,12 @@ def extract_meshes(
     Returns:
         One mesh per cloud in the unit-cube frame, watertight and oriented outwards; empty if no surface is
         found.
+
+    Examples:
+        >>> field = lambda points, cloud: 0.16 - (points**2).sum(1)  # a ball
+        >>> (mesh,) = extract_meshes(field, 1, ExtractionOptions(resolution=16, coarse=8, threshold=0.5))
+        >>> mesh.is_watertight, round(mesh.volume, 2)
+        (True, 0.26)
     """
     return mise(field, num_clouds, options, seeds=seeds, device=device, dtype=dtype).meshes()
 
@@ -248,6 +276,13 @@ class Extraction:
 
     Raises:
         ValueError: a value outside these ranges.
+
+    Examples:
+        >>> from ifdefense.implicit.base import Calibration
+        >>> field = lambda points, cloud: 0.16 - (points**2).sum(1)  # a ball
+        >>> (mesh,) = Extraction(16, 8)(field, [points[0]], Calibration(threshold=0.5))
+        >>> mesh.is_watertight
+        True
     """
 
     resolution: int = 64
@@ -283,6 +318,13 @@ class Tracking:
 
     Raises:
         ValueError: a value outside these ranges.
+
+    Examples:
+        >>> from ifdefense.implicit.base import Calibration
+        >>> field = lambda points, cloud: 0.16 - (points**2).sum(1)  # a ball
+        >>> (mesh,) = Tracking(20, 5)(field, [points[0]], Calibration(threshold=0.5))
+        >>> mesh.is_watertight
+        True
     """
 
     resolution: int = 40

@@ -22,6 +22,11 @@ def statistical_outlier_removal(points: Tensor, k: int = 2, alpha: float = 1.1) 
 
     Returns:
         ``(B, N)`` mask of kept points, at least one per cloud.
+
+    Examples:
+        >>> kept = statistical_outlier_removal(points, k=2, alpha=1.1)
+        >>> kept.shape, kept.dtype
+        (torch.Size([2, 64]), torch.bool)
     """
     distances = nearest_squared(points, min(k + 1, points.shape[1]))
     value = distances[..., 1:].mean(-1)  # without the point itself
@@ -42,6 +47,10 @@ def simple_random_sampling(points: Tensor, drop: int = 500, *, seed: int = 0) ->
 
     Raises:
         ValueError: if no point would be left.
+
+    Examples:
+        >>> simple_random_sampling(points, 16, seed=0).sum(1)
+        tensor([48, 48])
     """
     count = points.shape[1]
     if drop >= count:

@@ -42,6 +42,11 @@ class BulgeRepair:
 
     Raises:
         ValueError: a value is not positive, or ``min_support`` is 1 or more.
+
+    Examples:
+        >>> mesh = ifdefense.load("onet-mesh").trace(points)[0].mesh
+        >>> BulgeRepair()(mesh, points[0].numpy()).mesh.is_watertight
+        True
     """
 
     radius: float = 0.12
@@ -77,6 +82,12 @@ class Repair:
         removed_components: number of floating components removed.
         rebuilt_regions: number of bulges and bridges replaced by smooth patches.
         removed_area: area of the masked part of the input mesh, in squared units.
+
+    Examples:
+        >>> mesh = ifdefense.load("onet-mesh").trace(points)[0].mesh
+        >>> repair = repair_mesh(mesh, points[0].numpy())
+        >>> bool(repair.mask.any()), repair.removed_area
+        (False, 0.0)
     """
 
     mesh: Mesh
@@ -101,6 +112,11 @@ def repair_mesh(mesh: Mesh, evidence: ArrayLike, options: BulgeRepair = BulgeRep
 
     Raises:
         ValueError: evidence that is not (K, 3), empty, or not finite.
+
+    Examples:
+        >>> mesh = ifdefense.load("onet-mesh").trace(points)[0].mesh
+        >>> repair_mesh(mesh, points[0].numpy()).score.shape == (len(mesh.vertices),)
+        True
     """
     points = checked_evidence(evidence, np.float64)
     if mesh.is_empty:

@@ -28,6 +28,12 @@ class Samples:
     Attributes:
         points: ``(B, N, 3)`` float32.
         normals: ``(B, N, 3)`` outward unit normals of their faces.
+
+    Examples:
+        >>> mesh = ifdefense.Mesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])
+        >>> samples = resample([mesh], 10)
+        >>> samples.normals[0, 0]
+        tensor([0., 0., 1.])
     """
 
     points: Tensor
@@ -60,6 +66,11 @@ def resample(
 
     Raises:
         ValueError: a mesh is empty or has no area (the message names it), or an argument is out of range.
+
+    Examples:
+        >>> mesh = ifdefense.Mesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])
+        >>> resample([mesh], 10).points.shape
+        torch.Size([1, 10, 3])
     """
     if num_points < 1 or oversample < 1:
         raise ValueError(f"num_points and oversample must be at least 1, got {num_points} and {oversample}")
@@ -118,6 +129,11 @@ def fill(
 
     Raises:
         ValueError: as `resample`, or a tolerance or smoothing that is not positive.
+
+    Examples:
+        >>> mesh = ifdefense.load("onet-mesh").trace(points)[0].mesh
+        >>> fill([mesh], [points[0]], 80, tolerance=0.3).shape
+        torch.Size([1, 80, 3])
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}")
@@ -152,7 +168,13 @@ def _distances(query: Tensor, source: Tensor) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class SurfaceSampling:
-    """Resampling stage: samples of the mesh only; see `resample`."""
+    """Resampling stage: samples of the mesh only; see `resample`.
+
+    Examples:
+        >>> mesh = ifdefense.Mesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])
+        >>> SurfaceSampling("uniform")([mesh], [points[0]], 10, seed=0, inset=0.0).shape
+        torch.Size([1, 10, 3])
+    """
 
     method: SamplingMethod = "farthest"
     oversample: int = 4
@@ -181,7 +203,13 @@ class SurfaceSampling:
 
 @dataclasses.dataclass(frozen=True)
 class FillSampling:
-    """Resampling stage: smoothed input points, and samples of the mesh where there are none; see `fill`."""
+    """Resampling stage: smoothed input points, and samples of the mesh where there are none; see `fill`.
+
+    Examples:
+        >>> mesh = ifdefense.Mesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])
+        >>> FillSampling(smoothing=4)([mesh], [points[0]], 10, seed=0, inset=0.0).shape
+        torch.Size([1, 10, 3])
+    """
 
     tolerance: float = 0.3
     smoothing: int = 8

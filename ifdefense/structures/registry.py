@@ -108,7 +108,13 @@ LIBRARIES = {
 
 
 def adapter_of(value: object) -> Adapter | None:
-    """Adapter of a structure; ``None`` if it is none. Libraries are not imported."""
+    """Adapter of a structure; ``None`` if it is none. Libraries are not imported.
+
+    Examples:
+        >>> import trimesh
+        >>> adapter_of(trimesh.PointCloud(points[0])).__name__
+        'ifdefense.structures.trimesh'
+    """
     for library in LIBRARIES.values():
         module = sys.modules.get(library.module)
         classes = tuple(found for name in library.classes if (found := getattr(module, name, None)))

@@ -120,6 +120,11 @@ def read_cloud(
         DataError: if the file is missing, truncated, too large or of an unknown kind, holds no or several
             clouds, a coordinate is not finite, or it is not clear which columns are the coordinates.
         ImportError: if the package that reads this kind of file is not installed.
+
+    Examples:
+        >>> np.savetxt("cloud.txt", points[0])
+        >>> read_cloud("cloud.txt").shape
+        (64, 3)
     """
     file = read_cloud_file(path, mesh_points, seed, columns=columns, key=key, max_points=max_points)
     if len(file.clouds) != 1:
@@ -136,7 +141,13 @@ def read_clouds(
     key: str | None = None,
     max_points: int = MAX_POINTS,
 ) -> list[NDArray[np.float64]]:
-    """Reads every cloud of a file; arguments and errors as `read_cloud`."""
+    """Reads every cloud of a file; arguments and errors as `read_cloud`.
+
+    Examples:
+        >>> np.save("clouds.npy", points)
+        >>> [cloud.shape for cloud in read_clouds("clouds.npy")]
+        [(64, 3), (64, 3)]
+    """
     file = read_cloud_file(path, mesh_points, seed, columns=columns, key=key, max_points=max_points)
     return [cloud.points for cloud in file.clouds]
 
@@ -167,6 +178,11 @@ def read_cloud_file(
     Raises:
         DataError: as `read_cloud`, though several clouds are no error.
         ImportError: if the package that reads this kind of file is not installed.
+
+    Examples:
+        >>> np.save("cloud.npy", points[0])
+        >>> read_cloud_file("cloud.npy").clouds[0].points.shape
+        (64, 3)
     """
     wanted = None if columns is None else tuple(columns.split(",") if isinstance(columns, str) else columns)
     options = Options(columns=wanted, key=key, max_points=max_points)
@@ -185,6 +201,12 @@ def read_mesh(path: str | Path, *, max_points: int = MAX_POINTS) -> Mesh:
     Raises:
         DataError: if the file is missing, truncated, too large or of an unknown kind, has no face, or has an
             invalid face or coordinate.
+
+    Examples:
+        >>> mesh = ifdefense.Mesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])
+        >>> write_mesh("mesh.stl", mesh)
+        >>> read_mesh("mesh.stl")
+        Mesh(vertices=3, faces=1)
     """
     options = Options(max_points=max_points)
     name, form, data = _opened(path, None, options, MESH_SUFFIXES, "mesh")
@@ -214,6 +236,11 @@ def write_cloud(
         DataError: if the file exists already, its folder does not, its suffix is unknown, or it cannot be
             written.
         ValueError: if the points are not ``(N, 3)``, or a field has not one row per point.
+
+    Examples:
+        >>> write_cloud("cloud.ply", points[0])
+        >>> read_cloud("cloud.ply").shape
+        (64, 3)
     """
     path, cloud = Path(path), np.asarray(points)
     if cloud.ndim != 2 or cloud.shape[1] != 3:
@@ -234,6 +261,11 @@ def write_clouds(
     Raises:
         DataError: as `write_cloud`.
         ValueError: if the clouds differ in size.
+
+    Examples:
+        >>> write_clouds("clouds.npz", points)
+        >>> len(read_clouds("clouds.npz"))
+        2
     """
     path, parts = Path(path), [np.asarray(cloud) for cloud in clouds]
     if path.suffix.lower() not in BATCH_SUFFIXES:
@@ -259,6 +291,12 @@ def write_cloud_file(path: str | Path, file: CloudFile, *, force: bool = False) 
 
     Raises:
         DataError: as `write_cloud`, or if several clouds are to go into a format that holds one.
+
+    Examples:
+        >>> np.savetxt("cloud.txt", points[0])
+        >>> write_cloud_file("cloud.ply", read_cloud_file("cloud.txt"))
+        >>> read_cloud("cloud.ply").shape
+        (64, 3)
     """
     path = Path(path)
     data = encode_cloud_file(file, path.suffix, path)
@@ -275,6 +313,11 @@ def encode_cloud_file(file: CloudFile, suffix: str, name: str | Path = "-") -> b
 
     Raises:
         DataError: if the format cannot hold them.
+
+    Examples:
+        >>> np.savetxt("cloud.txt", points[0])
+        >>> encode_cloud_file(read_cloud_file("cloud.txt"), ".ply")[:3]
+        b'ply'
     """
     form = FORMATS.get(suffix.lower())
     if form is None or form.encode is None:
@@ -303,6 +346,12 @@ def write_mesh(path: str | Path, mesh: Mesh, *, force: bool = False) -> None:
     Raises:
         DataError: if the file exists already, its folder does not, its suffix is unknown, or it cannot be
             written.
+
+    Examples:
+        >>> mesh = ifdefense.Mesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])
+        >>> write_mesh("mesh.off", mesh)
+        >>> read_mesh("mesh.off")
+        Mesh(vertices=3, faces=1)
     """
     path = Path(path)
     form = FORMATS.get(path.suffix.lower())

@@ -132,6 +132,12 @@ def replacing(path: str | Path, *, force: bool = False) -> Iterator[Path]:
 
     Raises:
         DataError: if the file exists already or its folder does not.
+
+    Examples:
+        >>> with replacing(Path("notes.txt"), force=False) as partial:
+        ...     size = partial.write_text("done")
+        >>> Path("notes.txt").read_text()
+        'done'
     """
     path = Path(path)
     if path.exists() and not force:

@@ -90,6 +90,11 @@ class PointTable:
     Attributes:
         points: ``(N, 3)`` float64.
         fields: ``(N,)`` or ``(N, C)`` attributes by their names in the file.
+
+    Examples:
+        >>> table = PointTable(points[0].numpy(), {"label": np.arange(64)})
+        >>> sorted(table.fields)
+        ['label']
     """
 
     points: NDArray[np.float64]
@@ -128,6 +133,12 @@ class FileLayout:
         single: whether the coordinates are float32 or float16.
         batched: whether the array is ``(S, N, C)``.
         viewpoint: pose of the sensor in a .pcd.
+
+    Examples:
+        >>> from ifdefense.data import read_cloud_file
+        >>> np.save("clouds.npy", points)
+        >>> read_cloud_file("clouds.npy").layout.batched
+        True
     """
 
     kind: str = ""
@@ -152,6 +163,10 @@ class CloudFile:
         clouds: the clouds with the attributes of their points.
         layout: layout of the file.
         extras: arrays that belong to whole clouds or to the file, such as labels, by name.
+
+    Examples:
+        >>> CloudFile([PointTable(points[0].numpy())]).clouds[0].points.shape
+        (64, 3)
     """
 
     clouds: list[PointTable]
