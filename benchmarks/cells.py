@@ -6,12 +6,13 @@ A cell is measured in blocks of `BLOCK` clouds. Clouds are in a nested order, so
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from attacks import EOT
 from attacks.defence_aware.model import Gradient
-from benchmarks.suite import SUITE, Suite
+from benchmarks.foreign import Victim
+from benchmarks.suite import SUITE, Suite, slow
 
 BLOCK = 20
 """Clouds per block; divides all numbers of clouds of the suites."""
@@ -89,36 +90,36 @@ def knowledges(defence: Any, samples: int) -> dict[str, Knowledge]:
     return found
 
 
-def grid(
-    suite: Suite, victims: Iterable[str], defences: Mapping[str, Any], slow: Mapping[str, bool]
-) -> dict[Cell, int]:
+def grid(suite: Suite, victims: Mapping[str, Victim], defences: Mapping[str, Any]) -> dict[Cell, int]:
     """Cells of a run, and the number of clouds of each.
 
     Args:
         suite: attacks and numbers of clouds.
-        victims: titles of the victims.
+        victims: victims by title.
         defences: defences by name; ``"none"`` has the value ``None``.
-        slow: whether a victim is slow, by title.
     """
     return {
-        cell: suite.count(cell.source, cell.knowledge, slow[cell.victim])
-        for victim in victims
+        cell: suite.count(cell.source, cell.knowledge, slow(victims[cell.victim].model))
+        for victim in victims.values()
         for cell in _cells(suite, victim, defences)
     }
 
 
-def _cells(suite: Suite, victim: str, defences: Mapping[str, Any]) -> Iterator[Cell]:
-    for name in defences:
-        yield Cell(victim, "clean", name)
-        yield from (Cell(victim, source, name) for source in suite.corruptions)
-        yield from (Cell(victim, source, name, "static") for source in suite.attacks)
+def _cells(suite: Suite, victim: Victim, defences: Mapping[str, Any]) -> Iterator[Cell]:
+    title = victim.title
+    for name, defence in defences.items():
+        yield Cell(title, "clean", name)
+        yield from (Cell(title, source, name) for source in suite.corruptions)
+        # A victim with random numbers of its own is attacked over draws of them.
+        bare = "static" if victim.deterministic or defence is not None else "eot"
+        yield from (Cell(title, source, name, bare) for source in suite.attacks)
     for name, defence in defences.items():
         if defence is None:
             continue
         for source in suite.adaptive:
             for knowledge in knowledges(defence, suite.samples):
                 if knowledge != "exact" or source in suite.exact:
-                    yield Cell(victim, source, name, knowledge)
+                    yield Cell(title, source, name, knowledge)
             for other, known in defences.items():
                 if known is not None and other != name and source in suite.exact:
-                    yield Cell(victim, source, name, TRANSFER + other)
+                    yield Cell(title, source, name, TRANSFER + other)

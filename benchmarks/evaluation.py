@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -23,13 +24,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import result_files, statistics
-from benchmarks.cells import BASELINES, BLOCK, CORRUPTION, NO_DEFENCE, Cell, grid
+from benchmarks.attacked_clouds import AttackedFile, read_attacked
+from benchmarks.cells import BASELINES, BLOCK, CORRUPTION, FILE, NO_DEFENCE, Cell, grid
 from benchmarks.clouds import PROCEDURAL, LabelledClouds, load_clouds
 from benchmarks.executors import EXECUTORS, Executor, Failure
 from benchmarks.flags import flags
 from benchmarks.foreign import Victim, defence_of, model_of, nearest, shipped_victims, victim_of
 from benchmarks.shards import Store, Task, forget
-from benchmarks.suite import IF_DEFENSE, RECENT, SUITE, SUITES, Suite, slow
+from benchmarks.suite import IF_DEFENSE, RECENT, SUITE, SUITES, Suite
 from benchmarks.text_tables import text_table
 from ifdefense.provenance import digest, versions
 
@@ -49,7 +51,7 @@ MODELNET40_VICTIMS = (
     "pointnet-modelnet40-adversarial",
 )
 ALL = "all"
-CORRUPTED = CORRUPTION.removesuffix(":")
+CORRUPTED, FROM_FILE = CORRUPTION.removesuffix(":"), FILE.removesuffix(":")
 PROBE = "probe"
 _LOG = logging.getLogger(__name__)
 Json = dict[str, Any]
@@ -139,7 +141,7 @@ class Result:
                 *(_shown(one[figure]) for figure in ("clean", "static", "adaptive", "worst")),
             ]
             for one in self.figures
-            if one["family"] == (ALL if self.measured else CORRUPTED)
+            if one["family"] == (ALL if self.measured else self.figures[0]["family"])
         ]
         header = ["accuracy in %", "clean", "static, mean", "adaptive, worst", "worst of all"]
         raised = [
@@ -171,6 +173,7 @@ def evaluate(
     suite: str | Suite = "quick",
     clouds: int | None = None,
     minutes: float | None = None,
+    attacked: str | Path | None = None,
     seed: int = 0,
     store: str | Path | None = None,
     executor: str | Executor = "serial",
@@ -190,6 +193,8 @@ def evaluate(
         suite: ``"quick"``, ``"standard"``, ``"full"``, or another choice of attacks.
         clouds: clouds of every cell, instead of the suite's numbers.
         minutes: time to spend, instead of a number of clouds, which is picked by the time of the first block.
+        attacked: file of attacked clouds, see `benchmarks.attacked_clouds`, on which the defence is scored
+            instead of attacking it. The victim is by default the one that was attacked.
         seed: seed of the choice of clouds, the targets and the attacks.
         store: folder of finished shards, from which a run resumes; by default a temporary one.
         executor: ``"serial"``, ``"processes"``, ``"ray"``, or a function as in `benchmarks.executors`.
@@ -212,6 +217,13 @@ def evaluate(
         raise ValueError("give a number of clouds or minutes, not both")
     if clouds is not None and clouds < 1:
         raise ValueError(f"clouds must be at least 1, got {clouds}")
+    made = None if attacked is None else read_attacked(attacked)
+    if made is not None:
+        if data is not None or minutes is not None:
+            raise ValueError("a file of attacked clouds is the data: give it without other data and minutes")
+        data = made.clouds
+        title = made.about.get("victim", {}).get("title")
+        victim = title if victim is None and model is None and title in shipped_victims() else victim
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory()) if store is None else store
         run = _Run(
@@ -225,6 +237,7 @@ def evaluate(
             whats=_victims(victim, model, data),
             model=model is not None,
             what=defence,
+            attacked=made,
         )
         return run.result(clouds, minutes)
 
@@ -266,6 +279,7 @@ class _Run:
     whats: list[Any]
     model: bool
     what: Any
+    attacked: AttackedFile | None = None
 
     def __post_init__(self) -> None:
         forget()
@@ -287,10 +301,11 @@ class _Run:
 
     def result(self, clouds: int | None, minutes: float | None) -> Result:
         """Computes what is missing and summarises all."""
-        counts = grid(
-            self.suite, self.victims, self.defences, {t: slow(v.model) for t, v in self.victims.items()}
-        )
-        failures: list[Failure] = []
+        counts = grid(self.suite, self.victims, self.defences)
+        if self.attacked is not None:
+            source = FILE + self.attacked.clouds.digest()
+            each = itertools.product(self.victims, self.defences)
+            counts = {Cell(title, source, name): len(self.attacked.clouds) for title, name in each}
         if minutes is not None:
             first = dict.fromkeys(counts, BLOCK)
             labelled = self._clouds(BLOCK)
@@ -345,7 +360,7 @@ class _Run:
         for cell, count in counts.items():
             for block in range(math.ceil(count / BLOCK)):
                 yield task("scored", cell, block, count)
-        for title in self.victims:
+        for title in self.victims if any(cell.source in SUITE for cell in counts) else ():
             yield task("probe", Cell(title, PROBE, self.row), 0, min(BLOCK, max(counts.values())))
 
     def _execute(self, tasks: Sequence[Task]) -> list[Failure]:
@@ -389,14 +404,15 @@ class _Run:
             if (measured := self._cell(cell, tasks[cell], labelled)) is not None:
                 rights[cell] = measured[0]
                 cells.append(measured[1])
+        bare = [] if self.model else [one for one in cells if one["defence"] == NO_DEFENCE]
         success = {
-            (one["victim"], one["source"]): one["success"] for one in cells if one["defence"] == NO_DEFENCE
+            (one["victim"], one["source"]): one["success"] for one in bare if one["success"] is not None
         }
         figures = [
             made
             for victim in self.victims
             for defence in self.defences
-            for family in (ALL, RECENT, IF_DEFENSE, CORRUPTED)
+            for family in (ALL, RECENT, IF_DEFENSE, CORRUPTED, FROM_FILE)
             if (made := _figures(rights, victim, defence, family, labelled.labels, success)) is not None
         ]
         raised = []
@@ -405,6 +421,8 @@ class _Run:
                 arrays = self.store.read(task.path)
                 if arrays is not None:
                     raised += flags(json.loads(str(arrays["evidence"])), cells)
+        if self.model:  # there is nothing without its defence to attack
+            raised = [flag for flag in raised if flag["name"] != "weak-attack"]
         spec = getattr(self.defence, "spec", None)
         return {
             "format": FORMAT,
@@ -436,6 +454,7 @@ class _Run:
             "flags": raised,
             "certified": [],
             "examples": self._examples(tasks, labelled),
+            "attacked": None if self.attacked is None else self.attacked.about,
         }
 
     def _examples(self, tasks: Mapping[Cell, list[Task]], labelled: LabelledClouds) -> list[Json]:
@@ -469,6 +488,11 @@ class _Run:
                 )
         return found
 
+    def _title(self, cell: Cell) -> str:
+        if cell.source in SUITE:
+            return SUITE[cell.source].title
+        return cell.source if self.attacked is None else self.attacked.clouds.name
+
     def _cell(self, cell: Cell, tasks: list[Task], labelled: LabelledClouds) -> tuple[Tensor, Json] | None:
         """``(D, S)`` whether clouds are right, and the JSON of a cell; of blocks up to the first missing."""
         predicted, seconds = [], []
@@ -496,7 +520,7 @@ class _Run:
         threat = None if entry is None else entry.attack(effort).threat
         return right, {
             **dataclasses.asdict(cell),
-            "title": cell.source if entry is None else entry.title,
+            "title": self._title(cell),
             "family": cell.family,
             "draws": len(right),
             **_accuracy(right, labels),
@@ -524,7 +548,7 @@ def _figures(
     defence: str,
     family: str,
     labels: Tensor,
-    success: Mapping[tuple[str, str], float | None],
+    success: Mapping[tuple[str, str], float],
 ) -> Json | None:
     """The figures of a victim behind a defence, over the attacks of a family."""
     own = {cell: right for cell, right in rights.items() if (cell.victim, cell.defence) == (victim, defence)}
@@ -534,17 +558,19 @@ def _figures(
         for cell, right in own.items()
         if family == cell.family or (family == ALL and cell.source in SUITE)
     }
-    if not clean or not attacked:
+    if not attacked or (not clean and family != FROM_FILE):
         return None
     about: Json = {"victim": victim, "defence": defence, "family": family, "attacks": len(attacked)}
-    if family == CORRUPTED:  # a mean, as nobody chooses the worst
+    if family in (CORRUPTED, FROM_FILE):  # a mean, as nobody chooses the worst
         mean = _accuracy(torch.cat(_common(attacked.values())), labels)
-        own_mean = {"clean": _accuracy(clean[0], labels), "static": mean, "adaptive": None, "worst": None}
+        first = _accuracy(clean[0], labels) if clean else None
+        own_mean = {"clean": first, "static": mean, "adaptive": None, "worst": None}
         return about | {"clouds": mean["clouds"]} | own_mean
     strong = [
         right
         for cell, right in attacked.items()
-        if cell.knowledge == "static" and (success.get((victim, cell.source)) or 0) >= STRONG
+        if (cell.knowledge == "static" or defence == NO_DEFENCE)
+        and success.get((victim, cell.source), 100.0) >= STRONG
     ]
     adaptive = [right for cell, right in attacked.items() if cell.adaptive]
     found: Json = about

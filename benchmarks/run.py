@@ -33,6 +33,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--model", metavar="NAME", help="A classifier that contains its defence.")
 @click.option("--data", metavar="NAME", help="Data set, folder or file.  [default: procedural]")
+@click.option("--attacked", type=_PATH, help="Score on this file of attacked clouds instead of attacking.")
 @click.option("--suite", type=click.Choice(list(SUITES)), default="quick", show_default=True)
 @click.option(
     "--attack", "attacks", metavar="NAME", multiple=True, help="Only this attack of the suite; repeatable."

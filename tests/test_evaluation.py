@@ -19,9 +19,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from grid_parts import Length, clouds, failing, halved, noisy, small
+from torch import Tensor
 
 import benchmarks
 from benchmarks import evaluate, executors, shards, statistics
+from benchmarks.attacked_clouds import AttackedFile, write_attacked
 from benchmarks.cells import BLOCK, Cell, knowledges
 from benchmarks.executors import serial
 from benchmarks.run import run
@@ -234,6 +236,48 @@ def test_a_model_contains_its_defence(tmp_path: Path) -> None:
     result = measure(tmp_path, model=victim(), victim=None, defence=None)
     assert result.name == "Length" and {cell["defence"] for cell in result.cells} == {"none"}
     assert result.worst == result.adaptive <= result.clean
+
+
+class Shaken(Length):
+    """Draws noise from the global generator."""
+
+    def forward(self, points: Tensor) -> Tensor:
+        return super().forward(points + 0.01 * torch.randn_like(points))
+
+
+def test_a_random_model_is_attacked_and_scored_over_draws(tmp_path: Path) -> None:
+    result = measure(tmp_path, 4, model=Shaken().eval(), victim=None, defence=None)
+    assert {cell["knowledge"] for cell in result.cells} == {"none", "eot"}
+    assert {cell["draws"] for cell in result.cells} == {5}
+    assert result.worst <= result.static == result.adaptive <= result.clean
+
+
+def test_attacked_clouds_of_a_file_are_scored_without_an_attack(tmp_path: Path) -> None:
+    flat = clouds(24)
+    spoilt = dataclasses.replace(flat, points=flat.points * torch.tensor([1.7, 1.7, 1.0]))
+    write_attacked(tmp_path / "theirs.npz", AttackedFile(spoilt, None, {"attack": "theirs"}))
+    counting = Counting()
+    given: dict[str, Any] = {"data": None, "attacked": tmp_path / "theirs.npz", "executor": counting}
+    result = measure(tmp_path, None, **given)  # type: ignore[arg-type]
+    assert {task.kind for task in counting.tasks} == {"scored"}
+    assert {cell["family"] for cell in result.cells} == {"file"} and len(result.cells) == 4
+    right = victim()(halved(spoilt.points)).argmax(1) == spoilt.labels
+    (figures,) = [one for one in result.figures if one["defence"] == "halved"]
+    assert figures["static"]["accuracy"] == pytest.approx(100 * float(right.double().mean()), abs=1e-3)
+    assert figures["worst"] is None and "theirs.npz" in result.cells[0]["title"]
+    assert "halved" in result.text() and "worst of" not in result.text()
+    with pytest.raises(ValueError, match="give it without other data"):
+        measure(tmp_path, None, attacked=tmp_path / "theirs.npz")  # type: ignore[arg-type]
+
+
+def test_corruptions_are_averaged_without_a_worst(tmp_path: Path) -> None:
+    sources = ("corruption:uniform@1", "corruption:uniform@5", "corruption:background@3")
+    suite = Suite("corrupted", (), (), (), 8, 8, 1, "quick", sources)
+    result = measure(tmp_path, 8, suite=suite)
+    own = [c["accuracy"] for c in result.cells if c["defence"] == "halved" and c["family"] == "corruption"]
+    (figures,) = [one for one in result.figures if one["defence"] == "halved"]
+    assert len(own) == 3 and figures["static"]["accuracy"] == pytest.approx(np.mean(own), abs=0.01)
+    assert figures["family"] == "corruption" and figures["worst"] is None
 
 
 def test_a_budget_in_minutes_picks_the_clouds_and_says_so(
