@@ -92,13 +92,21 @@ class Result:
 
     @property
     def headline(self) -> Json:
-        """The figures of the defence over all attacks, with the victim on which its worst is lowest."""
-        own = [one for one in self.figures if one["defence"] == self.data["row"] and one["family"] == ALL]
+        """The figures of the defence over all attacks, with the victim on which its worst is lowest.
+
+        Without attacks, those on corrupted clouds or on the clouds of a file, which have no worst.
+        """
+        own = [one for one in self._shown if one["defence"] == self.data["row"]]
         if not own:
-            raise ValueError(
-                f"{self.name} has no figures: {'; '.join(map(str, self.failures)) or 'no cells'}"
-            )
+            reasons = "; ".join(map(str, self.failures)) or "no cells"
+            raise ValueError(f"{self.name} has no figures: {reasons}")
         return min(own, key=lambda one: _value(one["worst"]))
+
+    @property
+    def _shown(self) -> list[Json]:
+        """Figures over all attacks, or of the first family if there are none."""
+        families = [one["family"] for one in self.figures]
+        return [one for one in self.figures if one["family"] == (ALL if ALL in families else families[0])]
 
     @property
     def clean(self) -> float:
@@ -120,11 +128,6 @@ class Result:
         """Accuracy under the worst per cloud of all attacks and the clean cloud, in %."""
         return _value(self.headline["worst"])
 
-    @property
-    def measured(self) -> bool:
-        """Whether there are figures of the defence under attacks."""
-        return any(one["defence"] == self.data["row"] and one["family"] == ALL for one in self.figures)
-
     def in_words(self) -> str:
         """The headline as a sentence."""
         one = self.headline
@@ -140,8 +143,7 @@ class Result:
                 f"{one['victim']}, {one['defence']}",
                 *(_shown(one[figure]) for figure in ("clean", "static", "adaptive", "worst")),
             ]
-            for one in self.figures
-            if one["family"] == (ALL if self.measured else self.figures[0]["family"])
+            for one in self._shown
         ]
         header = ["accuracy in %", "clean", "static, mean", "adaptive, worst", "worst of all"]
         raised = [
@@ -149,7 +151,8 @@ class Result:
             for flag in self.data["flags"]
             if flag["defence"] == self.data["row"]
         ]
-        return "\n".join([text_table(header, lines), *raised, *([self.in_words()] if self.measured else [])])
+        attacked = any(one["defence"] == self.data["row"] and one["worst"] is not None for one in self._shown)
+        return "\n".join([text_table(header, lines), *raised, *([self.in_words()] if attacked else [])])
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The result as JSON, also written to a file if there is a path."""

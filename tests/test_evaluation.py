@@ -265,7 +265,8 @@ def test_attacked_clouds_of_a_file_are_scored_without_an_attack(tmp_path: Path) 
     (figures,) = [one for one in result.figures if one["defence"] == "halved"]
     assert figures["static"]["accuracy"] == pytest.approx(100 * float(right.double().mean()), abs=1e-3)
     assert figures["worst"] is None and "theirs.npz" in result.cells[0]["title"]
-    assert "halved" in result.text() and "worst of" not in result.text()
+    assert "halved" in result.text() and "per cloud" not in result.text()
+    assert result.static == figures["static"]["accuracy"] and np.isnan(result.worst)
     with pytest.raises(ValueError, match="give it without other data"):
         measure(tmp_path, None, attacked=tmp_path / "theirs.npz")  # type: ignore[arg-type]
 
