@@ -357,6 +357,7 @@ class _Run:
                 effort=self.suite.effort,
                 seed=self.seed,
                 samples=self.suite.samples,
+                draws=self.suite.draws,
                 device=self.device,
             )
 

@@ -79,4 +79,4 @@ deadly.normalise = False
 
 def small(attacks: Sequence[str] = ("apgd-linf",), clouds: int = 20) -> Suite:
     """A suite of few attacks."""
-    return Suite("small", tuple(attacks), tuple(attacks), tuple(attacks), clouds, clouds, 2, "quick")
+    return Suite("small", tuple(attacks), tuple(attacks), tuple(attacks), clouds, clouds, 2, 5, "quick")

@@ -273,7 +273,7 @@ def test_attacked_clouds_of_a_file_are_scored_without_an_attack(tmp_path: Path) 
 
 def test_corruptions_are_averaged_without_a_worst(tmp_path: Path) -> None:
     sources = ("corruption:uniform@1", "corruption:uniform@5", "corruption:background@3")
-    suite = Suite("corrupted", (), (), (), 8, 8, 1, "quick", sources)
+    suite = Suite("corrupted", (), (), (), 8, 8, 1, 5, "quick", sources)
     result = measure(tmp_path, 8, suite=suite)
     own = [c["accuracy"] for c in result.cells if c["defence"] == "halved" and c["family"] == "corruption"]
     (figures,) = [one for one in result.figures if one["defence"] == "halved"]
