@@ -388,8 +388,8 @@ class _Run:
         """Number of clouds that takes the given time, by the seconds stored with the first block."""
         paths = {task.path for task in tasks}
         paths |= {task.attacked.path for task in tasks if task.attacked is not None}
-        found = [arrays for path in paths if (arrays := self.store.read(path, "seconds")) is not None]
-        seconds = sum(float(arrays["seconds"]) for arrays in found)
+        found = [arrays for path in paths if (arrays := self.store.read(path)) is not None]
+        seconds = sum(float(one["seconds"]) * len(one.get("predicted", [0])) for one in found)  # of each draw
         blocks = max(1, int(60 * minutes / max(seconds, 1e-3)))
         clouds = min(blocks * BLOCK, MOST)
         _LOG.warning("%g minutes: %d clouds (%.1f minutes for each %d)", minutes, clouds, seconds / 60, BLOCK)
