@@ -26,6 +26,7 @@ from tqdm import tqdm
 from benchmarks import result_files, statistics
 from benchmarks.attacked_clouds import AttackedFile, read_attacked
 from benchmarks.cells import BASELINES, BLOCK, CORRUPTION, FILE, NO_DEFENCE, Cell, grid
+from benchmarks.certified import certified
 from benchmarks.clouds import PROCEDURAL, LabelledClouds, load_clouds
 from benchmarks.executors import EXECUTORS, Executor, Failure
 from benchmarks.flags import flags
@@ -50,6 +51,9 @@ MODELNET40_VICTIMS = (
     "dgcnn-modelnet40-hybrid",
     "pointnet-modelnet40-adversarial",
 )
+CERTIFIED = 100
+"""Most clouds of a certificate."""
+
 ALL = "all"
 CORRUPTED, FROM_FILE = CORRUPTION.removesuffix(":"), FILE.removesuffix(":")
 PROBE = "probe"
@@ -181,6 +185,7 @@ def evaluate(
     store: str | Path | None = None,
     executor: str | Executor = "serial",
     device: str | torch.device = "cpu",
+    certificates: bool = False,
     progress: bool = False,
 ) -> Result:
     """Measures a defence, or a model that contains one.
@@ -202,6 +207,8 @@ def evaluate(
         store: folder of finished shards, from which a run resumes; by default a temporary one.
         executor: ``"serial"``, ``"processes"``, ``"ray"``, or a function as in `benchmarks.executors`.
         device: device to compute on.
+        certificates: whether to add the certified accuracy of a vote around each victim, see
+            `benchmarks.certified`; computed anew by every run.
         progress: whether to show a progress bar.
 
     Raises:
@@ -236,6 +243,7 @@ def evaluate(
             store=Store(Path(folder)),
             executor=_executor(executor),
             device=str(device),
+            certificates=certificates,
             progress=progress,
             whats=_victims(victim, model, data),
             model=model is not None,
@@ -278,6 +286,7 @@ class _Run:
     store: Store
     executor: Executor
     device: str
+    certificates: bool
     progress: bool
     whats: list[Any]
     model: bool
@@ -456,10 +465,17 @@ class _Run:
             "differences": _differences(rights, self.row, self.victims, self.defences),
             "cells": cells,
             "flags": raised,
-            "certified": [],
+            "certified": self._certified(labelled),
             "examples": self._examples(tasks, labelled),
             "attacked": None if self.attacked is None else self.attacked.about,
         }
+
+    def _certified(self, labelled: LabelledClouds) -> list[Json]:
+        """Certificates of the vote around each victim, on the first clouds."""
+        few = labelled[:CERTIFIED]
+        if not self.certificates:
+            return []
+        return [certified(victim, few, seed=self.seed) for victim in self.victims.values()]
 
     def _examples(self, tasks: Mapping[Cell, list[Task]], labelled: LabelledClouds) -> list[Json]:
         """The first clouds of the first victim: clean, attacked as hard as it gets, and purified."""

@@ -57,6 +57,12 @@ _PATH = click.Path(path_type=Path)
     "--store", type=_PATH, default=Path("cache/bench"), show_default=True, help="Folder of finished shards."
 )
 @click.option("--executor", type=click.Choice(list(EXECUTORS)), default="serial", show_default=True)
+@click.option(
+    "--certified",
+    "certificates",
+    is_flag=True,
+    help="Adds the certificates of a vote around each victim.",
+)
 @click.option("--out", type=_PATH, help="JSON to write.  [default: SUITE-NAME.json]")
 @device_option
 def run(

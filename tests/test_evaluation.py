@@ -422,3 +422,10 @@ def test_a_suite_can_be_cut_down() -> None:
     assert quick.only() == quick
     with pytest.raises(ValueError, match="the suite quick has no attack 'pgdd'; it has apgd-linf"):
         quick.only(("pgdd",))
+
+
+def test_certificates_are_added_on_demand() -> None:
+    assert measure(count=4).data["certified"] == []
+    (curve,) = measure(count=4, certificates=True).data["certified"]
+    assert curve["clouds"] == 4 and curve["defence"] == "voting"
+    assert curve["certified"][0] >= curve["certified"][-1]
