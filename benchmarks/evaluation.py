@@ -374,7 +374,7 @@ class _Run:
             for block in range(math.ceil(count / BLOCK)):
                 yield task("scored", cell, block, count)
         for title in self.victims if any(cell.source in SUITE for cell in counts) else ():
-            yield task("probe", Cell(title, PROBE, self.row), 0, min(BLOCK, max(counts.values())))
+            yield task("probe", Cell(title, PROBE, self.row), 0, min(BLOCK, *counts.values()))
 
     def _execute(self, tasks: Sequence[Task]) -> list[Failure]:
         """Computes missing shards: first attacked clouds, then their predictions and probes."""
