@@ -597,8 +597,10 @@ def _figures(
     worst = _worst([*clean, *attacked.values()])
     found["clouds"] = worst.shape[1]
     found["clean"] = _accuracy(clean[0], labels)
-    # As if they were draws: the mean over attacks and clouds, with the error over clouds.
+    # As if attacks were draws: the mean over attacks and clouds, with the error over clouds.
     found["static"] = _accuracy(torch.cat(_common(strong)), labels) if strong else None
+    if strong:
+        del found["static"]["spread"]
     found["adaptive"] = _accuracy(_worst(adaptive), labels) if adaptive else None
     found["worst"] = _accuracy(worst, labels)
     return found
