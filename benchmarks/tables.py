@@ -108,9 +108,10 @@ def headline(result: Result) -> str:
     errors = [one["error"] for one in cells] + [one["worst"]["error"] for one in found]
     return (
         f"{markdown(['defence', *titles, 'worst per cloud'], rows)}\n\n"
-        f"Accuracy in % of PointNet, trained on clean and on purified clouds, on {found[0]['clouds']} test clouds of "
-        f"ModelNet40, {result['date']}; standard error at most {max(errors):.1f}. *Worst*: clouds that are classified "
-        "correctly clean and under every attack of the table, which know the classifier and not the defence."
+        "Accuracy in % of PointNet, trained on clean and on purified clouds, on "
+        f"{found[0]['clouds']} test clouds of ModelNet40, {result['date']}; standard error at most "
+        f"{max(errors):.1f}. *Worst*: clouds that are classified correctly clean and under every attack of "
+        "the table, which know the classifier and not the defence."
     )
 
 
