@@ -126,7 +126,7 @@ STANDARD = "standard.json"
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "ablation": ("ablation.json", ablation.table),
     "accuracy": (STANDARD, summary),
-    "adaptive": (STANDARD, grid),
+    "adaptive": ("quick-adaptive.json", grid),
     "attack-speed": ("attack_speed.json", attack_speed),
     "conditions": ("conditions.json", conditions.table),
     "corruptions": ("corruptions-standard.json", grid),
