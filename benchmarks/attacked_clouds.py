@@ -9,7 +9,6 @@ of the arrays.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import io
 import json
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from attacks import attack_in_batches, random_targets
+from benchmarks import result_files
 from benchmarks.clouds import PROCEDURAL, LabelledClouds, load_clouds
 from benchmarks.foreign import Victim, nearest, victim_of
 from benchmarks.suite import SUITE
@@ -103,7 +103,7 @@ def make_attacked(
         "victim": {"title": victim.title, "weights": victim.weights},
         "data": {"name": clean.name, "clouds": len(clean), "seed": seed, "digest": clean.digest()},
         "versions": versions(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": result_files.today(),
     }
     attacked = dataclasses.replace(clean, points=result.points.cpu())
     return AttackedFile(attacked, result.success.cpu(), about)

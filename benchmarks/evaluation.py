@@ -29,7 +29,7 @@ from benchmarks.cells import BASELINES, BLOCK, CORRUPTION, FILE, NO_DEFENCE, Cel
 from benchmarks.certified import certified
 from benchmarks.clouds import PROCEDURAL, LabelledClouds, load_clouds
 from benchmarks.executors import EXECUTORS, Executor, Failure
-from benchmarks.flags import flags
+from benchmarks.flags import WEAK, flags
 from benchmarks.foreign import Victim, defence_of, model_of, nearest, shipped_victims, victim_of
 from benchmarks.shards import Store, Task, forget
 from benchmarks.suite import IF_DEFENSE, RECENT, SUITE, SUITES, Suite
@@ -38,9 +38,6 @@ from ifdefense.provenance import digest, versions
 
 FORMAT = 1
 """Version of the JSON."""
-
-STRONG = 80.0
-"""Success in % on the undefended victim from which an attack counts in the mean of the static ones."""
 
 MOST = 2468
 """Most clouds that a budget in minutes picks: the test part of ModelNet40."""
@@ -590,7 +587,7 @@ def _figures(
         right
         for cell, right in attacked.items()
         if (cell.knowledge == "static" or defence == NO_DEFENCE)
-        and success.get((victim, cell.source), 100.0) >= STRONG
+        and success.get((victim, cell.source), 100.0) >= WEAK
     ]
     adaptive = [right for cell, right in attacked.items() if cell.adaptive]
     found: Json = about

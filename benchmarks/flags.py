@@ -26,6 +26,7 @@ from attacks import EOT, PGD, Attack, DefenceAware, FunctionPurifier, Transfer, 
 from attacks.defence_aware.model import PurifierLike
 from attacks.oracle import Model, frozen
 from benchmarks import statistics
+from benchmarks.cells import TRANSFER
 from benchmarks.suite import SUITE
 from ifdefense import Defended, Purifier
 from ifdefense.geometry.frame import to_unit_sphere
@@ -47,7 +48,7 @@ FLAGS = {
 
 MASKED = 0.2  # share of clouds
 UNBOUNDED = 5.0  # accuracy in %
-WEAK = 80.0  # success in %
+WEAK = 80.0  # success in % without a defence, below which an attack is left out of the mean
 RANDOM = 1e-4  # difference of logits, of the largest: above rounding
 CENTRE, SCALE = 0.1, 0.15  # of the radius of the clean cloud
 NUDGE = 1e-5  # shift of a coordinate, too small to matter but not for rounding
@@ -287,21 +288,22 @@ def _masked(evidence: Evidence, cells: list[Cell]) -> Flag:
 def _random(evidence: Evidence, cells: list[Cell]) -> Flag:
     if evidence["difference"] <= RANDOM or any("eot" in cell["knowledge"] for cell in cells):
         return None
-    return _flag(
-        min(1.0, evidence["difference"]),
-        f"Logits of two calls differ by {evidence['difference']:.1%} of the largest, and no attack averages "
-        "its gradients over draws (EOT).",
-    )
+    return _differing(evidence, "no attack averages its gradients over draws (EOT).")
 
 
 def _unseeded(evidence: Evidence, cells: list[Cell]) -> Flag:
     if evidence["difference"] <= RANDOM or not evidence["seedless"]:
         return None
-    return _flag(
-        min(1.0, evidence["difference"]),
-        f"Logits of two calls differ by {evidence['difference']:.1%} of the largest, and the defence "
-        "takes no seed: it was run with seeded global generators, so its draws cannot be repeated elsewhere.",
+    return _differing(
+        evidence,
+        "the defence takes no seed: it was run with seeded global generators, so its draws cannot be "
+        "repeated elsewhere.",
     )
+
+
+def _differing(evidence: Evidence, says: str) -> Flag:
+    share = evidence["difference"]
+    return _flag(min(1.0, share), f"Logits of two calls differ by {share:.1%} of the largest, and {says}")
 
 
 def _black_box(evidence: Evidence, cells: list[Cell]) -> Flag:
@@ -429,7 +431,7 @@ def _low(right: str, other: str) -> float:
 def _blind(cell: Cell) -> bool:
     """Whether the attack has no gradients of what it attacks."""
     knowledge = SUITE[cell["source"]].attack().threat.knowledge
-    return knowledge == "score-based" or cell["knowledge"].startswith("transfer")
+    return knowledge == "score-based" or cell["knowledge"].startswith(TRANSFER)
 
 
 def _kind(cell: Cell) -> tuple[Any, ...]:

@@ -170,10 +170,7 @@ def run_shard(task: Task, store: Store) -> None:
         Exception: what the attack, the defence or the classifier raises.
     """
     if store.read(task.path) is None:
-        make: Callable[[Task, Store], Arrays] = {"attacked": _attack, "scored": _score, "probe": _probe}[
-            task.kind
-        ]
-        store.write(task.path, make(task, store))
+        store.write(task.path, _MAKERS[task.kind](task, store))
 
 
 def _attack(task: Task, store: Store) -> Arrays:

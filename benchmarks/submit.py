@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Mapping
@@ -11,8 +10,7 @@ from typing import Any
 
 import click
 
-from benchmarks import cards
-from ifdefense.data.formats import replacing
+from benchmarks import cards, result_files
 
 _HELP = {
     "authors": "Who made the defence.",
@@ -115,9 +113,7 @@ def write(
         elif not force:
             what = f"{each['data']['name']}, {each['suite']}"
             raise ValueError(f"{path} has figures of {what} already; --force replaces them")
-    output.mkdir(parents=True, exist_ok=True)
-    with replacing(path, force=True) as partial:
-        partial.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    result_files.write_json(path, card)
     return path
 
 
