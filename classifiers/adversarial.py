@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ifdefense.geometry.points import gather, knn
 from ifdefense.logits import classify
+
+
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients of the weights, which would cost as much as those of the points."""
+    mode, trained = model.training, [part for part in model.parameters() if part.requires_grad]
+    model.eval()
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.train(mode)
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def attacked(
@@ -22,7 +40,7 @@ def attacked(
     """Projected gradient ascent of the cross-entropy in an L∞ ball, from a random start.
 
     Madry et al., 2018, `arXiv:1706.06083 <https://arxiv.org/abs/1706.06083>`_. Runs in evaluation mode, so
-    that batch statistics do not change; the mode is restored.
+    that batch statistics do not change; the mode is restored, also after an error.
 
     Args:
         model: ``(B, N, 3)`` clouds to logits.
@@ -38,8 +56,6 @@ def attacked(
     Returns:
         ``(B, N, 3)`` clouds within ``delta`` of the points along every coordinate.
     """
-    mode = model.training
-    model.eval()
     start = torch.rand(points.shape, generator=generator).to(points) * 2 - 1
     shift = delta * start
     around = knn(points, points, neighbours)[1] if neighbours > 1 else None
@@ -47,11 +63,11 @@ def attacked(
     def moved(shift: Tensor) -> Tensor:
         return points + (shift if around is None else gather(shift, around).mean(2))
 
-    for _ in range(steps):
-        shift.requires_grad_()
-        loss = F.cross_entropy(classify(model, moved(shift)), labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, shift)
-        with torch.no_grad():
-            shift = (shift + 2 * delta / steps * gradient.sign()).clamp(-delta, delta)
-    model.train(mode)
+    with _frozen(model):
+        for _ in range(steps):
+            shift.requires_grad_()
+            loss = F.cross_entropy(classify(model, moved(shift)), labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, shift)
+            with torch.no_grad():
+                shift = (shift + 2 * delta / steps * gradient.sign()).clamp(-delta, delta)
     return moved(shift.detach())

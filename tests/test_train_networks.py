@@ -156,6 +156,29 @@ def test_the_attack_of_adversarial_training_ends_in_the_corner_that_is_worst_for
     assert model.training
 
 
+class FailingInEvaluation(torch.nn.Linear):
+    """Notes whether its weights need gradients in evaluation mode, then fails."""
+
+    needed: bool
+
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
+        self.needed = self.weight.requires_grad
+        assert not self.training
+        raise RuntimeError("out of memory")
+
+
+def test_the_attack_of_adversarial_training_needs_no_gradients_of_the_weights_and_restores_the_network() -> (
+    None
+):
+    model = FailingInEvaluation(3, 2)
+    model.bias.requires_grad_(False)
+    points, generator = torch.zeros(2, 5, 3), torch.Generator().manual_seed(0)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        attacked(model, points, torch.tensor([0, 1]), 0.1, 3, generator)
+    assert not model.needed
+    assert model.training and model.weight.requires_grad and not model.bias.requires_grad
+
+
 class Pairs(torch.nn.Module):
     """The first logit rises with every even point and falls half as fast with every odd one."""
 
