@@ -4,10 +4,10 @@
 # core in all. Each run keeps its checkpoints in runs/ and resumes from them; remove its folder to start it again.
 #
 # Order, which the prerequisites below keep:
-#   1. local, and the first two runs of onet, need data alone; the last run of onet needs local, which labels its clouds;
-#   2. anomaly reads the codes of local and onet, and names their digests: train it again after either;
-#   3. classifiers on clean clouds, and punet, convonet, voxel, generative, image and autoencoder, need data alone
-#      (convonet labels by local);
+#   1. classifiers on clean clouds, and punet, voxel, generative, image and autoencoder, need data alone;
+#   2. local needs pointnet and dgcnn, which are attacked for its last run; onet and convonet need local, which labels
+#      their clouds;
+#   3. anomaly reads the codes of local and onet, and names their digests: train it again after either;
 #   4. hybrid and adversarial classifiers learn from clouds purified by local-mesh and local-random: after 1 to 3.
 BIN := .venv/bin
 IMPLICIT := ifdefense/weights
@@ -15,6 +15,7 @@ CLASSIFIERS := classifiers/weights
 
 ONET := $(BIN)/ifdefense train onet --force --mix modelnet40=0.85 --mix procedural=0.15
 GENERATIVE := $(BIN)/ifdefense train generative --force
+SOLIDS := --mix meshes=0.6 --mix furniture=0.25 --mix procedural=0.15
 LOCAL := $(BIN)/ifdefense train local --force
 TRAIN := $(BIN)/python -m classifiers.train --force
 COPIES := $(BIN)/ifdefense-bench purified-set
@@ -29,11 +30,15 @@ WIDER := $(ADVERSARIAL) --lr 1e-3 --delta 0.06 --no-half-search
 all: local onet anomaly convonet punet autoencoder voxel generative image pointnet-procedural \
 	dgcnn-small-procedural pointnet pointnet2 dgcnn pointnet-hybrid dgcnn-hybrid pointnet-adversarial
 
-local:
+local: pointnet dgcnn
 	$(LOCAL) --mix meshes=0.5 --mix furniture=0.25 --mix procedural=0.25 --steps 9000 --cooldown 0 \
 		--run runs/local_start --out runs/local_start.safetensors
 	$(LOCAL) --mix meshes=0.35 --mix furniture=0.2 --mix procedural=0.1 --mix modelnet40=0.35 --steps 8000 \
 		--cooldown 1 --init runs/local_start.safetensors --teacher runs/local_start.safetensors \
+		--run runs/local_clouds --out runs/local_clouds.safetensors
+	$(BIN)/ifdefense-bench attacked-set $(SOLIDS) --clouds 1600 --out cache/attacked.npz
+	$(LOCAL) $(SOLIDS) --init runs/local_clouds.safetensors --attacked cache/attacked.npz --attacked-share 0.6 \
+		--steps 1200 --cooldown 1 --warmup 30 --muon-lr 1e-3 --adam-lr 1e-4 --ema 0.99 --every 100 \
 		--run runs/local --out $(IMPLICIT)/local.safetensors
 
 onet: local
