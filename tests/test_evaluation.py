@@ -334,7 +334,7 @@ def test_processes_give_the_same_and_try_a_dead_worker_again(
     (failure,) = executors.processes([task, good, bad], store, report=done.append, workers=2)
     assert failure.task is bad and "out of luck" in failure.error
     assert sorted(map(id, done)) == sorted(map(id, [task, good, bad]))
-    assert "the worker died with exit code 9; tried again" in caplog.text
+    assert "its process ended with exit code 9; tried again" in caplog.text
     assert store.read(task.path) is not None
     serial([good], Store(tmp_path / "serial"), report=done.append)
     one, other = store.read(good.path), Store(tmp_path / "serial").read(good.path)
