@@ -162,15 +162,16 @@ class Task:
         return digest(*common, source, *own, self.draws, FRESH)
 
 
-def run_shard(task: Task, store: Store) -> None:
-    """Computes a shard and writes it, unless it exists already.
+def run_shard(task: Task, store: Store) -> Arrays:
+    """The arrays of a shard; it is computed and written, unless it exists already.
 
     Raises:
         StoreError: if it cannot be written.
         Exception: what the attack, the defence or the classifier raises.
     """
-    if store.read(task.path) is None:
-        store.write(task.path, _MAKERS[task.kind](task, store))
+    if (arrays := store.read(task.path)) is None:
+        store.write(task.path, arrays := _MAKERS[task.kind](task, store))
+    return arrays
 
 
 def _attack(task: Task, store: Store) -> Arrays:
@@ -198,13 +199,8 @@ def _attack(task: Task, store: Store) -> Arrays:
 def attacked_points(task: Task, store: Store) -> Tensor:
     """``(S, M, 3)`` clouds that a scored task scores; attacks are computed where they are missing."""
     cell, points = task.cell, task.clouds.points
-    made = task.attacked
-    if made is not None:
-        run_shard(made, store)
-        arrays = store.read(made.path, "points")
-        if arrays is None:
-            raise StoreError(f"{store.folder / made.path}: cannot be read after it was written")
-        points = torch.from_numpy(arrays["points"])
+    if task.attacked is not None:
+        points = torch.from_numpy(run_shard(task.attacked, store)["points"])
     elif cell.source.startswith(CORRUPTION):
         name, _, severity = cell.source.removeprefix(CORRUPTION).partition("@")
         generator = torch.Generator().manual_seed(task.seed * 1_000_003 + task.block)

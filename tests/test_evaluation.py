@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,25 @@ def test_more_clouds_redo_no_shard_and_a_finished_grid_computes_nothing(tmp_path
     again = measure(tmp_path, 40, executor=third)
     assert third.tasks == [] and time.process_time() - start < 5
     assert [cell["right"] for cell in again.cells] == [cell["right"] for cell in many.cells]
+
+
+def test_a_finished_grid_reads_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure(tmp_path, 8)
+    times: Counter[Path] = Counter()
+    original = Store.read
+
+    def read(self: Store, path: Path, *names: str) -> shards.Arrays | None:
+        times[path] += 1
+        return original(self, path, *names)
+
+    monkeypatch.setattr(Store, "read", read)
+    result = measure(tmp_path, 8)
+    (example, *_) = result.data["examples"]
+    assert example["purified"] and example["predicted"]
+    assert len(times) == sum(1 for _ in tmp_path.rglob("*.npz"))
+    shown = [path for path, count in times.items() if count > 1]  # clouds of the examples
+    assert {path.parts[0] for path in shown} == {"scored", "attacked"} and max(times.values()) == 2
+    assert len(shown) == 2
 
 
 def test_equal_runs_are_equal_and_another_seed_is_another_key(tmp_path: Path) -> None:
