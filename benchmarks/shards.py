@@ -24,11 +24,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from attacks import DefenceAware
+from attacks import PGD, DefenceAware
 from benchmarks.cells import CORRUPTION, NO_DEFENCE, TRANSFER, Cell, knowledges
 from benchmarks.clouds import LabelledClouds
-from benchmarks.flags import probe
 from benchmarks.foreign import RandomModel, Victim, defence_of, victim_of
+from benchmarks.probing import probe
 from benchmarks.suite import SUITE, Effort
 from ifdefense import Defended
 from ifdefense.corruptions.natural import corrupt
@@ -153,7 +153,7 @@ class Task:
             known = (self.cell.knowledge, self.samples) if self.defence != NO_DEFENCE else ()
             return digest(*common, _digest_of_attack(self.cell.source, self.effort), *known, *own)
         if self.kind == "probe":
-            return digest(*common, _code(probe.__module__), *own)
+            return digest(*common, _code(probe.__module__, PGD.__module__), *own)
         source: list[Any] = [self.cell.source]
         if self.attacked is not None:
             source = [self.attacked.key]
@@ -296,8 +296,8 @@ def _digest_of_clouds(clouds: LabelledClouds) -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def _code(module: str) -> str:
-    return code_digest([module])
+def _code(*modules: str) -> str:
+    return code_digest(modules)
 
 
 @functools.lru_cache(maxsize=4)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import Variable, grad
 
 from attacks import FunctionPurifier
-from benchmarks import flags
+from benchmarks import flags, probing
 from benchmarks.foreign import defence_of
 from ifdefense.geometry.frame import to_unit_sphere
 
@@ -57,7 +57,7 @@ def purifier(function: Any, **properties: Any) -> FunctionPurifier:
 
 def evidence(defence: Any = None, victim: Any = VICTIM, clouds: Any = TWO) -> dict[str, Any]:
     """Evidence, which has to survive as JSON."""
-    found = flags.probe(victim, defence, clouds, 0)
+    found = probing.probe(victim, defence, clouds, 0)
     assert json.loads(json.dumps(found)) == found
     return found
 
@@ -104,8 +104,7 @@ def test_a_plain_classifier_raises_nothing() -> None:
 
 
 @pytest.mark.parametrize("method", ["local-mesh", "local-random", "sor", "sor-smooth", "srs"])
-def test_our_methods_raise_nothing(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flags, "LADDER", ())  # takes long, and one cloud shows nothing
+def test_our_methods_raise_nothing(method: str) -> None:
     defence = quick(method)
     one = SimpleNamespace(points=POINTS[:1], labels=CLOUDS.labels[:1])
     found = evidence(defence, clouds=one)
@@ -302,7 +301,7 @@ def test_an_inner_optimisation_is_seen(function: Any) -> None:
 
 
 def test_onet_opt_optimises() -> None:
-    with torch.no_grad(), flags.engine_calls() as calls:
+    with torch.no_grad(), probing.engine_calls() as calls:
         quick("onet-opt")(POINTS[:1])
     assert calls.count >= 3
     found = honest() | {"optimises": {"declared": False, "calls": calls.count}}
