@@ -23,7 +23,7 @@ from torch.autograd import Variable
 from attacks.defence_aware.model import EOT, DefenceAware, FunctionPurifier, PurifierLike
 from attacks.gradient.pgd import PGD, descend
 from attacks.oracle import Model, Oracle, frozen
-from benchmarks.statistics import packed
+from benchmarks.statistics import packed, paired
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.guard import normal
 from ifdefense.purifiers.base import Purifier
@@ -35,9 +35,8 @@ ATTACKED = 8
 """Clouds that are attacked; gradients are examined on all."""
 
 REACH, STRIDE = 2.0, 0.1  # the cloud may cross the unit sphere, in steps that SOR does not undo
-LADDER = (1, 3, 6)  # of these steps, after which clouds are counted
-FURTHER = 40  # steps for clouds that are left
-SMALL = 6  # steps instead of the first one
+WALK = (1, 3, 6)  # of these steps, after which clouds are counted
+FURTHER = (12, 40)  # steps on clouds that are left
 
 Evidence = dict[str, Any]
 
@@ -67,7 +66,7 @@ class Labelled(Protocol):
 
 
 def probe(victim: Victim, defence: PurifierLike | None, clouds: Labelled, seed: int = 0) -> Evidence:
-    """Examines a defence on a few clouds, with about 40 passes of each.
+    """Examines a defence on a few clouds, with at least 20 passes of each.
 
     Args:
         victim: the classifier.
@@ -110,7 +109,7 @@ class _Probe:
         right = (logits.argmax(1) == self.labels)[:ATTACKED]
         models = self._models(purifier, plain, exact)
         ladder = self._ladder(models[0] if models else None, right)
-        unbounded = self._unbounded(models, ladder[STRIDE * LADDER[-1], LADDER[-1]])
+        unbounded = self._unbounded(models, ladder[STRIDE * WALK[-1], WALK[-1]])
         return {
             "victim": self.victim.title,
             "defence": "none" if self.defence is None else str(getattr(self.defence, "name", "defence")),
@@ -126,7 +125,7 @@ class _Probe:
             "saturated": _share(_saturated(logits)),
             "flat": _share((logits == nudged).all(1)),
             "ladder": [
-                {"epsilon": epsilon, "steps": steps, "right": packed(left)[0]}
+                {"epsilon": round(epsilon, 3), "steps": steps, "right": packed(left)[0]}
                 for (epsilon, steps), left in ladder.items()
             ],
             "unbounded": {"accuracy": 100 * _share(unbounded), "right": packed(unbounded)[0]},
@@ -172,15 +171,19 @@ class _Probe:
         return [through, plain] if exact is not None and exact.any() else [through]
 
     def _ladder(self, model: Model | None, right: Tensor) -> dict[tuple[float, int], Tensor]:
-        """Clouds that are left by budget in L-inf and steps: after parts of a walk, and after small steps."""
-        walk = self._left(model, right, STRIDE, LADDER)
-        (small,) = self._left(model, right, STRIDE / SMALL, (SMALL,))
-        rungs = {(STRIDE * steps, steps): left for steps, left in zip(LADDER, walk, strict=True)}
-        return rungs | {(STRIDE, SMALL): small}
+        """Clouds that are left by budget in L-inf and steps: after parts of a walk, and after small steps.
+
+        Small steps are made if they may leave more clouds than the first step, or fewer than the last one.
+        """
+        walk = self._left(model, right, STRIDE, WALK)
+        rungs = {(STRIDE * steps, steps): left for steps, left in zip(WALK, walk, strict=True)}
+        if max(paired(right, walk[0])["low"], paired(walk[-1], torch.zeros_like(right))["low"]) > 0:
+            (rungs[STRIDE, WALK[-1]],) = self._left(model, right, STRIDE / WALK[-1], WALK[-1:])
+        return rungs
 
     def _unbounded(self, models: list[Model], left: Tensor) -> Tensor:
         """Clouds that are left if every point may go anywhere, of those that are left by the walk."""
-        tries = itertools.product((LADDER[-1], FURTHER), models)
+        tries = itertools.product((WALK[-1], *FURTHER), models)
         for steps, model in itertools.islice(tries, 1, None):  # the first is the walk
             (left,) = self._left(model, left, STRIDE, (steps,))
         return left
