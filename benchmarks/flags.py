@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import statistics
 from benchmarks.cells import TRANSFER
-from benchmarks.probing import Evidence
+from benchmarks.probing import RANDOM, Evidence
 from benchmarks.suite import SUITE
 
 FLAGS = {
@@ -33,7 +33,6 @@ FLAGS = {
 MASKED = 0.2  # share of clouds
 UNBOUNDED = 5.0  # accuracy in %
 WEAK = 80.0  # success in % without a defence, below which an attack is left out of the mean
-RANDOM = 1e-4  # difference of logits, of the largest: above rounding
 CENTRE, SCALE = 0.1, 0.15  # of the radius of the clean cloud
 
 Cell = dict[str, Any]

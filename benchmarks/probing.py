@@ -29,6 +29,7 @@ from ifdefense.guard import normal
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.defended import Defended
 
+RANDOM = 1e-4  # difference of logits between draws, of the largest: above rounding
 NUDGE = 1e-5  # shift of a coordinate, too small to matter but not for rounding
 
 ATTACKED = 8

@@ -169,6 +169,21 @@ def one_task(kind: str = "scored", source: str = "apgd-linf", **options: Any) ->
     return Task(kind=kind, cell=cell, block=0, clouds=labelled, **given)  # type: ignore[arg-type]
 
 
+def test_attackers_average_over_draws_where_these_change_the_logits() -> None:
+    def task(
+        defence: str, victim: str = "pointnet-procedural", source: str = "apgd-linf", most: int = 8
+    ) -> Task:
+        cell = Cell(victim, source, defence, "eot")
+        return Task("attacked", cell, 0, clouds(2), victim, defence, effort="quick", samples=most)
+
+    # SOR draws which points it repeats: a maximum over points ignores that, a graph of neighbours does not.
+    assert shards._samples(task("sor")) == shards._samples(task("sor-ae")) == 1
+    assert task("sor").key == task("sor", most=1).key
+    assert shards._samples(task("sor", "dgcnn-small-procedural")) == shards._samples(task("srs")) == 8
+    assert shards._samples(task("sor", source="add-200")) == 8  # of more points, a random part is kept
+    assert task("srs").key != task("srs", most=1).key
+
+
 def test_a_damaged_shard_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store, task = Store(tmp_path), one_task()
     run_shard(task, store)
