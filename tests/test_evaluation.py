@@ -30,7 +30,7 @@ from benchmarks.executors import serial
 from benchmarks.run import run
 from benchmarks.shards import Store, StoreError, Task, run_shard
 from benchmarks.suite import SUITE, SUITES, Suite
-from ifdefense import load
+from ifdefense import load, provenance
 from ifdefense.provenance import digest
 
 PARTS = Path(__file__).with_name("grid_parts.py")
@@ -236,6 +236,27 @@ def test_a_changed_attack_is_another_shard(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(type(SUITE["apgd-linf"]), "attack", lambda *_: changed)
     shards.forget()
     assert one_task().key != before
+    shards.forget()
+
+
+@pytest.mark.parametrize(("file", "new"), [("probing.py", True), ("pgd.py", True), ("suite.py", False)])
+def test_evidence_is_made_anew_after_changes_of_the_code_that_makes_it(
+    file: str, new: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = provenance._parsed
+
+    def edited(path: Path, changed: int) -> tuple[str, Any]:
+        code, imports = original(path, changed)
+        return code + "edited" * (path.name == file), imports
+
+    def key() -> str:
+        shards.forget()
+        cell = Cell("pointnet-procedural", "probe", "sor")
+        return Task("probe", cell, 0, clouds(2), cell.victim, cell.defence).key
+
+    before = key()
+    monkeypatch.setattr(provenance, "_parsed", edited)
+    assert (key() != before) == new
     shards.forget()
 
 
