@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attacks import AddCD, Attack, SaliencyDrop
 from attacks.oracle import Model, frozen
 from benchmarks import statistics
-from benchmarks.flags import Labelled, Victim
+from benchmarks.probing import Labelled, Victim
 from ifdefense.arguments import integer
 from ifdefense.geometry.points import gather
 from ifdefense.logits import classify

@@ -31,7 +31,7 @@ from benchmarks.clouds import PROCEDURAL, LabelledClouds, load_clouds
 from benchmarks.executors import EXECUTORS, Executor, Failure
 from benchmarks.flags import WEAK, flags
 from benchmarks.foreign import Victim, defence_of, model_of, nearest, shipped_victims, victim_of
-from benchmarks.shards import Store, Task, forget
+from benchmarks.shards import Arrays, Store, Task, forget
 from benchmarks.suite import IF_DEFENSE, RECENT, SUITE, SUITES, Suite
 from benchmarks.text_tables import text_table
 from ifdefense.provenance import digest, versions
@@ -306,6 +306,7 @@ class _Run:
         if self.row not in self.defences:
             self.defence_whats[self.row] = self.what
             self.defences[self.row] = self.defence
+        self.kept: dict[Path, Arrays] = {}
         self.started = time.perf_counter()
 
     def result(self, clouds: int | None, minutes: float | None) -> Result:
@@ -373,11 +374,21 @@ class _Run:
         for title in self.victims if any(cell.source in SUITE for cell in counts) else ():
             yield task("probe", Cell(title, PROBE, self.row), 0, min(BLOCK, *counts.values()))
 
+    def _read(self, task: Task) -> Arrays | None:
+        """Arrays of a shard except for clouds, from its file once; ``None`` if it is missing."""
+        if task.path not in self.kept:
+            names = ("success", "queries", "seconds") if task.kind == "attacked" else ()
+            if (arrays := self.store.read(task.path, *names)) is None:
+                return None
+            arrays.pop("shown", None)
+            self.kept[task.path] = arrays
+        return self.kept[task.path]
+
     def _execute(self, tasks: Sequence[Task]) -> list[Failure]:
         """Computes missing shards: first attacked clouds, then their predictions and probes."""
-        missing = [task for task in tasks if self.store.read(task.path) is None]
+        missing = [task for task in tasks if self._read(task) is None]
         needed = {made.path: made for task in missing if (made := task.attacked) is not None}
-        attacks = [task for task in needed.values() if self.store.read(task.path, "success") is None]
+        attacks = [task for task in needed.values() if self._read(task) is None]
         with tqdm(
             total=len(attacks) + len(missing), desc="shards", unit="", disable=not self.progress
         ) as bar:
@@ -392,9 +403,8 @@ class _Run:
 
     def _affordable(self, tasks: Sequence[Task], minutes: float) -> int:
         """Number of clouds that takes the given time, by the seconds stored with the first block."""
-        paths = {task.path for task in tasks}
-        paths |= {task.attacked.path for task in tasks if task.attacked is not None}
-        found = [arrays for path in paths if (arrays := self.store.read(path)) is not None]
+        parts = {one.path: one for task in tasks for one in (task, task.attacked) if one is not None}
+        found = [arrays for part in parts.values() if (arrays := self._read(part)) is not None]
         seconds = sum(float(one["seconds"]) * len(one.get("predicted", [0])) for one in found)  # of each draw
         blocks = max(1, int(60 * minutes / max(seconds, 1e-3)))
         clouds = min(blocks * BLOCK, MOST)
@@ -427,10 +437,8 @@ class _Run:
         ]
         raised = []
         for cell, (task, *_) in tasks.items():
-            if cell.source == PROBE:
-                arrays = self.store.read(task.path)
-                if arrays is not None:
-                    raised += flags(json.loads(str(arrays["evidence"])), cells)
+            if cell.source == PROBE and (arrays := self._read(task)) is not None:
+                raised += flags(json.loads(str(arrays["evidence"])), cells)
         if self.model:  # there is nothing without its defence to attack
             raised = [flag for flag in raised if flag["name"] != "weak-attack"]
         spec = getattr(self.defence, "spec", None)
@@ -485,12 +493,12 @@ class _Run:
         found = []
         for cell in own[:1]:
             task = tasks[cell][0]
-            scored = self.store.read(task.path, "predicted", "shown")
+            scored, clean = (self._read(each) for each in (task, tasks[Cell(title, "clean", self.row)][0]))
+            purified = self.store.read(task.path, "shown")
             made = None if task.attacked is None else self.store.read(task.attacked.path, "points")
-            clean = self.store.read(tasks[Cell(title, "clean", self.row)][0].path, "predicted")
-            if scored is None or made is None or clean is None:
+            if scored is None or clean is None or purified is None or made is None:
                 continue
-            for index, purified in enumerate(scored["shown"]):
+            for index, points in enumerate(purified["shown"]):
                 names = [labelled.classes[each["predicted"][0, index]] for each in (clean, scored)]
                 found.append(
                     {
@@ -500,7 +508,7 @@ class _Run:
                         "predicted": dict(zip(("clean", "purified"), names, strict=True)),
                         "clean": _rounded(labelled.points[index]),
                         "attacked": _rounded(made["points"][index]),
-                        "purified": _rounded(purified),
+                        "purified": _rounded(points),
                     }
                 )
         return found
@@ -515,17 +523,14 @@ class _Run:
         predicted, seconds = [], []
         success, queries, attack_seconds = [], [], []
         for task in tasks:
-            scored = self.store.read(task.path, "predicted", "seconds")
-            if scored is None:
+            if (scored := self._read(task)) is None:
                 break
             predicted.append(torch.from_numpy(scored["predicted"]))
             seconds.append(float(scored["seconds"]))
-            if task.attacked is not None:
-                made = self.store.read(task.attacked.path, "success", "queries", "seconds")
-                if made is not None:
-                    success.append(torch.from_numpy(made["success"]))
-                    queries.append(torch.from_numpy(made["queries"]))
-                    attack_seconds.append(float(made["seconds"]))
+            if task.attacked is not None and (made := self._read(task.attacked)) is not None:
+                success.append(torch.from_numpy(made["success"]))
+                queries.append(torch.from_numpy(made["queries"]))
+                attack_seconds.append(float(made["seconds"]))
         if not predicted:
             return None
         together = torch.cat(predicted, 1)

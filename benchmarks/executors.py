@@ -11,22 +11,17 @@ import dataclasses
 import logging
 import os
 import pickle
-import queue
-import subprocess
-import sys
-import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.shards import Store, StoreError, Task, run_shard
 from ifdefense.distributed import LOCAL, RayTasks, connect
-from ifdefense.pool import Lost, ending
+from ifdefense.pool import TRIES, Lost, Pool, Processes, answers, ending
 from ifdefense.threads import granted_cores
-
-TRIES = 3
-"""How often a shard is tried whose worker dies."""
 
 Report = Callable[[Task], None]
 Executor = Callable[..., "list[Failure]"]
@@ -84,58 +79,13 @@ def processes(
         ValueError: if a defence or victim cannot be sent to another process.
         StoreError: if a shard cannot be written.
     """
-    count = min(workers or granted_cores(), len(tasks))
-    pending: queue.SimpleQueue[Task] = queue.SimpleQueue()
-    for task in tasks:
-        pending.put(task)
-    failures: list[Failure] = []
-    fatal: list[BaseException] = []
-    alive: set[_Worker] = set()
-
-    def work() -> None:
-        worker = None
-        try:
-            while not fatal:
-                try:
-                    task = pending.get_nowait()
-                except queue.Empty:
-                    return
-                for left in reversed(range(TRIES)):
-                    if worker is None:
-                        worker = _Worker(max(1, granted_cores() // count))
-                        alive.add(worker)
-                    error, died = worker.run(task, store)
-                    if not died:
-                        break
-                    alive.discard(worker)
-                    worker = None
-                    if fatal:
-                        return
-                    if left:
-                        _LOG.warning("%s, block %d: %s; tried again", task.cell, task.block, error)
-                if error is not None:
-                    failures.append(Failure(task, error))
-                report(task)
-        except BaseException as error:
-            fatal.append(error)
-        finally:
-            if worker is not None:
-                worker.close()
-
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    except BaseException as error:  # an interrupt
-        fatal.append(error)
-        for worker in list(alive):
-            worker.kill()
-        raise
-    if fatal:
-        raise fatal[0]
-    return failures
+    for what in {
+        id(what): what for task in tasks for what in (task.victim, task.defence, task.known)
+    }.values():
+        _check_sent(what)
+    count = max(1, min(workers or granted_cores(), len(tasks)))
+    work = store, Path.cwd(), max(1, granted_cores() // count)
+    return _pooled(tasks, Processes(_shard, work, count), report)
 
 
 def ray(tasks: Sequence[Task], store: Store, *, report: Report) -> list[Failure]:
@@ -151,110 +101,51 @@ def ray(tasks: Sequence[Task], store: Store, *, report: Report) -> list[Failure]
     """
     connect(address := os.environ.get("RAY_ADDRESS", LOCAL))  # for all calls; Ray ends with this process
     gpus = int(any(task.device.startswith("cuda") for task in tasks))
-    failures, waiting, deaths = [], deque(tasks), Counter[int]()
-    shards = RayTasks[Task, str | StoreError | None](_shard, (store, Path.cwd()), address, _LOG.warning, gpus)
-    with ending(shards):
-        while waiting or shards.busy():
-            while waiting and shards.free():
-                shards.submit(waiting.popleft())
-            for task, answer in shards.wait():
-                if isinstance(answer, StoreError):
-                    raise answer
-                deaths[id(task)] += isinstance(answer, Lost) and answer.died
-                if isinstance(answer, Lost) and answer.died and deaths[id(task)] < TRIES:
-                    waiting.append(task)
-                    continue
-                if answer is not None:
-                    failures.append(Failure(task, answer.reason if isinstance(answer, Lost) else answer))
-                report(task)
-    return failures
-
-
-def _shard(work: tuple[Store, Path], task: Task) -> str | StoreError | None:
-    store, folder = work
-    try:
-        with contextlib.chdir(folder):
-            return error_of(task, store)
-    except StoreError as error:
-        return error
+    return _pooled(tasks, RayTasks(_shard, (store, Path.cwd(), 1), address, _LOG.warning, gpus), report)
 
 
 EXECUTORS: dict[str, Executor] = {"serial": serial, "processes": processes, "ray": ray}
 """Executors by name."""
 
-
-class _Worker:
-    """A process that computes shards.
-
-    Not of `multiprocessing`, which would run the caller's script again.
-    """
-
-    def __init__(self, threads: int) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.executors", str(threads), *sys.path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-
-    def run(self, task: Task, store: Store) -> tuple[str | None, bool]:
-        """The error of a task, if any, and whether the worker died of it."""
-        try:
-            message = pickle.dumps((task, store))
-            if b"__main__" in message:
-                raise pickle.PicklingError("it is defined in __main__")
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise ValueError(
-                f"processes need a defence and a victim that can be sent, such as file.py:NAME ({error})"
-            ) from error
-        assert self.process.stdin is not None and self.process.stdout is not None
-        try:
-            self.process.stdin.write(message)
-            self.process.stdin.flush()
-            answer = pickle.load(self.process.stdout)
-        except (OSError, EOFError, pickle.UnpicklingError):
-            return f"the worker died with exit code {self.process.wait()}", True
-        if isinstance(answer, StoreError):
-            raise answer
-        return answer, False
-
-    def close(self) -> None:
-        """Ends the process when its work is done."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
-
-    def kill(self) -> None:
-        """Ends the process now."""
-        self.process.kill()
+_Answer = str | StoreError | None
 
 
-def _tasks() -> Iterator[Any]:
-    while True:
-        try:
-            yield pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
+def _check_sent(what: Any) -> None:
+    """Checks that a worker, which does not run the caller's script, can receive an object."""
+    try:
+        if b"__main__" in pickle.dumps(what):
+            raise pickle.PicklingError("it is defined in __main__")
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"processes need a defence and a victim that can be sent, such as file.py:NAME ({error})"
+        ) from error
 
 
-def _serve() -> None:
-    """The loop of a worker: tasks from stdin, errors to stdout; what is printed goes to stderr."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    sys.path[:] = sys.argv[2:]
-    import torch
+def _pooled(tasks: Sequence[Task], pool: Pool[Task, _Answer], report: Report) -> list[Failure]:
+    """Computes shards in a pool, which is closed; those whose worker dies are tried again."""
+    failures, waiting, deaths = [], deque(tasks), Counter[Path]()
+    with ending(pool):
+        for task, answer in answers(pool, waiting):
+            if isinstance(answer, StoreError):
+                raise answer
+            if isinstance(answer, Lost) and answer.died:
+                deaths[task.path] += 1
+                if deaths[task.path] < TRIES:
+                    _LOG.warning("%s, block %d: %s; tried again", task.cell, task.block, answer.reason)
+                    waiting.append(task)
+                    continue
+            if answer is not None:
+                failures.append(Failure(task, answer.reason if isinstance(answer, Lost) else answer))
+            report(task)
+    return failures
 
-    torch.set_num_threads(int(sys.argv[1]))
-    for task, store in _tasks():
-        answer: str | StoreError | None
-        try:
-            answer = error_of(task, store)
-        except StoreError as error:
-            answer = error
-        pickle.dump(answer, answers)
-        answers.flush()
 
-
-if __name__ == "__main__":
-    _serve()
+def _shard(work: tuple[Store, Path, int], task: Task) -> _Answer:
+    """Body of a worker, with the store, the working directory and the number of threads."""
+    store, folder, threads = work
+    torch.set_num_threads(threads)
+    try:
+        with contextlib.chdir(folder):
+            return error_of(task, store)
+    except StoreError as error:
+        return error

@@ -345,7 +345,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @functools.cache
-def _probe() -> LabelledClouds:
+def tried() -> LabelledClouds:
     """Clouds on which things are tried."""
     return load_clouds(clouds=2, split="validation")
 
@@ -380,7 +380,7 @@ def defence_of(
     if isinstance(call, ForeignDefence | Purifier):
         return call
     place = _placed(call, given is not None, device)
-    return ForeignDefence(call, _name(call, given), num_points, _probe().points.to(place))
+    return ForeignDefence(call, _name(call, given), num_points, tried().points.to(place))
 
 
 def _placed(what: Any, named: bool, device: torch.device | None) -> torch.device:
@@ -514,7 +514,7 @@ def _ours(what: str, network: str, path: str, device: torch.device) -> Victim:
 
 def _tried(victim: Victim, device: torch.device) -> Victim:
     """The victim with its number of classes, after two calls."""
-    points = _probe().points.to(device)
+    points = tried().points.to(device)
     given = points.clone()
     try:
         with torch.no_grad(), frozen(victim.model), _seeded(0, device):

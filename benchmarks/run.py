@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,17 @@ from ifdefense.purifiers.registry import DEFAULT
 
 _POSITIVE = click.IntRange(min=1)
 _PATH = click.Path(path_type=Path)
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """Context in which errors of `evaluate` end the command with one line: 1 if writing fails, else 2."""
+    try:
+        yield
+    except StoreError as error:
+        raise click.ClickException(str(error)) from None
+    except (ValueError, TypeError, ImportError, FileNotFoundError, ConnectionError) as error:
+        raise click.UsageError(str(error)) from None
 
 
 @click.command()
@@ -81,7 +94,7 @@ def run(
     An interrupted run resumes from its store. Exit codes: 0 if all was measured, 1 if some of it failed, 2
     for an invalid call.
     """
-    try:
+    with exit_codes():
         result = evaluate(
             defence=DEFAULT if defence is None and model is None else defence,
             victim=victims or None,
@@ -95,10 +108,6 @@ def run(
         if out is None:
             out = Path(f"{suite}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', result.name)}.json")
         result.to_json(out)
-    except StoreError as error:
-        raise click.ClickException(str(error)) from None
-    except (ValueError, TypeError, ImportError, FileNotFoundError, ConnectionError) as error:
-        raise click.UsageError(str(error)) from None
     for failure in result.failures:
         click.echo(f"failed: {failure}", err=True)
     if result.figures:

@@ -24,11 +24,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from attacks import DefenceAware
+from attacks import PGD, DefenceAware
 from benchmarks.cells import CORRUPTION, NO_DEFENCE, TRANSFER, Cell, knowledges
 from benchmarks.clouds import LabelledClouds
-from benchmarks.flags import probe
-from benchmarks.foreign import RandomModel, Victim, defence_of, victim_of
+from benchmarks.foreign import RandomModel, Victim, defence_of, tried, victim_of
+from benchmarks.probing import RANDOM, probe
 from benchmarks.suite import SUITE, Effort
 from ifdefense import Defended
 from ifdefense.corruptions.natural import corrupt
@@ -150,10 +150,10 @@ class Task:
         common = FORMAT, self.kind, _environment(self.device), self.seed, _digest_of_clouds(self.clouds)
         own = _digest_of_victim(self.victim, self.device), _digest_of_defence(self.defence, self.device)
         if self.kind == "attacked":
-            known = (self.cell.knowledge, self.samples) if self.defence != NO_DEFENCE else ()
+            known = (self.cell.knowledge, _samples(self)) if self.defence != NO_DEFENCE else ()
             return digest(*common, _digest_of_attack(self.cell.source, self.effort), *known, *own)
         if self.kind == "probe":
-            return digest(*common, _code(probe.__module__), *own)
+            return digest(*common, _code(probe.__module__, PGD.__module__), *own)
         source: list[Any] = [self.cell.source]
         if self.attacked is not None:
             source = [self.attacked.key]
@@ -162,15 +162,16 @@ class Task:
         return digest(*common, source, *own, self.draws, FRESH)
 
 
-def run_shard(task: Task, store: Store) -> None:
-    """Computes a shard and writes it, unless it exists already.
+def run_shard(task: Task, store: Store) -> Arrays:
+    """The arrays of a shard; it is computed and written, unless it exists already.
 
     Raises:
         StoreError: if it cannot be written.
         Exception: what the attack, the defence or the classifier raises.
     """
-    if store.read(task.path) is None:
-        store.write(task.path, _MAKERS[task.kind](task, store))
+    if (arrays := store.read(task.path)) is None:
+        store.write(task.path, arrays := _MAKERS[task.kind](task, store))
+    return arrays
 
 
 def _attack(task: Task, store: Store) -> Arrays:
@@ -198,13 +199,8 @@ def _attack(task: Task, store: Store) -> Arrays:
 def attacked_points(task: Task, store: Store) -> Tensor:
     """``(S, M, 3)`` clouds that a scored task scores; attacks are computed where they are missing."""
     cell, points = task.cell, task.clouds.points
-    made = task.attacked
-    if made is not None:
-        run_shard(made, store)
-        arrays = store.read(made.path, "points")
-        if arrays is None:
-            raise StoreError(f"{store.folder / made.path}: cannot be read after it was written")
-        points = torch.from_numpy(arrays["points"])
+    if task.attacked is not None:
+        points = torch.from_numpy(run_shard(task.attacked, store)["points"])
     elif cell.source.startswith(CORRUPTION):
         name, _, severity = cell.source.removeprefix(CORRUPTION).partition("@")
         generator = torch.Generator().manual_seed(task.seed * 1_000_003 + task.block)
@@ -273,9 +269,32 @@ def _model(task: Task) -> Callable[[Tensor], Any]:
     model, purifier = _victim(task.victim, task.device).model, _defence(task.defence, task.device)
     if purifier is None:
         return model
-    known = knowledges(purifier, task.samples)[task.cell.knowledge]
+    known = knowledges(purifier, _samples(task))[task.cell.knowledge]
     size = task.clouds.points.shape[1]
     return DefenceAware(model, purifier, gradient=known.gradient, eot=known.eot, num_points=size)
+
+
+def _samples(task: Task) -> int:
+    """Draws per gradient for an attacker: one if the logits do not depend on the draw.
+
+    Where points are added, the draw may choose those that are kept.
+    """
+    adds = SUITE[task.cell.source].attack(task.effort).threat.changes == "add"
+    if task.samples == 1 or adds or _defence(task.defence, task.device).deterministic:
+        return task.samples
+    return task.samples if _varies(task.victim, task.defence, task.device) else 1
+
+
+@functools.lru_cache(maxsize=16)
+def _varies(what: Any, defence: Any, device: str) -> bool:
+    """Whether the logits behind a random defence depend on its draw, on the clouds on which it was tried.
+
+    They need not: SOR draws which of its points it repeats, which a maximum over points ignores.
+    """
+    model, purifier = _victim(what, device).model, _defence(defence, device)
+    with torch.no_grad():
+        one, other = (Defended(model, purifier, seed=seed)(tried().points.to(device)) for seed in (1, 2))
+    return bool((one - other).abs().max() > RANDOM * one.abs().max())
 
 
 @functools.lru_cache(maxsize=16)
@@ -300,8 +319,8 @@ def _digest_of_clouds(clouds: LabelledClouds) -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def _code(module: str) -> str:
-    return code_digest([module])
+def _code(*modules: str) -> str:
+    return code_digest(modules)
 
 
 @functools.lru_cache(maxsize=4)
@@ -315,6 +334,7 @@ def forget() -> None:
     for kept in (
         _victim,
         _defence,
+        _varies,
         _digest_of_victim,
         _digest_of_defence,
         _digest_of_attack,

@@ -136,9 +136,9 @@ def _said(about: Mapping[str, str | None], old: cards.Card | None) -> dict[str, 
 
 def _measured(defence: str, suite: str, data: str, victims: tuple[str, ...], store: Path) -> cards.Result:
     from benchmarks import evaluate
-    from benchmarks.shards import StoreError
+    from benchmarks.run import exit_codes
 
-    try:
+    with exit_codes():
         result = evaluate(
             defence=defence,
             victim=victims or None,
@@ -147,10 +147,6 @@ def _measured(defence: str, suite: str, data: str, victims: tuple[str, ...], sto
             store=store,
             progress=sys.stderr.isatty(),
         )
-    except StoreError as error:
-        raise click.ClickException(str(error)) from None
-    except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
-        raise click.UsageError(str(error)) from None
     if result.failures:
         raise click.ClickException(f"not all was measured: {result.failures[0]}")
     options = ["--defence", defence, "--suite", suite, "--data", data]

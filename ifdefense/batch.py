@@ -25,13 +25,10 @@ from ifdefense.data.formats import (
 )
 from ifdefense.data.formats.files import write_bytes
 from ifdefense.data.formats.table import Options
-from ifdefense.pool import Lost, Pool, ending, reason_of
+from ifdefense.pool import TRIES, Lost, Pool, answers, ending, reason_of
 
 if TYPE_CHECKING:
     from ifdefense.purifiers.base import Purifier, Trace
-
-TRIES = 3
-"""Number of workers that may die from a file before it counts as failed."""
 
 SHARES = 8
 """Minimum number of shards per worker, so that all workers end at about the same time."""
@@ -205,19 +202,19 @@ def purify_in_pool(settings: Settings, jobs: Sequence[Job], tally: Tally, pool: 
     If a worker dies, the files of its shard are purified again, one by one.
     """
     waiting = deque(_shards(settings, jobs, pool.size))
+
+    def sent(shard: Shard) -> Shard:
+        # Once a worker has died, its results can no longer be told from those before the run.
+        fresh = shard.jobs if shard.tries else [job.checked() for job in shard.jobs]
+        return Shard(fresh, tally.room, shard.tries)
+
     with contextlib.closing(tally), ending(pool):
-        while waiting or pool.busy():
-            while waiting and pool.free():
-                shard = waiting.popleft()
-                # Once a worker has died, its results can no longer be told from those before the run.
-                fresh = shard.jobs if shard.tries else [job.checked() for job in shard.jobs]
-                pool.submit(Shard(fresh, tally.room, shard.tries))
-            for shard, answer in pool.wait():
-                if isinstance(answer, Lost):
-                    waiting.extendleft(_again(shard, answer, tally))
-                else:
-                    for result in answer:
-                        tally.add(result)
+        for shard, answer in answers(pool, waiting, sent):
+            if isinstance(answer, Lost):
+                waiting.extendleft(_again(shard, answer, tally))
+            else:
+                for result in answer:
+                    tally.add(result)
 
 
 def purify_shard(work: Work, shard: Shard) -> list[FileResult]:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from benchmarks.executors import serial
 from benchmarks.run import run
 from benchmarks.shards import Store, StoreError, Task, run_shard
 from benchmarks.suite import SUITE, SUITES, Suite
-from ifdefense import load
+from ifdefense import load, provenance
 from ifdefense.provenance import digest
 
 PARTS = Path(__file__).with_name("grid_parts.py")
@@ -122,6 +123,25 @@ def test_more_clouds_redo_no_shard_and_a_finished_grid_computes_nothing(tmp_path
     assert [cell["right"] for cell in again.cells] == [cell["right"] for cell in many.cells]
 
 
+def test_a_finished_grid_reads_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure(tmp_path, 8)
+    times: Counter[Path] = Counter()
+    original = Store.read
+
+    def read(self: Store, path: Path, *names: str) -> shards.Arrays | None:
+        times[path] += 1
+        return original(self, path, *names)
+
+    monkeypatch.setattr(Store, "read", read)
+    result = measure(tmp_path, 8)
+    (example, *_) = result.data["examples"]
+    assert example["purified"] and example["predicted"]
+    assert len(times) == sum(1 for _ in tmp_path.rglob("*.npz"))
+    shown = [path for path, count in times.items() if count > 1]  # clouds of the examples
+    assert {path.parts[0] for path in shown} == {"scored", "attacked"} and max(times.values()) == 2
+    assert len(shown) == 2
+
+
 def test_equal_runs_are_equal_and_another_seed_is_another_key(tmp_path: Path) -> None:
     one = measure(tmp_path / "a", 4, defence=noisy)
     other = measure(tmp_path / "b", 4, defence=noisy)
@@ -147,6 +167,21 @@ def one_task(kind: str = "scored", source: str = "apgd-linf", **options: Any) ->
     cell = Cell("Length", source, options.pop("name", "halved"), options.pop("knowledge", "static"))
     given: dict[str, Any] = {"victim": victim(), "defence": halved, "effort": "quick"} | options
     return Task(kind=kind, cell=cell, block=0, clouds=labelled, **given)  # type: ignore[arg-type]
+
+
+def test_attackers_average_over_draws_where_these_change_the_logits() -> None:
+    def task(
+        defence: str, victim: str = "pointnet-procedural", source: str = "apgd-linf", most: int = 8
+    ) -> Task:
+        cell = Cell(victim, source, defence, "eot")
+        return Task("attacked", cell, 0, clouds(2), victim, defence, effort="quick", samples=most)
+
+    # SOR draws which points it repeats: a maximum over points ignores that, a graph of neighbours does not.
+    assert shards._samples(task("sor")) == shards._samples(task("sor-ae")) == 1
+    assert task("sor").key == task("sor", most=1).key
+    assert shards._samples(task("sor", "dgcnn-small-procedural")) == shards._samples(task("srs")) == 8
+    assert shards._samples(task("sor", source="add-200")) == 8  # of more points, a random part is kept
+    assert task("srs").key != task("srs", most=1).key
 
 
 def test_a_damaged_shard_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -201,6 +236,27 @@ def test_a_changed_attack_is_another_shard(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(type(SUITE["apgd-linf"]), "attack", lambda *_: changed)
     shards.forget()
     assert one_task().key != before
+    shards.forget()
+
+
+@pytest.mark.parametrize(("file", "new"), [("probing.py", True), ("pgd.py", True), ("suite.py", False)])
+def test_evidence_is_made_anew_after_changes_of_the_code_that_makes_it(
+    file: str, new: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = provenance._parsed
+
+    def edited(path: Path, changed: int) -> tuple[str, Any]:
+        code, imports = original(path, changed)
+        return code + "edited" * (path.name == file), imports
+
+    def key() -> str:
+        shards.forget()
+        cell = Cell("pointnet-procedural", "probe", "sor")
+        return Task("probe", cell, 0, clouds(2), cell.victim, cell.defence).key
+
+    before = key()
+    monkeypatch.setattr(provenance, "_parsed", edited)
+    assert (key() != before) == new
     shards.forget()
 
 
@@ -334,7 +390,7 @@ def test_processes_give_the_same_and_try_a_dead_worker_again(
     (failure,) = executors.processes([task, good, bad], store, report=done.append, workers=2)
     assert failure.task is bad and "out of luck" in failure.error
     assert sorted(map(id, done)) == sorted(map(id, [task, good, bad]))
-    assert "the worker died with exit code 9; tried again" in caplog.text
+    assert "its process ended with exit code 9; tried again" in caplog.text
     assert store.read(task.path) is not None
     serial([good], Store(tmp_path / "serial"), report=done.append)
     one, other = store.read(good.path), Store(tmp_path / "serial").read(good.path)

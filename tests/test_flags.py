@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import Variable, grad
 
 from attacks import FunctionPurifier
-from benchmarks import flags
+from benchmarks import flags, probing
 from benchmarks.foreign import defence_of
 from ifdefense.geometry.frame import to_unit_sphere
 
@@ -57,7 +57,7 @@ def purifier(function: Any, **properties: Any) -> FunctionPurifier:
 
 def evidence(defence: Any = None, victim: Any = VICTIM, clouds: Any = TWO) -> dict[str, Any]:
     """Evidence, which has to survive as JSON."""
-    found = flags.probe(victim, defence, clouds, 0)
+    found = probing.probe(victim, defence, clouds, 0)
     assert json.loads(json.dumps(found)) == found
     return found
 
@@ -104,8 +104,7 @@ def test_a_plain_classifier_raises_nothing() -> None:
 
 
 @pytest.mark.parametrize("method", ["local-mesh", "local-random", "sor", "sor-smooth", "srs"])
-def test_our_methods_raise_nothing(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flags, "LADDER", ())  # takes long, and one cloud shows nothing
+def test_our_methods_raise_nothing(method: str) -> None:
     defence = quick(method)
     one = SimpleNamespace(points=POINTS[:1], labels=CLOUDS.labels[:1])
     found = evidence(defence, clouds=one)
@@ -225,6 +224,28 @@ def test_more_is_weaker_for_a_defence_against_large_shifts() -> None:
     assert "more-is-weaker" in found
 
 
+def test_one_step_that_beats_several_is_noticed() -> None:
+    rungs = [(0.1, 1, "00000000"), (0.3, 3, "00000000"), (0.1, 6, "11111111")]
+    ladder = [{"epsilon": epsilon, "steps": steps, "right": right} for epsilon, steps, right in rungs]
+    (flag,) = flags.flags(honest() | {"ladder": ladder}, [])
+    assert flag["name"] == "more-is-weaker"
+    assert flag["says"].startswith("PGD with L∞ 0.1 and 6 steps leaves more clouds than with 0.1 and 1.")
+    for rung in ladder:
+        rung["right"] = rung["right"].replace("1", "0")
+    assert flags.flags(honest() | {"ladder": ladder}, []) == []
+
+
+def test_small_steps_are_made_only_where_they_can_tell_something() -> None:
+    walk, small = [(0.1, 1), (0.3, 3), (0.6, 6)], (0.1, 6)
+
+    def made(found: dict[str, Any]) -> list[tuple[float, int]]:
+        return [(rung["epsilon"], rung["steps"]) for rung in found["ladder"]]
+
+    # The first step leaves none of eight clouds, where small ones could leave more; two clouds show nothing.
+    assert made(evidence(clouds=CLOUDS)) == [*walk, small]
+    assert made(evidence(clouds=TWO)) == walk
+
+
 def test_more_is_weaker_in_cells() -> None:
     small = cell("pgd-linf", "0000000000", settings="PGD(epsilon=0.05)")
     large = cell("pgd-linf", "1111111111", budget={"norm": "linf", "epsilon": 0.1})
@@ -302,7 +323,7 @@ def test_an_inner_optimisation_is_seen(function: Any) -> None:
 
 
 def test_onet_opt_optimises() -> None:
-    with torch.no_grad(), flags.engine_calls() as calls:
+    with torch.no_grad(), probing.engine_calls() as calls:
         quick("onet-opt")(POINTS[:1])
     assert calls.count >= 3
     found = honest() | {"optimises": {"declared": False, "calls": calls.count}}

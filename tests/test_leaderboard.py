@@ -19,6 +19,7 @@ import benchmarks
 from benchmarks import cards, evaluate, published, report, submit
 from benchmarks.cli import main
 from benchmarks.flags import FLAGS
+from benchmarks.shards import StoreError
 
 LEVELS = {"none": 20, "sor": 40, "sor-smooth": 55, "Denoise": 60}
 ABOUT = {
@@ -373,3 +374,20 @@ def test_submit_measures_with_the_options_given(monkeypatch: pytest.MonkeyPatch,
     jsonschema.validate(card, cards.schema())
     command = "ifdefense-bench run --defence mine.py:Denoise --suite standard --data modelnet40"
     assert card["results"][0]["command"] == command
+
+
+@pytest.mark.parametrize("command", [["submit", "sor"], ["run", "--defence", "sor"]])
+@pytest.mark.parametrize(("error", "code"), [(ConnectionError, 2), (ImportError, 2), (StoreError, 1)])
+def test_commands_that_measure_end_with_the_same_codes(
+    command: list[str], error: type[Exception], code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import benchmarks.run
+
+    def stub(**options: Any) -> None:
+        raise error("no such luck")
+
+    monkeypatch.setattr(benchmarks, "evaluate", stub)
+    monkeypatch.setattr(benchmarks.run, "evaluate", stub)
+    said = [f"--{key.replace('_', '-')}={value}" for key, value in ABOUT.items()]
+    outcome = invoke(*command, *(said if command[0] == "submit" else ()), f"--store={tmp_path}")
+    assert outcome.exit_code == code and outcome.output.splitlines()[-1] == "Error: no such luck"

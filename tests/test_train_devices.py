@@ -242,3 +242,12 @@ def test_the_tests_of_an_accelerator_are_run_on_it(monkeypatch, tmp_path):
     assert Path(file).name == "test_devices.py" and (option, device) == ("--device", "cuda:0")
     monkeypatch.setattr(accelerator, "TESTS", tmp_path / "missing.py")
     assert accelerator.passed(torch.device("cuda", 0)) is None and len(seen) == 2
+
+
+def test_evidence_for_flags(device, tmp_path):
+    labelled = load_clouds(clouds=2, num_points=256)
+    cell = Cell("pointnet-procedural", "probe", "sor-ae")
+    task = Task("probe", cell, 0, labelled, cell.victim, "sor-ae", device=str(device))
+    found = json.loads(str(run_shard(task, Store(tmp_path))["evidence"]))
+    assert len(found["ladder"]) == 4 and found["clean"].count("1") > 0
+    assert found["gradients"]["exact"] == {"zero": 0, "not finite": 0}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
-from pool_tasks import answer, interrupt, linger
+from pool_tasks import answer, interrupt, linger, talk
 
 from ifdefense import batch, cli, pool
 from ifdefense.batch import Settings, Tally
@@ -66,20 +67,10 @@ def test_files_messages_exit_code_and_report_are_those_of_one_process(here: Path
     )
 
 
-def answers(workers: Processes[object, object], *tasks: object) -> dict[object, object]:
-    found: dict[object, object] = {}
-    waiting = list(tasks)
-    while waiting or workers.busy():
-        while waiting and workers.free():
-            workers.submit(waiting.pop(0))
-        found.update(workers.wait())
-    return found
-
-
 def test_a_dead_worker_loses_its_task_alone() -> None:
     workers = Processes[object, object](answer, "answer", 2)
     with pool.ending(workers):
-        found = answers(workers, "a", "die", "raise", "b", "c")
+        found = dict(pool.answers(workers, deque(["a", "die", "raise", "b", "c"])))
     assert [found[task][0] for task in "abc"] == ["answer a", "answer b", "answer c"]  # type: ignore[index]
     assert os.getpid() not in {found[task][1] for task in "abc"}  # type: ignore[index]
     lost = found["die"]
@@ -90,11 +81,46 @@ def test_a_dead_worker_loses_its_task_alone() -> None:
 def test_a_worker_that_died_between_tasks_is_replaced() -> None:
     workers = Processes[object, object](answer, "answer", 1)
     with pool.ending(workers):
-        _, process = answers(workers, "a")["a"]  # type: ignore[misc]
+        _, process = dict(pool.answers(workers, deque("a")))["a"]  # type: ignore[misc]
         os.kill(process, signal.SIGKILL)
         time.sleep(0.2)
-        found = answers(workers, "b", "c")
+        found = dict(pool.answers(workers, deque("bc")))
     assert found["c"][0] == "answer c"  # type: ignore[index]
+
+
+def test_what_tasks_print_is_no_answer_and_answers_that_cannot_be_sent_are_lost(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    large = "x" * 300_000  # more than a pipe holds
+    workers = Processes[object, object](talk, "said", 1)
+    with pool.ending(workers):
+        found = dict(pool.answers(workers, deque([large, None, "after"])))
+    assert found[large] == large and found["after"] == "after"
+    lost = found[None]
+    assert isinstance(lost, Lost) and not lost.died and "pickle" in lost.reason
+    printed = capfd.readouterr()
+    assert printed.out == "" and "said after" in printed.err
+
+
+UNGUARDED = """
+from collections import deque
+from pool_tasks import answer
+from ifdefense.pool import Processes, answers, ending
+
+print("the script runs")
+with ending(Processes(answer, "answer", 2)) as pool:
+    print(sorted(text for _, (text, _) in answers(pool, deque("abc"))))
+"""
+
+
+def test_workers_do_not_run_the_callers_script_again(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED)
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.stdout == "the script runs\n['answer a', 'answer b', 'answer c']\n", done.stderr
 
 
 def test_an_interrupt_stops_workers_which_remove_their_temporary_files(tmp_path: Path) -> None:
@@ -216,9 +242,9 @@ def many(here: Path, box_cloud: Points) -> Path:
 
 
 def workers(process: int) -> set[int]:
-    """Processes of the workers; Python starts another one that takes no part."""
+    """Processes of the workers."""
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return {int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()}
+    return {int(child) for child in children if b"serve()" in Path(f"/proc/{child}/cmdline").read_bytes()}
 
 
 def wait_for(found: Callable[[], bool], seconds: float = 60) -> None:
