@@ -41,8 +41,8 @@ class Cell:
         knowledge: ``"none"`` for sources that know nothing; ``"static"`` for attacks on the bare classifier;
             attacks through the defence by a ``"straight-through"`` or ``"exact"`` gradient, or ``"eot"``, the
             mean over random draws; ``"transfer:OTHER"`` for attacks through another defence;
-            ``"surrogate:OTHER"`` for attacks that start from the result of that transfer, and whose gradients are
-            the mean of those through the other defence and past this one, with losses behind this one.
+            ``"surrogate:OTHER"`` for attacks that start from the result of that transfer, with losses behind
+            this defence and the mean of the gradients past it and through the other.
     """
 
     victim: str

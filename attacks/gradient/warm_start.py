@@ -102,12 +102,13 @@ def _started(attack: Bounded, begun: Tensor) -> tuple[Bounded, list[bool]]:
     """The attack with ``begun`` as its start, and a list that grows whenever it asks for it."""
     asked: list[bool] = []
 
-    class Started(type(attack)):  # type: ignore[misc]
-        def randomised(self, points: Tensor, generator: torch.Generator) -> Tensor:
-            asked.append(True)
-            return begun.clone()
+    def randomised(self: Bounded, points: Tensor, generator: torch.Generator) -> Tensor:
+        asked.append(True)
+        return begun.clone()
 
+    cls = type(attack)
+    started: type[Bounded] = type(cls.__name__, (cls,), {"randomised": randomised})
     settings: dict[str, Any] = {
-        field.name: getattr(attack, field.name) for field in dataclasses.fields(attack) if field.init
+        field.name: getattr(attack, field.name) for field in dataclasses.fields(cls) if field.init
     }
-    return Started(**settings), asked
+    return started(**settings), asked
