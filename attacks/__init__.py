@@ -12,12 +12,14 @@ from attacks.black_box.transfer import Transfer
 from attacks.defence_aware.adaptive import adaptive
 from attacks.defence_aware.jgba import JGBA
 from attacks.defence_aware.model import BPDA, EOT, DefenceAware, FunctionPurifier
+from attacks.defence_aware.surrogate import SurrogateGradient
 from attacks.dropping.drop import LocalDrop, RandomDrop, SaliencyDrop
 from attacks.ensemble import Ensemble
 from attacks.gradient.apgd import APGD
 from attacks.gradient.fgm import FGM, IFGM, MIFGM
 from attacks.gradient.pgd import PGD
 from attacks.gradient.si_adv import SIAdv
+from attacks.gradient.warm_start import WarmStart
 from attacks.optimised.advpc import AdvPC
 from attacks.optimised.aof import AOF
 from attacks.optimised.geoa3 import GeoA3
@@ -59,8 +61,10 @@ __all__ = [
     "SIAdv",
     "SaliencyDrop",
     "Square",
+    "SurrogateGradient",
     "ThreatModel",
     "Transfer",
+    "WarmStart",
     "WorstOf",
     "adaptive",
     "attack_in_batches",

@@ -22,6 +22,9 @@ BASELINES = (NO_DEFENCE, "sor", "sor-smooth")
 """Defences of every run, to compare with."""
 
 TRANSFER = "transfer:"
+SURROGATE = "surrogate:"
+GUIDE = "sor-smooth"
+"""The surrogate of other defences: differentiable, cheap, and nearly the same in every draw."""
 CORRUPTION = "corruption:"
 FILE = "file:"
 
@@ -37,7 +40,9 @@ class Cell:
         defence: name of the defence, or ``"none"``.
         knowledge: ``"none"`` for sources that know nothing; ``"static"`` for attacks on the bare classifier;
             attacks through the defence by a ``"straight-through"`` or ``"exact"`` gradient, or ``"eot"``, the
-            mean over random draws; ``"transfer:OTHER"`` for attacks through another defence.
+            mean over random draws; ``"transfer:OTHER"`` for attacks through another defence;
+            ``"surrogate:OTHER"`` for attacks that start from the result of that transfer, with losses behind
+            this defence and the mean of the gradients past it and through the other.
     """
 
     victim: str
@@ -123,3 +128,5 @@ def _cells(suite: Suite, victim: Victim, defences: Mapping[str, Any]) -> Iterato
             for other, known in defences.items():
                 if known is not None and other != name and source in suite.exact:
                     yield Cell(title, source, name, TRANSFER + other)
+            if name != GUIDE and GUIDE in defences and source in suite.exact and SUITE[source].starts:
+                yield Cell(title, source, name, SURROGATE + GUIDE)

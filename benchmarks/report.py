@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from benchmarks import cards as entries
 from benchmarks import published
 from benchmarks.cards import BASELINE, FORMAT, Card, Result
+from benchmarks.cells import GUIDE, SURROGATE
 from benchmarks.text_tables import markdown as table
 from ifdefense.data.formats import replacing
 from ifdefense.report import ViewFrame, self_contained
@@ -41,6 +42,7 @@ KNOWLEDGE = {
     "straight-through": "straight-through",
     "exact": "exact gradient",
     "eot": "EOT",
+    SURROGATE + GUIDE: f"start and gradient from {GUIDE}",
 }
 """What attackers know, in the order of the columns."""
 
@@ -269,8 +271,7 @@ def _attacks(cells: Sequence[Mapping[str, Any]]) -> str:
 
 def _known(knowledge: str) -> str:
     """What an attacker knows, in words."""
-    kind, colon, other = knowledge.partition(":")
-    return f"{kind} from {other}" if colon else KNOWLEDGE.get(kind, kind)
+    return KNOWLEDGE.get(knowledge, knowledge.replace(":", " from "))
 
 
 def _columns(cells: Iterable[Mapping[str, Any]]) -> list[str]:

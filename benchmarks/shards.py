@@ -24,8 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from attacks import PGD, DefenceAware
-from benchmarks.cells import CORRUPTION, NO_DEFENCE, TRANSFER, Cell, knowledges
+from attacks import EOT, PGD, Attack, DefenceAware, SurrogateGradient, WarmStart
+from attacks.gradient.pgd import Bounded
+from benchmarks.cells import CORRUPTION, NO_DEFENCE, SURROGATE, TRANSFER, Cell, Knowledge, knowledges
 from benchmarks.clouds import LabelledClouds
 from benchmarks.foreign import RandomModel, Victim, defence_of, tried, victim_of
 from benchmarks.probing import RANDOM, probe
@@ -43,6 +44,9 @@ FORMAT = 1
 
 FRESH = 1_000_000
 """First seed of the defences' draws; not used by attackers."""
+
+SHARE = 0.5
+"""Share of the surrogate in the gradient."""
 
 SHOWN = 2
 """Purified clouds kept of every block, as examples."""
@@ -102,7 +106,7 @@ class Task:
         clouds: clouds of the block.
         victim: see `benchmarks.foreign.victim_of`; like the defences, a name or a live object.
         defence: see `benchmarks.foreign.defence_of`.
-        known: the other defence of a transfer.
+        known: the other defence of a transfer, or the surrogate of the defence.
         effort: settings of the attacks.
         seed: seed of the attacks and corruptions.
         samples: draws per gradient of a random defence, for attackers.
@@ -128,13 +132,21 @@ class Task:
         """The task that makes the attacked clouds of a scored one, if it is an attack."""
         if self.cell.source not in SUITE:
             return None
-        cell, defence = self.cell.attacked, self.defence
-        if cell.knowledge.startswith(TRANSFER):
-            other, defence = cell.knowledge.removeprefix(TRANSFER), self.known
-            strongest = list(knowledges(_defence(defence, self.device), self.samples))[-1]
-            cell = dataclasses.replace(cell, defence=other, knowledge=strongest)
-        elif cell.knowledge == "static":
-            defence = NO_DEFENCE
+        if self.cell.knowledge.startswith(TRANSFER):
+            return self.through_known
+        if self.cell.knowledge.startswith(SURROGATE):
+            return dataclasses.replace(self, kind="attacked")
+        defence = NO_DEFENCE if self.cell.knowledge == "static" else self.defence
+        return dataclasses.replace(
+            self, kind="attacked", cell=self.cell.attacked, defence=defence, known=None
+        )
+
+    @property
+    def through_known(self) -> Task:
+        """The task that attacks through the other defence, as strongly as it can."""
+        other, defence = self.cell.knowledge.partition(":")[2], self.known
+        strongest = list(knowledges(_defence(defence, self.device), self.samples))[-1]
+        cell = dataclasses.replace(self.cell, defence=other, knowledge=strongest)
         return dataclasses.replace(self, kind="attacked", cell=cell, defence=defence, known=None)
 
     @functools.cached_property
@@ -150,7 +162,12 @@ class Task:
         common = FORMAT, self.kind, _environment(self.device), self.seed, _digest_of_clouds(self.clouds)
         own = _digest_of_victim(self.victim, self.device), _digest_of_defence(self.defence, self.device)
         if self.kind == "attacked":
-            known = (self.cell.knowledge, _samples(self)) if self.defence != NO_DEFENCE else ()
+            known: tuple[Any, ...] = ()
+            if self.defence != NO_DEFENCE:
+                known = self.cell.knowledge, _samples(self)
+            if self.cell.knowledge.startswith(SURROGATE):
+                code = _code(WarmStart.__module__), _code(SurrogateGradient.__module__)
+                known = *known, self.through_known.key, *code
             return digest(*common, _digest_of_attack(self.cell.source, self.effort), *known, *own)
         if self.kind == "probe":
             return digest(*common, _code(probe.__module__, PGD.__module__), *own)
@@ -177,10 +194,10 @@ def run_shard(task: Task, store: Store) -> Arrays:
 def _attack(task: Task, store: Store) -> Arrays:
     """Attacked clouds of a block."""
     entry, clouds = SUITE[task.cell.source], task.clouds
-    model = _model(task)
+    attack, model = _attacker(task, store)
     place = torch.device(task.device)
     start = time.perf_counter()
-    result = entry.attack(task.effort)(
+    result = attack(
         model,
         clouds.points.to(place),
         clouds.labels.to(place),
@@ -264,14 +281,27 @@ def _defence(what: Any, device: str) -> Any:
     return defence_of(what, device=torch.device(device))
 
 
-def _model(task: Task) -> Callable[[Tensor], Any]:
-    """What an attacker attacks."""
-    model, purifier = _victim(task.victim, task.device).model, _defence(task.defence, task.device)
+def _attacker(task: Task, store: Store) -> tuple[Attack, Callable[[Tensor], Any]]:
+    """An attack, and what it attacks."""
+    attack = SUITE[task.cell.source].attack(task.effort)
+    victim, purifier = _victim(task.victim, task.device).model, _defence(task.defence, task.device)
     if purifier is None:
-        return model
-    known = knowledges(purifier, _samples(task))[task.cell.knowledge]
-    size = task.clouds.points.shape[1]
-    return DefenceAware(model, purifier, gradient=known.gradient, eot=known.eot, num_points=size)
+        return attack, victim
+
+    def through(purifier: Any, known: Knowledge) -> DefenceAware:
+        size = task.clouds.points.shape[1]
+        return DefenceAware(victim, purifier, gradient=known.gradient, eot=known.eot, num_points=size)
+
+    known = knowledges(purifier, _samples(task))
+    if not task.cell.knowledge.startswith(SURROGATE):
+        return attack, through(purifier, known[task.cell.knowledge])
+    other = _defence(task.known, task.device)
+    # One draw, as they hardly differ.
+    surrogate = through(other, Knowledge("exact" if other.differentiable else "nearest", EOT(1)))
+    model = SurrogateGradient(through(purifier, next(iter(known.values()))), surrogate, share=SHARE)
+    assert isinstance(attack, Bounded), "the surrogate serves attacks by gradients"
+    start = torch.from_numpy(run_shard(task.through_known, store)["points"]).to(task.device)
+    return WarmStart(attack, start), model
 
 
 def _samples(task: Task) -> int:

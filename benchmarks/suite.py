@@ -58,6 +58,11 @@ class Entry:
         """Whether the attack uses gradients."""
         return self.passes > 1 and self.group != "black box"
 
+    @property
+    def starts(self) -> bool:
+        """Whether the attack can start from given clouds, see `attacks.WarmStart`."""
+        return self.attack_class in (attacks.PGD, attacks.APGD)
+
     def attack(self, effort: Effort = "affordable") -> attacks.Attack:
         """The attack at an effort."""
         further = {

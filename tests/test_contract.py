@@ -68,7 +68,7 @@ ALL = [
     for kind in KINDS
     if isinstance(kind, type)
     and issubclass(kind, Attack)
-    and kind not in (Attack, attacks.Transfer, attacks.WorstOf)
+    and kind not in (Attack, attacks.Transfer, attacks.WarmStart, attacks.WorstOf)
 ]
 ALL += [attacks.WorstOf((small(attacks.PGD), small(attacks.IFGM)))]
 every_attack = pytest.mark.parametrize("attack", ALL, ids=lambda attack: type(attack).__name__)

@@ -80,13 +80,14 @@ def test_figures_are_means_and_minima_of_the_cells(tmp_path: Path) -> None:
         "straight-through",
         "transfer:sor",
         "transfer:sor-smooth",
+        "surrogate:sor-smooth",
     }
     worst = torch.stack(list(own.values())).all(0)
     assert result.worst == pytest.approx(100 * worst.double().mean())
     adaptive = [right for (_, knowledge), right in own.items() if knowledge not in ("none", "static")]
     assert result.adaptive == pytest.approx(100 * torch.stack(adaptive).all(0).double().mean())
     assert result.worst <= min(result.adaptive, result.static, result.clean)
-    # 6 attacks: static, straight-through, and from sor and sor-smooth, of the strong one and of the weak one.
+    # 7 attacks: of each static, straight-through, and from sor and sor-smooth; and by the surrogate.
     assert f"worst of {len(own) - 1} attacks per cloud" in result.text() and "not an average" in result.text()
     undefended = next(cell for cell in result.cells if cell["knowledge"] == "static")
     assert undefended["success"] == pytest.approx(100 - undefended["accuracy"])
@@ -160,6 +161,32 @@ def test_random_defences_are_attacked_over_draws_and_scored_over_others(tmp_path
     seen = knowledges(load("local-random"), 8)
     assert list(seen) == ["eot", "exact"] and seen["eot"].eot.samples == 8
     assert not set(seen["eot"].eot.seeds(0)) & set(range(shards.FRESH, shards.FRESH + 5))
+
+
+def test_a_surrogate_is_stronger_than_its_start_and_is_told_apart_from_it(tmp_path: Path) -> None:
+    result = measure(tmp_path)
+    own = {cell["knowledge"]: cell for cell in result.cells if cell["defence"] == "halved"}
+    assert own["surrogate:sor-smooth"]["accuracy"] <= own["transfer:sor-smooth"]["accuracy"]
+    # At most the gradients of the plain attack, besides those of the start.
+    assert own["surrogate:sor-smooth"]["passes"] == own["straight-through"]["passes"]
+    assert not any(
+        "surrogate" in c["knowledge"] for c in result.cells if c["defence"] in ("none", "sor-smooth")
+    )
+
+
+def test_the_start_of_a_surrogate_is_in_its_key_and_read_from_the_store(tmp_path: Path) -> None:
+    given = {"knowledge": "surrogate:sor-smooth", "known": "sor-smooth"}
+    task, store = one_task(kind="attacked", **given), Store(tmp_path)
+    assert task.key != one_task(kind="attacked", knowledge="straight-through").key
+    assert task.key != one_task(kind="attacked", **given | {"known": "sor"}).key
+    assert one_task(**given).attacked.key == task.key
+    start = task.through_known
+    run_shard(start, store)
+    written = (tmp_path / start.path).stat().st_mtime_ns
+    run_shard(task, store)
+    assert (tmp_path / start.path).stat().st_mtime_ns == written
+    shift = torch.from_numpy(store.read(task.path)["points"]) - task.clouds.points
+    assert 0.04 < shift.abs().max() <= 0.0501
 
 
 def one_task(kind: str = "scored", source: str = "apgd-linf", **options: Any) -> Task:
