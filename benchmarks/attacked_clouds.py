@@ -46,7 +46,7 @@ class AttackedFile:
         clouds: the attacked clouds, with the labels and targets of the clean ones; named after the file. They
             must not be normalised again.
         success: ``(S,)`` whether the attack succeeded on its victim; ``None`` if the file does not say.
-        about: origin of the clouds; empty for files of IF-Defense.
+        about: origin of the clouds; empty for files of IF-Defense and of your own.
     """
 
     clouds: LabelledClouds
@@ -133,18 +133,19 @@ def write_attacked(path: str | Path, made: AttackedFile, *, force: bool = False)
 
 
 def read_attacked(path: str | Path) -> AttackedFile:
-    """Reads a file of attacked clouds by `write_attacked` or by IF-Defense.
+    """Reads a file of attacked clouds by `write_attacked`, by IF-Defense, or of your own.
 
     Files of IF-Defense have ``test_pc``, ``test_label`` and, for targeted attacks, ``target_label``; they are
-    y up, so clouds are rotated to z up, and all points are read.
+    y up, so clouds are rotated to z up, and all points are read. A file of your own has ``points`` and
+    ``label``, see `ifdefense.data.labelled_arrays`; it may have ``success``, too.
 
     Raises:
-        DataError: if the file is missing, damaged, or neither.
+        DataError: if the file is missing, damaged, or none of these.
     """
     path = Path(path)
     arrays = read_npz(path)
     if "about" not in arrays:
-        return _read_if_defense(path, arrays)
+        return _read_undescribed(path, arrays)
     require(arrays, ("points", "label", "target"), path)
     try:
         about = json.loads(str(arrays.pop("about")))
@@ -160,17 +161,22 @@ def read_attacked(path: str | Path) -> AttackedFile:
     return AttackedFile(LabelledClouds(path.name, points, labels, targets, classes), success, about)
 
 
-def _read_if_defense(path: Path, arrays: Arrays) -> AttackedFile:
-    require(arrays, ("test_pc", "test_label"), path)
-    size = arrays["test_pc"].shape[1] if arrays["test_pc"].ndim == 3 else None
+def _read_undescribed(path: Path, arrays: Arrays) -> AttackedFile:
+    """A file of IF-Defense or of your own."""
+    size = arrays["test_pc"].shape[1] if "test_pc" in arrays and arrays["test_pc"].ndim == 3 else None
     whole = load_part(path, "test", size)
     labels = torch.tensor(whole.labels)
     if whole.targets is None:
         targets = random_targets(labels, len(whole.classes))
     else:
         targets = torch.tensor(whole.targets)
+    success = None
+    if "success" in arrays:
+        success = torch.tensor(arrays["success"]).reshape(-1).bool()
+        if len(success) != len(labels):
+            raise DataError(f"{path}: success must be ({len(labels)},), one a cloud, got {len(success)}")
     clouds = LabelledClouds(path.name, torch.tensor(whole.points), labels, targets, whole.classes)
-    return AttackedFile(clouds, None, {})
+    return AttackedFile(clouds, success, {})
 
 
 @click.command()

@@ -140,9 +140,10 @@ def _module(name: str) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """Type and first line of an error."""
+    """Type and first line of an error, and its notes."""
     text = str(error).partition("\n")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return ". ".join([reason, *getattr(error, "__notes__", ())])
 
 
 def _object(what: Any, name: str) -> Any:
@@ -429,9 +430,12 @@ class Victim:
         """Checks that it knows the classes of clouds.
 
         Raises:
-            ForeignError: if it has fewer or more classes.
+            ForeignError: if it has fewer or more classes. More are right if the classes have no names: the
+                last of them may have no cloud.
         """
-        if self.classes != len(clouds.classes):
+        count = len(clouds.classes)
+        unnamed = clouds.classes == tuple(map(str, range(count)))
+        if self.classes < count or (self.classes > count and not unnamed):
             raise ForeignError(
                 f"{self.title} distinguishes {self.classes} classes, {clouds.name} has {len(clouds.classes)}"
             )

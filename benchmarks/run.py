@@ -76,7 +76,11 @@ def exit_codes() -> Iterator[None]:
     is_flag=True,
     help="Adds the certificates of a vote around each victim.",
 )
-@click.option("--out", type=_PATH, help="JSON to write.  [default: SUITE-NAME.json]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="JSON to write.  [default: SUITE-NAME.json]",
+)
 @device_option
 def run(
     defence: str | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -97,7 +98,7 @@ def unpack(points: Clouds | Unpacked, num_points: int | None = None, seed: int =
     if isinstance(points, (Tensor, np.ndarray)) or _is_numbers(points):
         return _unpack_array(points)
     if not isinstance(points, (list, tuple)):
-        raise TypeError(f"expected NumPy arrays or tensors, got {type(points).__name__}")
+        raise _wrong_type(points)
     if not points:
         raise ValueError("there are no clouds: the list or batch is empty")
     return Unpacked.of([_member(part, f"cloud {i}", sampling) for i, part in enumerate(points)])
@@ -114,7 +115,13 @@ def tensors(points: Clouds) -> Any:
             part if adapter_of(part) is not None else real_tensor(part, f"cloud {i}")
             for i, part in enumerate(points)
         ]
-    raise TypeError(f"expected NumPy arrays or tensors, got {type(points).__name__}")
+    raise _wrong_type(points)
+
+
+def _wrong_type(value: object) -> TypeError:
+    """The error for something that is no cloud, with a hint for paths."""
+    hint = "; ifdefense.data.read_cloud reads a file" if isinstance(value, (str, os.PathLike)) else ""
+    return TypeError(f"expected NumPy arrays or tensors, got {type(value).__name__}{hint}")
 
 
 def _is_numbers(value: object) -> bool:

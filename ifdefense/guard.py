@@ -53,7 +53,11 @@ def normal_modes() -> Iterator[None]:
 
 
 def guarded(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: runs a function in `isolated`, or unchanged while `torch.compile` traces its caller."""
+    """Decorator: runs a function in `isolated`, or unchanged while `torch.compile` traces its caller.
+
+    The function raises a RuntimeError in `torch.export`, `torch.onnx` and `torch.jit.trace`: an exported
+    graph would hold the neighbours and the surface of one cloud for all.
+    """
 
     def plain(*args: P.args, **kwargs: P.kwargs) -> R:
         with isolated():
@@ -61,11 +65,22 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def entry(*args: P.args, **kwargs: P.kwargs) -> R:
+        if _exporting():
+            raise RuntimeError(
+                "purifiers cannot be exported or traced, as parts of them are not PyTorch: export the "
+                "classifier alone, and purify clouds before it"
+            )
         if torch.compiler.is_compiling():  # asked first, as `disable` imports the compiler
             return torch.compiler.disable(plain)(*args, **kwargs)  # type: ignore[no-any-return]
         return plain(*args, **kwargs)
 
     return entry
+
+
+def _exporting() -> bool:
+    """Whether a graph is being recorded that outlives the call."""
+    exporting = getattr(torch.compiler, "is_exporting", None)  # since PyTorch 2.7
+    return bool(torch._C._get_tracing_state()) or (exporting is not None and exporting())
 
 
 def loading(function: Callable[P, R]) -> Callable[P, R]:

@@ -38,12 +38,20 @@ def classify(model: Callable[[Any], Any], clouds: Any) -> Tensor:
         >>> logits.shape
         torch.Size([2, 4])
     """
-    if getattr(model, "places_clouds", False):
-        returned = model(clouds)
-    else:
-        given = placed(model, clouds) if isinstance(clouds, Tensor) else clouds
-        with _as_called():
-            returned = model(given)
+    try:
+        if getattr(model, "places_clouds", False):
+            returned = model(clouds)
+        else:
+            given = placed(model, clouds) if isinstance(clouds, Tensor) else clouds
+            with _as_called():
+                returned = model(given)
+    except (RuntimeError, ValueError, IndexError) as error:
+        if isinstance(clouds, Tensor) and not getattr(error, "__notes__", None):
+            error.add_note(
+                f"The classifier was called with clouds (B, N, 3) = {tuple(clouds.shape)}. If it takes "
+                "(B, 3, N), wrap it in a module whose forward transposes: self.net(points.transpose(1, 2))."
+            )
+        raise
     count = len(clouds) if isinstance(clouds, Tensor) else getattr(clouds, "num_graphs", None)
     logits, where = _found(returned)
     if (

@@ -87,7 +87,7 @@ def test_damaged_files_are_refused(damage: str, made: AttackedFile, tmp_path: Pa
             "its format is 9, this version",
         )
     elif damage == "other":
-        arrays, message = {"clouds": arrays["points"]}, "test_pc, test_label missing; it holds clouds"
+        arrays, message = {"clouds": arrays["points"]}, "points or .* missing; it holds clouds"
     np.savez(path, **arrays)
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-100])
@@ -116,6 +116,20 @@ def test_files_of_if_defense_are_read_whole(size: int, targeted: bool, tmp_path:
         assert found.clouds.targets.tolist() == [1, 2, 3, 4]
     assert (found.clouds.targets != found.clouds.labels).all()
     assert found.success is None and found.about == {}
+
+
+def test_files_of_your_own_attack_need_points_and_labels_alone(tmp_path: Path) -> None:
+    """They are neither turned nor normalised nor cut to a number of points."""
+    points = np.random.default_rng(0).uniform(-0.8, 0.9, (4, 40, 3)).astype(np.float32)
+    labels = np.int64([0, 2, 1, 3])
+    np.savez(tmp_path / "mine.npz", points=points, label=labels, success=[1, 0, 0, 1])
+    found = read_attacked(tmp_path / "mine.npz")
+    assert torch.equal(found.clouds.points, torch.from_numpy(points))
+    assert found.clouds.labels.tolist() == labels.tolist() and found.clouds.classes == ("0", "1", "2", "3")
+    assert found.success is not None and found.success.tolist() == [True, False, False, True]
+    np.savez(tmp_path / "short.npz", points=points, label=labels, success=[1, 0])
+    with pytest.raises(DataError, match=r"short\.npz: success must be \(4,\), one a cloud, got 2"):
+        read_attacked(tmp_path / "short.npz")
 
 
 def run(path: Path, *arguments: str) -> Result:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -167,7 +169,7 @@ BAD = {
     "zero extent": (np.ones((2, 64, 3)), ValueError, "cloud 0 has zero extent"),
     "complex": (CLOUD.astype(np.complex64), TypeError, "the cloud has dtype complex64"),
     "bool": (torch.ones(20, 3, dtype=torch.bool), TypeError, "dtype torch.bool"),
-    "text": ("chair.ply", TypeError, "expected NumPy arrays or tensors, got str"),
+    "text": ("chair.ply", TypeError, "got str; ifdefense.data.read_cloud reads a file"),
     "one point": ([[1.0, 2.0, 3.0]], ValueError, "the cloud has 1 distinct points"),
     "list of points": ([CLOUD[0], CLOUD[1]], ValueError, r"cloud 0 must have shape \(N, 3\)"),
     "list of names": (["chair.ply"], TypeError, "cloud 0 is a str"),
@@ -189,6 +191,7 @@ BAD = {
     "end of float16": (np.float16(CLOUD * 15000), ValueError, "to compute with in float16"),
     "sparse": (torch.from_numpy(CLOUD).to_sparse(), TypeError, "not a dense tensor"),
     "no values": (torch.empty(40, 3, device="meta"), TypeError, "not a dense tensor that holds values"),
+    "path": (Path("chair.ply"), TypeError, "Path; ifdefense.data.read_cloud reads a file"),
     "dictionary": ({"points": CLOUD}, TypeError, "expected NumPy arrays or tensors, got dict"),
     "generator": ((cloud for cloud in [CLOUD]), TypeError, "got generator"),
 }

@@ -477,6 +477,12 @@ print("done")
 """
 
 
+def test_a_folder_as_out_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    outcome = CliRunner().invoke(run, ["--store", str(tmp_path / "store"), "--out", str(tmp_path)])
+    assert outcome.exit_code == 2 and "is a directory" in outcome.output
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_killed_run_resumes_and_two_runs_share_a_store(tmp_path: Path) -> None:
     code = RUNNER.format(tests=str(PARTS.parent), store=str(tmp_path / "store"))
     process = subprocess.Popen([sys.executable, "-c", code])

@@ -356,6 +356,20 @@ def test_an_attack_goes_through_a_foreign_defence_and_victim() -> None:
     assert result.success.all()
 
 
+def test_unnamed_classes_without_clouds_are_no_mistake() -> None:
+    """Labels alone do not tell how many classes there are."""
+    few = dataclasses.replace(
+        load_clouds(clouds=4), classes=("0", "1", "2"), labels=torch.tensor([0, 2, 1, 0])
+    )
+    victim_of(lambda points: points.sum(1) @ torch.ones(3, 5)).check(few)
+    with pytest.raises(ForeignError, match=r"distinguishes 5 classes, .* has 3"):
+        victim_of(lambda points: points.sum(1) @ torch.ones(3, 5)).check(
+            dataclasses.replace(few, classes=("ball", "box", "can"))
+        )
+    with pytest.raises(ForeignError, match=r"distinguishes 2 classes, .* has 3"):
+        victim_of(lambda points: points.sum(1) @ torch.ones(3, 2)).check(few)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -367,7 +381,10 @@ def test_an_attack_goes_through_a_foreign_defence_and_victim() -> None:
         (lambda points: torch.full((2, 16), torch.nan), "returned NaN or infinite logits"),
         (lambda points: points.mul_(2).sum(2), "changes its input"),
         (lambda points: torch.zeros(2, 16, device="meta"), "returned logits on meta for clouds on cpu"),
-        (lambda points: points.view(7, 7), "fails on clouds"),
+        (
+            nn.Conv1d(3, 16, 1),
+            r"Conv1d fails on clouds \(2, 1024, 3\): RuntimeError: .* If it takes \(B, 3, N\), wrap it",
+        ),
         (f"{__name__}:OFFSET", "OFFSET: a victim must be callable, got a float"),
         (7, "int: a victim must be callable, got a int"),
     ],

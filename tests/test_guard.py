@@ -20,7 +20,7 @@ from quick import CLOUDS, Pooled, load_quick, quick
 from torch import Tensor, nn
 
 from attacks.defence_aware.model import DefenceAware
-from ifdefense import Defended, Purifier, guard, purify
+from ifdefense import Defended, Purifier, guard, load, purify
 from ifdefense.guard import guarded, isolated
 from ifdefense.implicit.base import load_network
 from ifdefense.purifiers.registry import METHODS
@@ -291,6 +291,15 @@ def test_a_compiled_model_has_its_purifier_as_it_is(methods: dict[str, tuple[Pur
         assert torch.equal(compiled(CLOUDS), logits) and torch.equal(compiled(CLOUDS), logits)
     calls = torch.compile(lambda points: purify(points, purifier, POINTS, 1) + 1, backend="eager")
     assert torch.equal(calls(CLOUDS), expected + 1)
+
+
+@pytest.mark.parametrize("record", [torch.export.export, torch.jit.trace])
+def test_purifiers_are_not_exported(record: Callable[..., Any]) -> None:
+    """A graph would hold the neighbours of the cloud that it was recorded with."""
+    defended = Defended(Pooled(), load("sor"), seed=1).eval()
+    with torch.no_grad(), pytest.raises(RuntimeError, match="purifiers cannot be exported or traced"):
+        record(defended, (CLOUDS,))
+    assert defended(CLOUDS).shape == (len(CLOUDS), 5)
 
 
 def test_the_compiler_is_not_loaded_without_need() -> None:

@@ -197,7 +197,10 @@ def test_shapenet_part_is_read_from_text(tmp_path):
 
 
 def test_every_layout_has_an_axis_or_says_that_it_is_unknown():
-    assert {name for name, layout in LAYOUTS.items() if layout.up is None} == {"CLASS/train|test/*"}
+    assert {name for name, layout in LAYOUTS.items() if layout.up is None} == {
+        "CLASS/train|test/*",
+        ".npz or .h5 with points and labels",
+    }
     assert {layout.up for layout in LAYOUTS.values()} == {"z", "y", None}
 
 
@@ -294,3 +297,57 @@ def test_clouds_stored_y_up_are_recognised(tmp_path, validation):
     np.testing.assert_array_equal(found.points, part.points)
     assert accuracy(found.points) > 0.85
     assert accuracy(load_part(tmp_path, "test", up="source").points) < 0.25
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+@pytest.mark.parametrize(
+    ("labels", "names", "classes"),
+    [
+        ([2, 0, 1], None, ("0", "1", "2")),
+        ([2, 0, 1], ["ball", "box", "can", "ring"], ("ball", "box", "can", "ring")),
+        (["can", "ball", "box"], None, ("ball", "box", "can")),
+    ],
+)
+def test_your_own_clouds_and_labels_are_read_from_one_file(tmp_path, suffix, labels, names, classes):
+    """As stored: neither turned nor cut, unless a number of points is asked for."""
+    points = np.random.default_rng(0).uniform(-1, 2, (3, 40, 3)).astype(np.float32)
+    arrays = {"data": points, "labels": np.array(labels)[:, None]}
+    if names is not None:
+        arrays["classes"] = np.array(names)
+    path = tmp_path / f"mine{suffix}"
+    if suffix == ".npz":
+        np.savez(path, **arrays)
+    else:
+        with h5py.File(path, "w") as file:
+            for name, values in arrays.items():
+                file[name] = values.astype("S") if values.dtype.kind == "U" else values
+    clouds = load_part(path, "test")
+    np.testing.assert_array_equal(clouds.points, points)
+    assert clouds.labels.tolist() == [2, 0, 1] and clouds.classes == classes
+    assert clouds.up is None and clouds.turned_from is None
+    np.testing.assert_array_equal(load_part(path, "test", 16).points, points[:, :16])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"points": np.ones((2, 20, 3))}, "label or labels or y missing; it holds points"),
+        ({"label": np.arange(2)}, "points or test_pc .* missing; it holds label"),
+        ({"points": np.ones((2, 20, 3)), "label": np.arange(2), "y": np.arange(2)}, "holds label and y, of"),
+        ({"points": np.ones((2, 20, 3)), "label": np.arange(3)}, r"labels must be \(2,\), one a cloud"),
+        ({"points": np.ones((2, 20, 3)), "label": np.ones(2)}, "label must be integers or names of classes"),
+        ({"points": np.ones((2, 20, 3)), "label": np.array([-1, 0])}, "cloud 0: label -1 is not among 1 "),
+        (
+            {"points": np.ones((2, 20, 3)), "label": np.array(["a", "b"]), "classes": np.array(["a", "c"])},
+            "label: 'b' is not among the classes a, c",
+        ),
+        (
+            {"points": np.ones((2, 20, 3), np.int16), "label": np.arange(2), "name": np.arange(2)},
+            "its folder",
+        ),
+    ],
+)
+def test_arrays_that_are_no_labelled_clouds_are_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "mine.npz", **arrays)
+    with pytest.raises(DataError, match=rf"mine\.npz: .*{message}"):
+        load_part(tmp_path / "mine.npz", "test")

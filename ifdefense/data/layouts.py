@@ -3,8 +3,9 @@
 Supported are this project's packed files, ``modelnet40_ply_hdf5_2048`` (Qi et al., arXiv:1612.00593),
 ``modelnet40_normal_resampled`` (Qi et al., arXiv:1706.02413), folders of meshes or clouds laid out like
 ModelNet's (Wu et al., arXiv:1406.5670), processed files of PyTorch Geometric's ``ModelNet``, IF-Defense's npz
-files (Wu et al., arXiv:2010.05272), ModelNet40-C and ModelNet-C, ScanObjectNN and ShapeNetPart; the last four
-are described in their modules. docs/data.md lists the sources of the up axes.
+files (Wu et al., arXiv:2010.05272), ModelNet40-C and ModelNet-C, ScanObjectNN, ShapeNetPart, and single files
+of clouds and labels; the last five are described in their modules. docs/data.md lists
+the sources of the up axes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import functools
 import json
 import logging
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from ifdefense.data.formats import CLOUD_SUFFIXES, read_cloud
 from ifdefense.data.formats.arrays import read_npz
 from ifdefense.data.formats.files import naming
 from ifdefense.data.formats.table import checked_points
+from ifdefense.data.labelled_arrays import is_labelled_arrays, read_labelled_arrays
 from ifdefense.data.orientation import looks_up
 from ifdefense.data.packed import data_folder, load_packed_clouds, read_classes, require
 from ifdefense.data.parts import (
@@ -83,7 +86,7 @@ class Layout:
 
 
 def detect_layout(root: str | Path) -> str:
-    """The name of the layout of a folder or npz file, one of `LAYOUTS`.
+    """The name of the layout of a folder or file, one of `LAYOUTS`.
 
     Raises:
         DataError: if the path does not exist or its layout is unknown.
@@ -284,6 +287,13 @@ def _read_if_defense(path: Path, request: Request) -> CloudSet:
     return cloud_set(points, arrays[f"{request.part}_label"], names, MODELNET40_CLASSES, targets)
 
 
+def _is_if_defense(root: Path) -> bool:
+    if not root.is_file() or root.suffix != ".npz" or not zipfile.is_zipfile(root):
+        return False
+    with zipfile.ZipFile(root) as archive:
+        return not {"test_pc.npy", "train_pc.npy"}.isdisjoint(archive.namelist())
+
+
 def _is_modelnet40_hdf5(root: Path) -> bool:
     return any(root.glob("ply_data_*.h5")) and not shapenet_part.is_hdf5(root)
 
@@ -300,7 +310,7 @@ LAYOUTS = {
     "CLASS/train|test/*": Layout(
         lambda root: any(root.glob("*/train")) or any(root.glob("*/test")), _read_folders, None
     ),
-    "IF-Defense npz": Layout(lambda root: root.is_file() and root.suffix == ".npz", _read_if_defense, "y"),
+    "IF-Defense npz": Layout(_is_if_defense, _read_if_defense, "y"),
     "ModelNet40-C": Layout(
         modelnet_c.is_modelnet40_c, modelnet_c.read_modelnet40_c, "y", ("test",), variants=True
     ),
@@ -314,6 +324,7 @@ LAYOUTS = {
     "shapenetcore_partanno_segmentation_benchmark_v0_normal": Layout(
         shapenet_part.is_text, shapenet_part.read_text, "y", ("train", "val", "test")
     ),
+    ".npz or .h5 with points and labels": Layout(is_labelled_arrays, read_labelled_arrays, None, ("test",)),
 }
 """Layouts by name; the first match is used."""
 
