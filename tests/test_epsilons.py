@@ -13,7 +13,19 @@ from attack_checks import clouds, linear_case, victim
 from torch import Tensor
 
 import attacks
-from attacks import APGD, PGD, AddCD, Attack, GeoA3, Perturb, SaliencyDrop, Square, Transfer, WorstOf
+from attacks import (
+    APGD,
+    PGD,
+    AddCD,
+    Attack,
+    GeoA3,
+    Perturb,
+    SaliencyDrop,
+    Square,
+    Transfer,
+    WarmStart,
+    WorstOf,
+)
 from attacks.base import AttackResult, Norm, ThreatModel
 from attacks.oracle import Oracle
 
@@ -151,7 +163,9 @@ def test_every_attack_with_a_budget_takes_another() -> None:
     built = [
         kind()
         for kind in kinds
-        if isinstance(kind, type) and issubclass(kind, Attack) and kind not in (Attack, Transfer, WorstOf)
+        if isinstance(kind, type)
+        and issubclass(kind, Attack)
+        and kind not in (Attack, Transfer, WarmStart, WorstOf)
     ]
     limited = [attack for attack in built if attack.threat.epsilon is not None]
     assert len(limited) == 13

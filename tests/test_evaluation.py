@@ -447,7 +447,7 @@ def invoke(folder: Path, *arguments: str) -> Any:
 def test_the_command_writes_a_result_and_says_what_it_is(few_points: None, tmp_path: Path) -> None:
     outcome = invoke(tmp_path)
     assert outcome.exit_code == 0, outcome.output
-    assert "worst of 4 attacks per cloud" in outcome.output and "written to" in outcome.output
+    assert "worst of 5 attacks per cloud" in outcome.output and "written to" in outcome.output
     assert '"format": 1' in (tmp_path / "out.json").read_text()
 
 
