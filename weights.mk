@@ -20,15 +20,12 @@ LOCAL := $(BIN)/ifdefense train local --force
 TRAIN := $(BIN)/python -m classifiers.train --force
 COPIES := $(BIN)/ifdefense-bench purified-set
 HYBRID := $(TRAIN) --hybrid cache/hybrid-train.npz --hybrid-validation cache/hybrid-validation.npz
-ADVERSARIAL := $(TRAIN) --hybrid cache/random-train.npz --hybrid-validation cache/random-validation.npz \
-	--adversarial 0.8 --attack-steps 2 --average 0.998
-WIDER := $(ADVERSARIAL) --lr 1e-3 --delta 0.06 --no-half-search
 
 .PHONY: all local onet anomaly convonet punet autoencoder voxel generative image pointnet-procedural \
-	dgcnn-small-procedural pointnet pointnet2 dgcnn copies random-copies pointnet-hybrid dgcnn-hybrid pointnet-adversarial
+	dgcnn-small-procedural pointnet pointnet2 dgcnn copies random-copies pointnet-hybrid dgcnn-hybrid dgcnn-adversarial
 
 all: local onet anomaly convonet punet autoencoder voxel generative image pointnet-procedural \
-	dgcnn-small-procedural pointnet pointnet2 dgcnn pointnet-hybrid dgcnn-hybrid pointnet-adversarial
+	dgcnn-small-procedural pointnet pointnet2 dgcnn pointnet-hybrid dgcnn-hybrid dgcnn-adversarial
 
 local: pointnet dgcnn
 	$(LOCAL) --mix meshes=0.5 --mix furniture=0.25 --mix procedural=0.25 --steps 9000 --cooldown 0 \
@@ -115,25 +112,16 @@ pointnet-hybrid: pointnet copies
 		--average 0.998 --no-half-search --test --run runs/pointnet_hybrid \
 		--out $(CLASSIFIERS)/pointnet-modelnet40-hybrid.safetensors
 
-pointnet-adversarial: pointnet-hybrid random-copies
-	$(HYBRID) --init $(CLASSIFIERS)/pointnet-modelnet40-hybrid.safetensors --schedule 256x2.5,512x0.4,1024x0.12 \
-		--lr 1e-3 --adversarial 0.8 --attack-steps 3 --run runs/pointnet_adversarial_1 \
-		--out runs/pointnet_adversarial_1.safetensors
-	$(HYBRID) --init runs/pointnet_adversarial_1.safetensors --schedule 256x4.5,512x1.2,1024x0.8 --lr 1e-3 \
-		--adversarial 0.8 --attack-steps 2 --coherent 8 --average 0.998 --no-half-search \
-		--run runs/pointnet_adversarial_2 --out runs/pointnet_adversarial_2.safetensors
-	$(WIDER) --init runs/pointnet_adversarial_2.safetensors --schedule 256x3.5,512x0.8,1024x0.5 \
-		--coherent 8 --run runs/pointnet_adversarial_3 --out runs/pointnet_adversarial_3.safetensors
-	$(WIDER) --init runs/pointnet_adversarial_3.safetensors --schedule 256x4,512x1,1024x0.5 \
-		--coherent 12 --coherent-share 1 --run runs/pointnet_adversarial_4 --out runs/pointnet_adversarial_4.safetensors
-	$(ADVERSARIAL) --init runs/pointnet_adversarial_4.safetensors --schedule 256x11,512x3,1024x1.5 --lr 1.5e-3 \
-		--max-scale 1.1 --max-shift 0.05 --coherent 12 --coherent-share 1 --matmul-precision medium --test \
-		--run runs/pointnet_adversarial \
-		--out $(CLASSIFIERS)/pointnet-modelnet40-adversarial.safetensors
-
 dgcnn-hybrid: dgcnn copies
 	$(HYBRID) --model dgcnn --init $(CLASSIFIERS)/dgcnn-modelnet40.safetensors --schedule 512x0.5,1024x0.25 \
 		--lr 8e-4 --weight-decay 0.02 --run runs/dgcnn_hybrid_1 --out runs/dgcnn_hybrid_1.safetensors
 	$(HYBRID) --model dgcnn --init runs/dgcnn_hybrid_1.safetensors --schedule 256x1,512x1.25,1024x0.4 \
 		--lr 8e-4 --weight-decay 0.02 --average 0.998 --test --run runs/dgcnn_hybrid \
 		--out $(CLASSIFIERS)/dgcnn-modelnet40-hybrid.safetensors
+
+dgcnn-adversarial: dgcnn-hybrid random-copies
+	$(TRAIN) --hybrid cache/random-train.npz --hybrid-validation cache/random-validation.npz --model dgcnn \
+		--init $(CLASSIFIERS)/dgcnn-modelnet40-hybrid.safetensors --schedule 128x4,256x6,512x1,1024x0.2 --lr 1.5e-3 \
+		--weight-decay 0.02 --max-scale 1.1 --max-shift 0.05 --adversarial 0.8 --attack-steps 2 --coherent 12 \
+		--coherent-share 0.6 --average 0.998 --test --run runs/dgcnn_adversarial \
+		--out $(CLASSIFIERS)/dgcnn-modelnet40-adversarial.safetensors

@@ -46,7 +46,7 @@ MODELNET40_VICTIMS = (
     "pointnet-modelnet40",
     "pointnet-modelnet40-hybrid",
     "dgcnn-modelnet40-hybrid",
-    "pointnet-modelnet40-adversarial",
+    "dgcnn-modelnet40-adversarial",
 )
 CERTIFIED = 100
 """Most clouds of a certificate."""

@@ -150,7 +150,7 @@ def test_unknown_networks_are_refused() -> None:
 SHIPPED = {
     "pointnet-modelnet40",
     "pointnet-modelnet40-hybrid",
-    "pointnet-modelnet40-adversarial",
+    "dgcnn-modelnet40-adversarial",
     "pointnet2-ssg-modelnet40",
     "dgcnn-modelnet40",
     "dgcnn-modelnet40-hybrid",
