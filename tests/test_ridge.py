@@ -11,6 +11,7 @@ import torch
 from surface_checks import Sphere, clouds, slopes_of_the_radius, spheres
 from torch import Tensor
 
+import ifdefense
 from ifdefense import purify
 from ifdefense.implicit.base import Calibration, Field
 from ifdefense.purifiers.surface import SurfacePurifier
@@ -186,3 +187,16 @@ def test_samples_are_evaluated_as_needed_and_taken_as_if_all_had_been(
     queries, most = few - sum(asked), all_of_them - sum(asked)
     assert most == 3 * (300 + 120)  # of four steps, one of the ends is not needed
     assert queries <= share * most
+
+
+def test_sheets_between_the_planes_of_a_grid_are_kept() -> None:
+    # To the shipped network a sheet is 0.03 thick, so a coarse grid has both sides between its planes.
+    generator = torch.Generator().manual_seed(0)
+    purifier = ifdefense.load("local-mesh")
+    for gap in (0.1, 0.16, 0.24):
+        sheets = torch.rand(1024, 3, generator=generator) * torch.tensor([1, 0.5, 0])
+        sheets[::2, 2] = gap
+        (trace,) = purifier.trace(sheets, 1024, 0)
+        assert trace.mesh.area > 1.7  # two sheets of 0.5, each with two sides
+        near = torch.cdist(sheets, torch.from_numpy(trace.purified)).amin(1)
+        assert near.quantile(0.95) < 0.06

@@ -22,8 +22,10 @@ from ifdefense.stages.density import DensitySampling
 from ifdefense.stages.extraction import Tracking
 from ifdefense.stages.resampling import FillSampling
 
-LOCAL_MESH = RidgeRestorer(MeshRestorer(Tracking(36, 6), None), oversample=1.25, density=DensitySampling())
-"""A grid of 36, as finer ones are no more accurate; without the repair, which has its own weights.
+LOCAL_MESH = RidgeRestorer(MeshRestorer(Tracking(48, 6), None), oversample=1.25, density=DensitySampling())
+"""Without the repair, which has its own weights.
+
+To the network a sheet is 0.03 thick, so a grid of 40 cells of 0.03 or fewer could lose it between its planes.
 
 Samples at the density of the input reach the margin more often, so fewer are needed.
 """
