@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ifdefense.batch_plan import STREAM, Job, Refusal, identity, together
 from ifdefense.clouds import Unpacked, unpack
+from ifdefense.data.errors import DataError
 from ifdefense.data.formats import (
     BATCH_SUFFIXES,
     MAX_POINTS,
@@ -400,7 +401,10 @@ class _Run:
             sys.stdout.buffer.write(encode_cloud_file(result, job.target_suffix))
             sys.stdout.buffer.flush()
             return
-        job.target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # as of any file that cannot be written
+            raise DataError(f"{job.target}: it could not be written: {error.strerror or error}") from error
         if self.settings.mesh:
             for path, trace in zip(job.mesh_paths(), traces, strict=True):
                 if trace.repaired is not None:

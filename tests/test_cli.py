@@ -188,6 +188,22 @@ def test_nothing_half_written_stays_behind(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_subfolder_that_cannot_be_made_is_told_like_a_file_that_cannot_be_written(
+    tmp_path: Path, box_cloud: Points, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    (tmp_path / "scans" / "sub").mkdir(parents=True)
+    write_cloud(tmp_path / "scans" / "sub" / "in.ply", box_cloud)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    result = purify(tmp_path / "scans", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    target = tmp_path / "out" / "sub" / "in.ply"
+    assert f"{target}: it could not be written: Read-only file system\n" in result.output
+    assert "Errno" not in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
