@@ -20,6 +20,7 @@ from attacks import random_targets
 from ifdefense.arguments import integer
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.errors import DataError
+from ifdefense.data.formats.arrays import read_npz
 from ifdefense.data.layouts import load_named, load_part
 from ifdefense.data.modelnet import holdout
 from ifdefense.data.parts import Part
@@ -134,6 +135,8 @@ def _stored(name: str, split: Split, root: str | Path | None, num_points: int) -
     if known in (*VARIANTS, "modelnet40"):
         whole = load_named(known, root, part, num_points, variant=variant or VARIANTS.get(known))
     elif Path(name).exists():
+        if Path(name).suffix.lower() == ".npz" and "about" in read_npz(Path(name)):
+            raise DataError(f"{name} holds attacked clouds, not clean ones: give it with --attacked")
         whole = load_part(name, part, num_points)
     else:
         close = difflib.get_close_matches(known, NAMES, 1)

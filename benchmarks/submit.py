@@ -94,16 +94,21 @@ def write(
 
     Args:
         result: a result that measured the defence.
-        defence: its name in the result; any other name stands for the defence of the result.
+        defence: its name in the result, or the name by which `run` was given the defence of the result.
         about: values of `cards.ABOUT`; where ``None``, those of the card that is there.
         output: folder.
         force: replace figures of the same data and suite.
 
     Raises:
-        ValueError: if something is missing, or there are such figures without ``force``.
+        ValueError: if the result measured another defence, something is missing, or there are such figures
+            without ``force``.
     """
     rows = {figures["defence"] for figures in result["figures"]}
     row = defence if defence in rows else result["row"]
+    spec = str(result["defence"].get("spec", ""))
+    known = {result["row"], result["name"], spec, spec.rpartition(":")[2]} - {""}
+    if defence not in rows and known.isdisjoint((defence, defence.rpartition(":")[2])):
+        raise ValueError(f"the result measured {result['row']!r}, not {defence!r}")
     name = cards.name_of(result, row)
     path, old = output / cards.file_name(name), _card(output, name)
     card = cards.make([result], row, _said(about, old))

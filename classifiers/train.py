@@ -61,7 +61,7 @@ def _parse_schedule(text: str) -> Schedule:
     return schedule
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--data", type=click.Choice(["modelnet40", "procedural"]), default="modelnet40", show_default=True
 )

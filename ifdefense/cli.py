@@ -111,29 +111,39 @@ def train() -> None:
 
 
 @main.command()
-def info() -> None:
-    """Prints versions, devices, methods and shipped weights."""
+@click.argument("name", required=False)
+def info(name: str | None) -> None:
+    """Prints versions, devices, methods and shipped weights, or the model card of the weights NAME."""
     import torch
+
+    folder = resources.files("ifdefense") / "weights"
+    weights = sorted(
+        entry.name.removesuffix(".safetensors")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".safetensors")
+    )
+    if name is not None:
+        if name not in weights:
+            raise Refused(f"unknown weights {name!r}; there are {', '.join(weights)}")
+        click.echo((folder / f"{name}.md").read_text(encoding="utf-8").rstrip())
+        return
 
     for package in ("ifdefense", "torch", "numpy", "scipy", "scikit-image", "trimesh"):
         click.echo(f"{package:<14} {metadata.version(package)}")
     click.echo(f"{'python':<14} {platform.python_version()}")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     click.echo(f"{'device':<14} {', '.join(names) or f'cpu, {torch.get_num_threads()} threads'}")
-    for index, (name, method) in enumerate(METHODS.items()):
+    for index, (title, method) in enumerate(METHODS.items()):
         gradients = ", differentiable" if method.differentiable else ""
-        click.echo(f"{'' if index else 'methods':<14} {name:<13} {method.summary}{gradients}")
-    folder = resources.files("ifdefense") / "weights"
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if entry.name.endswith(".safetensors"):
-            name = entry.name.removesuffix(".safetensors")
-            click.echo(f"\nweights {name} ({len(entry.read_bytes()) / 1e6:.1f} MB)")
-            card = folder / f"{name}.md"
-            if card.is_file():
-                click.echo(card.read_text(encoding="utf-8").rstrip())
+        click.echo(f"{'' if index else 'methods':<14} {title:<13} {method.summary}{gradients}")
+    for title in weights:
+        size = len((folder / f"{title}.safetensors").read_bytes()) / 1e6
+        about = (folder / f"{title}.md").read_text(encoding="utf-8").split("\n\n")[1]
+        what = about.replace("\n", " ").partition(",")[0].partition(" (")[0].partition(" of ")[0]
+        click.echo(f"weights {title} ({size:.1f} MB): {what.rstrip('.')}")
 
 
-@main.command()
+@main.command(short_help="Lists, describes or fetches data sets.")
 @click.argument("name", required=False)
 @click.option("--root", type=click.Path(file_okay=False, path_type=Path), help="Folder to fetch it to.")
 def data(name: str | None, root: Path | None) -> None:
@@ -169,7 +179,7 @@ def data(name: str | None, root: Path | None) -> None:
         raise click.ClickException(str(error)) from None
 
 
-@main.command()
+@main.command(short_help="Purifies point clouds in files and folders.")
 @click.argument("sources", metavar="IN...", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="OUT", required=True, help="File, folder for several, or - (stdout).")
 @click.option(

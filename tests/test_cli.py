@@ -254,3 +254,17 @@ def test_lazy_group_lists_commands_without_importing_them() -> None:
     assert "Never imported here." in result.output
     with pytest.raises(ModuleNotFoundError, match="no"):
         group.get_command(click.Context(group), "far")
+
+
+def test_info_has_one_line_per_weight_and_the_card_of_one() -> None:
+    lines = call("info").output.splitlines()
+    assert len(lines) < 60
+    assert "weights punet (1.6 MB): PU-Net" in lines
+    assert call("info", "punet").output.startswith("# punet")
+    assert call("info", "nothing").exit_code == 2
+
+
+def test_the_list_of_commands_is_not_cut_off() -> None:
+    listed = call("--help").output
+    assert "Lists, describes or fetches data sets." in listed
+    assert "Purifies point clouds in files and folders." in listed

@@ -126,3 +126,10 @@ def test_unknown_names_get_the_nearest_match() -> None:
         load_clouds(split="train")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="clouds"):
         load_clouds(clouds=0)
+
+
+def test_attacked_clouds_are_not_read_as_clean(tmp_path) -> None:
+    path = tmp_path / "attacked.npz"
+    np.savez(path, points=np.zeros((4, 64, 3), np.float32), label=np.arange(4), about=np.array("{}"))
+    with pytest.raises(DataError, match="--attacked"):
+        load_clouds(path, num_points=64)

@@ -391,3 +391,13 @@ def test_commands_that_measure_end_with_the_same_codes(
     said = [f"--{key.replace('_', '-')}={value}" for key, value in ABOUT.items()]
     outcome = invoke(*command, *(said if command[0] == "submit" else ()), f"--store={tmp_path}")
     assert outcome.exit_code == code and outcome.output.splitlines()[-1] == "Error: no such luck"
+
+
+def test_submit_refuses_the_result_of_another_defence(tmp_path: Path, measured: dict[str, Any]) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(measured))
+    said = [f"--{key.replace('_', '-')}={value}" for key, value in ABOUT.items()]
+    outcome = invoke("submit", "own.py:Drop", "--result", path, *said, "-o", tmp_path / "cards")
+    assert outcome.exit_code == 1
+    assert "the result measured 'Denoise', not 'own.py:Drop'" in outcome.output
+    assert not (tmp_path / "cards").exists()

@@ -217,3 +217,8 @@ def test_damaged_purified_copies_are_named(tmp_path: Path) -> None:
         TrainingClouds.of_file(tmp_path / "a.npz")
     with pytest.raises(DataError, match="clouds of 32 and of 5 points cannot be joined"):
         blobs(2, 0).joined(TrainingClouds(torch.zeros(1, 5, 3), torch.zeros(1)))
+
+
+def test_the_short_help_option_works() -> None:
+    outcome = CliRunner().invoke(train.main, ["-h"])
+    assert outcome.exit_code == 0 and "-h, --help" in outcome.output
