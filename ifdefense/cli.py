@@ -139,8 +139,8 @@ def info(name: str | None) -> None:
     for title in weights:
         size = len((folder / f"{title}.safetensors").read_bytes()) / 1e6
         about = (folder / f"{title}.md").read_text(encoding="utf-8").split("\n\n")[1]
-        what = about.replace("\n", " ").partition(",")[0].partition(" (")[0].partition(" of ")[0]
-        click.echo(f"weights {title} ({size:.1f} MB): {what.rstrip('.')}")
+        what = about.replace("\n", " ").partition(". ")[0].rstrip(".")
+        click.echo(f"weights {title} ({size:.1f} MB): {what}")
 
 
 @main.command(short_help="Lists, describes or fetches data sets.")

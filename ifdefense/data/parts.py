@@ -156,7 +156,7 @@ def first(clouds: NDArray[Any], num_points: int, path: Path) -> NDArray[Any]:
         DataError: if there are fewer.
     """
     if clouds.shape[1] < num_points:
-        raise DataError(f"{path}: its clouds have {clouds.shape[1]} points, {num_points:,} are asked for")
+        raise DataError(f"{path}: its clouds have {clouds.shape[1]} points, {num_points} are asked for")
     return clouds[:, :num_points]
 
 
