@@ -249,5 +249,5 @@ def test_evidence_for_flags(device, tmp_path):
     cell = Cell("pointnet-procedural", "probe", "sor-ae")
     task = Task("probe", cell, 0, labelled, cell.victim, "sor-ae", device=str(device))
     found = json.loads(str(run_shard(task, Store(tmp_path))["evidence"]))
-    assert len(found["ladder"]) == 4 and found["clean"].count("1") > 0
+    assert len(found["ladder"]) == 3 and found["clean"].count("1") > 0
     assert found["gradients"]["exact"] == {"zero": 0, "not finite": 0}
