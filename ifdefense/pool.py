@@ -234,8 +234,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 def serve() -> None:
     """Body of a worker: answers the tasks that come from stdin until it is closed."""
-    # As an exception, the end removes temporary files.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, _end)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what tasks print is no answer
     messages = queue.SimpleQueue[bytes]()
@@ -250,6 +249,12 @@ def serve() -> None:
                 answer = pickle.dumps(Lost(reason_of(error)))
             answers.write(answer)
             answers.flush()
+
+
+def _end(*_: object) -> None:
+    """Ends a worker by an exception, which removes temporary files; once, as both its ends may be sent."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(1)
 
 
 def _receive(messages: queue.SimpleQueue[bytes]) -> None:
