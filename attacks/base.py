@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from attacks.functional import distances, projections
-from attacks.oracle import Model, Oracle, frozen
+from attacks.oracle import Model, Oracle
 from attacks.settings import check_epsilons, check_settings
 from ifdefense.geometry.points import directed_chamfer
 from ifdefense.guard import normal
-from ifdefense.logits import apart
+from ifdefense.logits import apart, frozen
 from ifdefense.provenance import ByCode
 from ifdefense.threads import considerate
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -124,26 +123,3 @@ class Oracle:
                 "the model gives no gradient: its logits do not depend differentiably on the points"
             )
         return logits.detach(), gradient
-
-
-@contextlib.contextmanager
-def frozen(model: Model) -> Iterator[None]:
-    """Context in which a module is in evaluation mode with frozen parameters."""
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    training = [module for module in model.modules() if module.training]
-    # requires_grad of inference tensors cannot be restored outside of inference mode.
-    trainable = [
-        weight for weight in model.parameters() if weight.requires_grad and not weight.is_inference()
-    ]
-    try:
-        model.eval()
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        for parameter in trainable:
-            parameter.requires_grad_(True)

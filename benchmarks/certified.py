@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks import AddCD, Attack, SaliencyDrop
-from attacks.oracle import Model, frozen
+from attacks.oracle import Model
 from benchmarks import statistics
 from benchmarks.probing import Labelled, Victim
 from ifdefense.arguments import integer
 from ifdefense.geometry.points import gather
-from ifdefense.logits import classify
+from ifdefense.logits import classify, frozen
 from ifdefense.provenance import ByCode
 
 AMOUNTS = (0, 1, 2, 4, 8, 16, 32)

@@ -46,7 +46,7 @@ from torch import Tensor, nn
 import classifiers
 import ifdefense
 from attacks.defence_aware.model import EOT, PurifierLike
-from attacks.oracle import Stochastic, frozen
+from attacks.oracle import Stochastic
 from benchmarks.clouds import LabelledClouds, load_clouds
 from benchmarks.identity import identity
 from ifdefense import Purifier
@@ -54,7 +54,7 @@ from ifdefense.arguments import count_of
 from ifdefense.devices import device_of_weights
 from ifdefense.geometry.axes import AXES, trained_axis
 from ifdefense.guard import normal_modes
-from ifdefense.logits import classify
+from ifdefense.logits import classify, frozen
 from ifdefense.provenance import digest_of_weights
 from ifdefense.purifiers.filters import refilled
 from ifdefense.purifiers.registry import LACKING, METHODS, unknown

@@ -22,10 +22,11 @@ from torch.autograd import Variable
 
 from attacks.defence_aware.model import EOT, DefenceAware, FunctionPurifier, PurifierLike
 from attacks.gradient.pgd import PGD, descend
-from attacks.oracle import Model, Oracle, frozen
+from attacks.oracle import Model, Oracle
 from benchmarks.statistics import packed, paired
 from ifdefense.geometry.frame import to_unit_sphere
 from ifdefense.guard import normal
+from ifdefense.logits import frozen
 from ifdefense.purifiers.base import Purifier
 from ifdefense.purifiers.defended import Defended
 

@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ifdefense.geometry.points import gather, knn
-from ifdefense.logits import classify
-
-
-@contextlib.contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients of the weights, which would cost as much as those of the points."""
-    mode, trained = model.training, [part for part in model.parameters() if part.requires_grad]
-    model.eval()
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        model.train(mode)
-        for parameter in trained:
-            parameter.requires_grad_(True)
+from ifdefense.logits import classify, frozen
 
 
 def attacked(
@@ -63,7 +45,7 @@ def attacked(
     def moved(shift: Tensor) -> Tensor:
         return points + (shift if around is None else gather(shift, around).mean(2))
 
-    with _frozen(model):
+    with frozen(model):  # gradients of the weights would cost as much as those of the points
         for _ in range(steps):
             shift.requires_grad_()
             loss = F.cross_entropy(classify(model, moved(shift)), labels, reduction="sum")

@@ -153,3 +153,32 @@ def _as_called() -> Iterator[None]:
             if caller.device != _CPU:
                 stack.enter_context(caller.device)
         yield
+
+
+@contextlib.contextmanager
+def frozen(model: object) -> Iterator[None]:
+    """Context in which a module is in evaluation mode with frozen parameters.
+
+    Examples:
+        >>> with frozen(classifier):
+        ...     any(weight.requires_grad for weight in classifier.parameters())
+        False
+    """
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    training = [module for module in model.modules() if module.training]
+    # requires_grad of inference tensors cannot be restored outside of inference mode.
+    trainable = [
+        weight for weight in model.parameters() if weight.requires_grad and not weight.is_inference()
+    ]
+    try:
+        model.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in trainable:
+            parameter.requires_grad_(True)

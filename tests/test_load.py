@@ -183,7 +183,8 @@ def test_shipped_classifiers_know_validation_clouds(name: str, validation: Cloud
     points = to_unit_sphere(torch.from_numpy(clouds.points))
     with torch.no_grad():
         predicted = classifiers.fold(classifiers.load(name))(points).argmax(1)
-    assert (predicted == torch.from_numpy(clouds.labels)).double().mean() > 0.75
+    bound = 0.75 if name.endswith("-adversarial") else 0.8  # robust, and less accurate on clean clouds
+    assert (predicted == torch.from_numpy(clouds.labels)).double().mean() > bound
 
 
 @pytest.mark.parametrize("name", sorted(PROCEDURAL))

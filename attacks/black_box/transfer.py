@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from attacks.base import Attack, ThreatModel
-from attacks.oracle import Model, Oracle, frozen
+from attacks.oracle import Model, Oracle
+from ifdefense.logits import frozen
 
 
 @dataclass(frozen=True)
