@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ifdefense import Defended, Purifier
+from ifdefense.arguments import MAX_SEED
 from ifdefense.geometry.points import gather, knn
 from ifdefense.logits import classify, frozen
 
@@ -53,3 +55,40 @@ def attacked(
             with torch.no_grad():
                 shift = (shift + 2 * delta / steps * gradient.sign()).clamp(-delta, delta)
     return moved(shift.detach())
+
+
+def attacked_through(
+    model: nn.Module,
+    purifier: Purifier,
+    surrogate: Purifier,
+    points: Tensor,
+    labels: Tensor,
+    count: int,
+    delta: float,
+    steps: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Clouds attacked through a surrogate of a purifier, then purified.
+
+    The gradient of a purifier that reconstructs a surface is expensive and differs from draw to draw; the
+    one of smoothing is neither, and its shifts remain in the reconstruction.
+
+    Args:
+        model: ``(B, N, 3)`` clouds to logits.
+        purifier: purifies the attacked clouds; needs no gradient.
+        surrogate: purifier in front of the model while it is attacked, differentiable.
+        points: ``(B, N, 3)`` clouds.
+        labels: ``(B,)`` int64 classes.
+        count: points per purified cloud.
+        delta: radius of the ball, in the unit of the points.
+        steps: gradients.
+        generator: source of the random start and of the seeds of both purifiers.
+
+    Returns:
+        ``(B, count, 3)`` purified clouds in the frame of the points.
+    """
+    seed, other = (int(torch.randint(MAX_SEED, (1,), generator=generator)) for _ in range(2))
+    defended = Defended(model, surrogate, num_points=count, normalise=False, seed=seed)
+    found = attacked(defended, points, labels, delta, steps, generator)
+    purified: Tensor = purifier(found, count, other)
+    return purified

@@ -36,6 +36,8 @@ class ClassifierOptions:
         coherent: in a share of the batches, shifts are averaged over up to this number of nearest points of
             256, proportionally more for larger clouds; see `classifiers.adversarial.attacked`. 1 for none.
         coherent_share: probability that a batch is one of these.
+        through_share: probability that a batch is attacked through a purifier and purified, see
+            `classifiers.adversarial.attacked_through`; 0 in runs without a purifier.
         average: decay per step of a moving average of the weights, used for validation and export; 0 for
             none.
         half_search: find the largest points in bfloat16, see `classifiers.layers.max_pooled_linear`.
@@ -69,6 +71,7 @@ class ClassifierOptions:
     attack_steps: int = 3
     coherent: int = 1
     coherent_share: float = 0.5
+    through_share: float = 0.0
     average: float = 0.0
     half_search: bool = True
     matmul_precision: MatmulPrecision = "highest"
@@ -93,6 +96,7 @@ class ClassifierOptions:
             attack_steps=(1, math.inf),
             coherent=(1, 256),
             coherent_share=(0, 1),
+            through_share=(0, 1),
             average=(0, 1 - 1e-9),
         )
         if self.matmul_precision not in get_args(MatmulPrecision):

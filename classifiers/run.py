@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from classifiers.adversarial import attacked
+from classifiers.adversarial import attacked, attacked_through
 from classifiers.augmentation import augment, cut_mix
 from classifiers.neighbourhoods import Sized
 from classifiers.options import ClassifierOptions, MatmulPrecision
 from classifiers.pointnet import PointNet, orthogonality_penalty
+from ifdefense import Purifier
 from ifdefense.devices import device_of_weights
 from ifdefense.logits import classify
+from ifdefense.provenance import digest
 from ifdefense.training.data.clouds import TrainingClouds
 from ifdefense.training.runs import ResumableRun
 
@@ -29,6 +31,9 @@ ATTACKED = 256
 
 ATTACK_STEPS = 6
 """Gradients of that attack."""
+
+THROUGH = "attacked through the purifier"
+"""Score of the first validation clouds, attacked through the purifier and purified."""
 
 
 @contextlib.contextmanager
@@ -63,6 +68,11 @@ class ClassifierRun(ResumableRun):
         options: settings.
         folder: folder of the run, see `ResumableRun`.
         settings: further settings that determine the result, such as the name of the network.
+        through: purifier, and the differentiable one whose gradients stand for its own, on the device of the
+            model; see ``options.through_share``.
+
+    Raises:
+        ValueError: if ``through_share`` is given without ``through``, or the other way round.
     """
 
     def __init__(
@@ -73,8 +83,11 @@ class ClassifierRun(ResumableRun):
         options: ClassifierOptions,
         folder: Path,
         settings: Mapping[str, Any] | None = None,
+        through: tuple[Purifier, Purifier] | None = None,
     ) -> None:
-        self.train, self.validation, self.options = train, validation, options
+        if (options.through_share > 0) != (through is not None):
+            raise ValueError("through and options.through_share belong together; give both or neither")
+        self.train, self.validation, self.options, self.through = train, validation, options, through
         self.optimiser = torch.optim.AdamW(
             model.parameters(), lr=options.lr, weight_decay=options.weight_decay
         )
@@ -83,6 +96,8 @@ class ClassifierRun(ResumableRun):
             self.optimiser, options.lr, steps, pct_start=options.warmup
         )
         data = {"train": train.digest(), **{name: part.digest() for name, part in validation.items()}}
+        if through is not None:
+            data["through"] = digest(*through)
         super().__init__(
             model,
             {"optimiser": self.optimiser, "schedule": self.schedule},
@@ -96,30 +111,36 @@ class ClassifierRun(ResumableRun):
     def _neighbours(self, count: int) -> int:
         """Number of ``count`` points over which the attack of a batch is averaged."""
         most = self._most_neighbours(count)
-        if most == 1 or float(torch.rand((), generator=self.generator)) >= self.options.coherent_share:
+        if most == 1 or self._share() >= self.options.coherent_share:
             return 1
-        return round(math.pow(most, float(torch.rand((), generator=self.generator))))
+        return round(math.pow(most, self._share()))
+
+    def _share(self) -> float:
+        """A random number in [0, 1)."""
+        return float(torch.rand((), generator=self.generator))
 
     def _most_neighbours(self, count: int) -> int:
         """Largest number of ``count`` points that an attack moves together."""
         return 1 if self.options.coherent == 1 else max(1, round(self.options.coherent * count / 256))
 
-    def _loss(self, points: Tensor, labels: Tensor) -> Tensor:
-        """Loss of augmented clouds, for PointNet with the penalty on its feature alignment."""
+    def _attacked(self, points: Tensor, labels: Tensor, count: int, through: bool) -> Tensor:
+        """Attacked clouds of ``count`` points."""
+        delta, steps, generator = self.options.delta, self.options.attack_steps, self.generator
+        if through and self.through is not None:
+            return attacked_through(self.model, *self.through, points, labels, count, delta, steps, generator)
+        return attacked(self.model, points, labels, delta, steps, generator, self._neighbours(count))
+
+    def _loss(self, points: Tensor, labels: Tensor, count: int, through: bool) -> Tensor:
+        """Loss of augmented clouds, for PointNet with the penalty on its feature alignment.
+
+        Clouds that are attacked through the purifier have all their points, others ``count``.
+        """
         other, part = None, 1.0
         some = round(self.options.adversarial * len(points))
         if some:
-            spoilt = attacked(
-                self.model,
-                points[:some],
-                labels[:some],
-                self.options.delta,
-                self.options.attack_steps,
-                self.generator,
-                self._neighbours(points.shape[1]),
-            )
-            points = torch.cat([spoilt, points[some:]])
-        if self.options.mix and float(torch.rand((), generator=self.generator)) < self.options.mix:
+            spoilt = self._attacked(points[:some], labels[:some], count, through)
+            points = torch.cat([spoilt, points[some:, :count]])
+        if self.options.mix and self._share() < self.options.mix:
             points, other, part = cut_mix(points, self.generator)
         alignment = None
         if isinstance(self.model, PointNet):
@@ -134,18 +155,26 @@ class ClassifierRun(ResumableRun):
             loss = loss + self.options.alignment_penalty * orthogonality_penalty(alignment)
         return loss
 
-    def _withstood(self, clouds: TrainingClouds) -> float:
+    def _withstood(self, clouds: TrainingClouds, through: bool = False) -> float:
         """Accuracy on the first clouds under the attack of the training with more steps.
 
-        Shifts are averaged over the largest number of neighbours used in training.
+        Shifts are averaged over the largest number of neighbours used in training, except through the
+        purifier.
         """
         some = clouds.first(ATTACKED)
         delta, generator = self.options.delta, torch.Generator().manual_seed(self.options.seed)
         together = self._most_neighbours(some.points.shape[1])
         parts = []
         for points, labels in zip(some.points.split(64), some.labels.split(64), strict=True):
-            given = points.to(self.device), labels.to(self.device)
-            parts.append(attacked(self.evaluated, *given, delta, ATTACK_STEPS, generator, together))
+            model, points, labels = self.evaluated, points.to(self.device), labels.to(self.device)
+            if through and self.through is not None:
+                count = points.shape[1]
+                found = attacked_through(
+                    model, *self.through, points, labels, count, delta, ATTACK_STEPS, generator
+                )
+            else:
+                found = attacked(model, points, labels, delta, ATTACK_STEPS, generator, together)
+            parts.append(found)
         return accuracy(self.evaluated, TrainingClouds(torch.cat(parts), some.labels))
 
     def _train(self, stop: int, progress: bool) -> float:
@@ -162,9 +191,12 @@ class ClassifierRun(ResumableRun):
         batches = torch.split(order[: steps * self.options.batch_size], self.options.batch_size)
         total = 0.0
         for chosen in tqdm(batches, f"epoch {epoch + 1}", disable=not progress, mininterval=10):
-            points = augment(self.train.points[chosen], count, self.options, self.generator)
+            through = self._share() < self.options.through_share if self.through else False
+            drawn = self.train.points.shape[1] if through else count
+            points = augment(self.train.points[chosen], drawn, self.options, self.generator).to(self.device)
+            labels = self.train.labels[chosen].to(self.device)
             with float32_products(self.options.matmul_precision):
-                loss = self._loss(points.to(self.device), self.train.labels[chosen].to(self.device))
+                loss = self._loss(points, labels, count, through)
                 self.optimiser.zero_grad(set_to_none=True)
                 loss.backward()
             self.optimiser.step()
@@ -186,4 +218,6 @@ class ClassifierRun(ResumableRun):
         scores = {name: accuracy(self.evaluated, clouds) for name, clouds in self.validation.items()}
         if self.options.adversarial:
             scores |= {f"{name}, attacked": self._withstood(part) for name, part in self.validation.items()}
+        if self.through is not None:
+            scores[THROUGH] = self._withstood(next(iter(self.validation.values())), through=True)
         return scores | {"mean": sum(scores.values()) / len(scores)}

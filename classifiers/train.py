@@ -18,14 +18,20 @@ from typing import Any, get_args
 import click
 import torch
 
+import ifdefense
 from classifiers import NETWORKS, build
 from classifiers.options import ClassifierOptions, MatmulPrecision, Schedule
-from classifiers.run import ATTACK_STEPS, ATTACKED, ClassifierRun, accuracy
+from classifiers.run import ATTACK_STEPS, ATTACKED, THROUGH, ClassifierRun, accuracy
+from ifdefense import Purifier
 from ifdefense.checkpoints import load_weights
 from ifdefense.console import device_option, reported, use_huge_pages
 from ifdefense.provenance import digest
+from ifdefense.purifiers.registry import METHODS
 from ifdefense.training.commands import options_of, output_options, prepare
 from ifdefense.training.data.clouds import TrainingClouds, load_training_clouds
+
+SURROGATE = "sor-smooth"
+"""Purifier whose gradient stands for that of `--through`."""
 
 
 def load_data(
@@ -48,6 +54,13 @@ def load_data(
     if hybrid_validation is not None:
         named["purified"] = TrainingClouds.of_file(hybrid_validation)
     return train, named, num_classes
+
+
+def _purifiers(through: str | None, device: torch.device) -> tuple[Purifier, Purifier] | None:
+    """The purifier to attack through and the one that gives the gradients."""
+    if through is None:
+        return None
+    return ifdefense.load(through, device=device), ifdefense.load(SURROGATE, device=device)
 
 
 def _parse_schedule(text: str) -> Schedule:
@@ -87,6 +100,7 @@ def _parse_schedule(text: str) -> Schedule:
     attack_steps="Gradients of that attack.",
     coherent="Average its shifts over up to this number of 256 points, proportionally for more.",
     coherent_share="Share of the batches with averaged shifts.",
+    through_share="Share of the batches that is attacked through --through.",
     average="Decay of a moving average of the weights.",
     half_search="Search PointNet's largest points in bfloat16.",
 )
@@ -101,6 +115,11 @@ def _parse_schedule(text: str) -> Schedule:
 @device_option
 @click.option(
     "--feature-transform/--no-feature-transform", default=True, show_default=True, help="PointNet's."
+)
+@click.option(
+    "--through",
+    type=click.Choice(list(METHODS)),
+    help=f"Attack a share of the batches through this purifier, with the gradient of {SURROGATE}.",
 )
 @click.option("--init", type=click.Path(exists=True, path_type=Path), help="Weights to start from.")
 @click.option(
@@ -122,6 +141,7 @@ def main(
     schedule: str,
     device: torch.device,
     feature_transform: bool,
+    through: str | None,
     init: Path | None,
     hybrid: Path | None,
     hybrid_validation: Path | None,
@@ -133,6 +153,8 @@ def main(
     use_huge_pages()
     if test and data != "modelnet40":
         raise click.UsageError(f"--test measures on ModelNet40, not on {data}")
+    if (through is None) != (settings["through_share"] == 0):
+        raise click.UsageError("--through and --through-share belong together; give both or neither")
     options = ClassifierOptions(_parse_schedule(schedule), **settings)
     prepare(out, force, folder)
     train, validation, num_classes = load_data(data, hybrid, hybrid_validation)
@@ -148,6 +170,7 @@ def main(
         options,
         folder,
         {"model": network, **extra, "init": None if init is None else digest(init.read_bytes())},
+        _purifiers(through, device),
     )
     run.resume()
     best = run(progress)
@@ -161,6 +184,11 @@ def main(
         for name, clouds in validation.items()
         if (score := f"{name}, attacked") in best
     ]
+    if THROUGH in best:
+        lines.append(
+            f"validation accuracy {THROUGH} ({through}, gradient of {SURROGATE}) in L∞ {options.delta}, "
+            f"{ATTACK_STEPS} steps: {best[THROUGH]:.2%} of {min(ATTACKED, len(validation['validation']))}"
+        )
     if test:
         from ifdefense.data.modelnet import load_modelnet40
 

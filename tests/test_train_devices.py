@@ -115,10 +115,13 @@ def test_trains_on_the_device(command, device, little, tmp_path):
 def test_trains_classifiers_on_the_device(device, little, tmp_path):
     """With every part of the recipe."""
     arguments = "--model dgcnn --schedule 16x1 --batch-size 6 --mix 1 --adversarial 0.5 --coherent 64"
+    arguments += " --through local-random --through-share 0.5"
     arguments += f" --average 0.5 --run {tmp_path / 'run'} --out {tmp_path / 'a.safetensors'}"
     result = CliRunner().invoke(classifier_training.main, f"{arguments} --device {device.type}".split())
     assert result.exit_code == 0, (result.output, result.exception)
-    assert json.loads((tmp_path / "run" / "log.jsonl").read_text())["validation, attacked"] >= 0
+    scores = json.loads((tmp_path / "run" / "log.jsonl").read_text())
+    assert scores["validation, attacked"] >= 0 and scores["attacked through the purifier"] >= 0
+    assert "(local-random, gradient of sor-smooth)" in (tmp_path / "a.md").read_text()
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "classifier"])

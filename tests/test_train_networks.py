@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -11,13 +12,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import ifdefense
 from classifiers import build, load, train
-from classifiers.adversarial import attacked
+from classifiers.adversarial import attacked, attacked_through
 from classifiers.augmentation import cut_mix
 from classifiers.options import ClassifierOptions
-from classifiers.run import ATTACK_STEPS, ClassifierRun
+from classifiers.run import ATTACK_STEPS, THROUGH, ClassifierRun
 from classifiers.train import _parse_schedule
+from ifdefense.purifiers.base import Outcome
 from ifdefense.training.data.clouds import TrainingClouds
+from ifdefense.training.runs import RunError
 
 TINY = ClassifierOptions(schedule=((16, 3),), batch_size=8, lr=1e-3, mix=0.5, warmup=0.0)
 
@@ -30,9 +34,15 @@ def blobs(count: int, seed: int) -> TrainingClouds:
     return TrainingClouds.of_arrays(rng.normal(size=(count, 32, 3)) * shapes, labels)
 
 
-def run(folder: Path, network: str, options: ClassifierOptions = TINY) -> ClassifierRun:
+def run(
+    folder: Path,
+    network: str,
+    options: ClassifierOptions = TINY,
+    through: tuple[ifdefense.Purifier, ifdefense.Purifier] | None = None,
+) -> ClassifierRun:
     torch.manual_seed(0)
-    return ClassifierRun(build(network, 2), blobs(16, 0), {"validation": blobs(8, 1)}, options, folder)
+    validation = {"validation": blobs(8, 1)}
+    return ClassifierRun(build(network, 2), blobs(16, 0), validation, options, folder, through=through)
 
 
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,6 +261,59 @@ def test_a_share_of_the_batches_is_attacked_by_averaged_shifts(tmp_path: Path) -
     assert 50 < means.count(1) < 110 and set(means) == set(range(1, 9))  # of 1 to 8, even in the logarithm
     alone = run(tmp_path, "pointnet", dataclasses.replace(TINY, adversarial=1.0))
     assert {alone._neighbours(32) for _ in range(20)} == {1}
+
+
+class Halved(ifdefense.Purifier):
+    """Keeps the first points; shrinks them."""
+
+    name, deterministic, differentiable = "halved", True, True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[int | None] = []
+
+    def run(self, clouds: list[torch.Tensor], counts: Sequence[int | None], seed: int) -> list[Outcome]:
+        self.counts += counts
+        return [Outcome(cloud[:count] / 2) for cloud, count in zip(clouds, counts, strict=True)]
+
+
+def test_clouds_attacked_through_a_purifier_are_attacked_by_its_surrogate_and_purified() -> None:
+    points = torch.rand(2, 16, 3, generator=torch.Generator().manual_seed(1))
+    labels, generator = torch.tensor([0, 1]), torch.Generator().manual_seed(0)
+    purifier, surrogate = Halved(), Halved()
+    found = attacked_through(Linear(), purifier, surrogate, points, labels, 16, 0.01, 3, generator)
+    assert purifier.counts == [16, 16] and surrogate.counts == [16] * 6  # three gradients
+    assert not found.requires_grad
+    middle = (points.amin(1, keepdim=True) + points.amax(1, keepdim=True)) / 2
+    worst = 0.01 * Linear.weight.sign() * torch.tensor([-1, 1])[:, None, None]
+    torch.testing.assert_close(found, (points - middle) / 2 + middle + worst)
+
+
+def test_a_share_of_the_batches_and_the_validation_clouds_are_attacked_through_the_purifier(
+    tmp_path: Path,
+) -> None:
+    options = dataclasses.replace(TINY, adversarial=0.5, attack_steps=2, through_share=1.0)
+    purifier, surrogate = Halved(), Halved()
+    trained = run(tmp_path / "always", "pointnet", options, (purifier, surrogate))
+    best = trained()
+    # Of two batches of 8 clouds per epoch half are attacked at 16 points; of validation, 8 clouds at 32.
+    assert purifier.counts == ([16] * 8 + [32] * 8) * 3
+    assert surrogate.counts == ([16] * 16 + [32] * 8 * ATTACK_STEPS) * 3
+    assert 0 <= best[THROUGH] <= 1
+    some, never = Halved(), dataclasses.replace(options, through_share=1e-9)
+    run(tmp_path / "never", "pointnet", never, (some, Halved()))()
+    assert some.counts == [32] * 8 * 3
+    with pytest.raises(RunError, match="was"):
+        run(tmp_path / "always", "pointnet", options, (ifdefense.load("sor"), surrogate)).resume()
+    for other in (dataclasses.replace(options, through_share=0.0), options):
+        with pytest.raises(ValueError, match="belong together"):
+            run(tmp_path, "pointnet", other, None if other is options else (purifier, surrogate))
+
+
+def test_the_purifier_and_its_share_are_given_together(tmp_path: Path) -> None:
+    for arguments in (["--through", "sor"], ["--through-share", "0.5"]):
+        result = CliRunner().invoke(train.main, [*arguments, "--run", str(tmp_path / "run")])
+        assert result.exit_code == 2 and "belong together" in result.output
 
 
 def test_the_precision_of_products_holds_in_training_alone(
