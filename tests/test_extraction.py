@@ -350,6 +350,45 @@ def test_the_coarse_grid_of_tracking_finds_parts_without_seeds() -> None:
     assert mesh.is_watertight and np.linalg.norm(mesh.vertices, axis=1).max() > 0.7
 
 
+def test_clouds_with_sheets_between_the_planes_are_extracted_on_a_finer_grid() -> None:
+    """Of cells of 0.055, whose nearest planes are at 0 and 0.055."""
+
+    def field(points: Tensor, cloud: Tensor) -> Tensor:
+        first = -box_distance(points, (0.0, 0.0, 0.033), (0.3, 0.3, 0.01))
+        second = -box_distance(points, (-0.4, 0.0, 0.033), (0.02, 0.02, 0.01))
+        ball = 0.2 - (points - points.new_tensor((0.2, 0.0, 0.0))).norm(dim=1)
+        return 100 * torch.where(cloud == 0, first, torch.maximum(second, ball))
+
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.rand(200, 3, generator=generator) * torch.tensor([0.6, 0.6, 0.0])
+    flat -= torch.tensor([0.3, 0.3, -0.033])
+    ball = torch.nn.functional.normalize(torch.randn(199, 3, generator=generator), dim=1) * 0.19
+    ball[:, 0] += 0.2
+    small = torch.tensor([[-0.4, 0.0, 0.033]])
+    seeds, calibration = [flat, torch.cat([ball, small])], Calibration(box=1.1, threshold=0.5)
+    coarse = Tracking(20, 5)(field, seeds, calibration)
+    fine = Tracking(60, 5)(field, seeds, calibration)
+    assert coarse[0].is_empty and fine[0].is_watertight and fine[1].vertices[:, 0].min() < -0.39
+    both = Tracking(20, 5, finer=60)(field, seeds, calibration)  # one of 200 points is lost
+    assert np.array_equal(both[0].vertices, fine[0].vertices)
+    assert np.array_equal(both[1].vertices, coarse[1].vertices)
+    every = Tracking(20, 5, finer=60, lost=0.004)(field, seeds, calibration)
+    for found, expected in zip(every, fine, strict=True):
+        assert np.array_equal(found.vertices, expected.vertices)
+    noisy = [torch.cat([flat, flat + 0.2]), ball]  # points outside the solid are not lost parts of it
+    kept = Tracking(20, 5, finer=60, lost=0.6)(field, noisy, calibration)
+    assert kept[0].is_empty
+
+
+def test_the_finer_grid_of_tracking_is_checked() -> None:
+    with pytest.raises(ValueError, match="finer must be larger than resolution, got 20 and 20"):
+        Tracking(20, 5, finer=20)
+    with pytest.raises(ValueError, match="multiple of coarse, got 33 and 5"):
+        Tracking(20, 5, finer=33)
+    with pytest.raises(ValueError, match=r"lost must be in \[0, 1\], got -1"):
+        Tracking(20, 5, finer=40, lost=-1)
+
+
 def test_a_tracked_mesh_does_not_depend_on_its_batch_and_the_second_threshold_is_used() -> None:
     def field(points: Tensor, cloud: Tensor) -> Tensor:
         return shell_field(points, cloud) - torch.where(cloud == 1, 1.0, 0.0)  # below the first level

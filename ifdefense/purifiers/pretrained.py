@@ -22,10 +22,13 @@ from ifdefense.stages.density import DensitySampling
 from ifdefense.stages.extraction import Tracking
 from ifdefense.stages.resampling import FillSampling
 
-LOCAL_MESH = RidgeRestorer(MeshRestorer(Tracking(48, 6), None), oversample=1.25, density=DensitySampling())
+LOCAL_MESH = RidgeRestorer(
+    MeshRestorer(Tracking(36, 6, finer=48), None), oversample=1.25, density=DensitySampling()
+)
 """Without the repair, which has its own weights.
 
-To the network a sheet is 0.03 thick, so a grid of 40 cells of 0.03 or fewer could lose it between its planes.
+To the network a sheet is 0.03 thick, so the grid of 36 cells of 0.033 can lose it between its planes, and the
+one of 48 cannot.
 
 Samples at the density of the input reach the margin more often, so fewer are needed.
 """

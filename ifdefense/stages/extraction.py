@@ -305,16 +305,23 @@ class Extraction:
         """
         options = ExtractionOptions(self.resolution, self.coarse, calibration.threshold, calibration.box)
         seeds = list(clouds) if self.seeded else None
-        return _extracted(mise, field, options, calibration, seeds, len(clouds), clouds[0].device)
+        return _extracted(extract_meshes, field, options, calibration, seeds, len(clouds), clouds[0].device)
 
 
 @dataclass(frozen=True)
 class Tracking:
     """Extraction stage that tracks thin solids from the input points, see `track`; otherwise as `Extraction`.
 
+    A sheet along the axes that is thinner than a cell can lie between two planes of the grid and is then
+    lost. Its input points show it: they are inside, in cells without a corner inside. Clouds with such points
+    are extracted again on a finer grid.
+
     Args:
         resolution: cells per side, a multiple of ``coarse``.
         coarse: cells per side of the grid on which parts without input points are searched.
+        finer: cells per side for clouds with lost parts, a larger multiple of ``coarse``; ``None`` for no
+            second extraction.
+        lost: largest share of input points in lost parts that is tolerated.
 
     Raises:
         ValueError: a value outside these ranges.
@@ -329,18 +336,57 @@ class Tracking:
 
     resolution: int = 40
     coarse: int = 5
+    finer: int | None = None
+    lost: float = 0.005
 
     def __post_init__(self) -> None:
         ExtractionOptions(self.resolution, self.coarse)
+        if self.finer is not None:
+            ExtractionOptions(self.finer, self.coarse)
+            if self.finer <= self.resolution:
+                raise ValueError(
+                    f"finer must be larger than resolution, got {self.finer} and {self.resolution}"
+                )
+        if not 0 <= self.lost <= 1:
+            raise ValueError(f"lost must be in [0, 1], got {self.lost}")
 
     def __call__(self, field: Field, clouds: Sequence[Tensor], calibration: Calibration) -> list[Mesh]:
         """As `Extraction`."""
         options = ExtractionOptions(self.resolution, self.coarse, calibration.threshold, calibration.box)
-        return _extracted(track, field, options, calibration, list(clouds), len(clouds), clouds[0].device)
+        return _extracted(
+            self._tracked, field, options, calibration, list(clouds), len(clouds), clouds[0].device
+        )
+
+    def _tracked(
+        self,
+        field: Field,
+        num_clouds: int,
+        options: ExtractionOptions,
+        *,
+        seeds: list[Tensor],
+        device: torch.device,
+    ) -> list[Mesh]:
+        """Meshes by `track`, on the finer grid for clouds with lost parts."""
+        grid = track(field, num_clouds, options, seeds=seeds, device=device)
+        meshes = grid.meshes()
+        if self.finer is None:
+            return meshes
+        again = [row for row, share in enumerate(_lost(field, grid, seeds)) if share > self.lost]
+        if again:
+            finer = track(
+                _of_rows(field, again, device),
+                len(again),
+                dataclasses.replace(options, resolution=self.finer),
+                seeds=[seeds[row] for row in again],
+                device=device,
+            )
+            for row, mesh in zip(again, finer.meshes(), strict=True):
+                meshes[row] = mesh
+        return meshes
 
 
 def _extracted(
-    evaluate: Callable[..., Grid],
+    extract: Callable[..., list[Mesh]],
     field: Field,
     options: ExtractionOptions,
     calibration: Calibration,
@@ -349,22 +395,42 @@ def _extracted(
     device: torch.device,
 ) -> list[Mesh]:
     """Meshes of a batch; at the second threshold for clouds without a surface at the first."""
-    meshes = evaluate(field, num_clouds, options, seeds=seeds, device=device).meshes()
+    meshes = extract(field, num_clouds, options, seeds=seeds, device=device)
     missing = [index for index, mesh in enumerate(meshes) if mesh.is_empty]
     if not missing or calibration.second_threshold is None:
         return meshes
     lower = dataclasses.replace(options, threshold=calibration.second_threshold)
-    original = torch.tensor(missing, device=device)
-    again = evaluate(
-        lambda points, cloud: field(points, original[cloud]),
+    again = extract(
+        _of_rows(field, missing, device),
         len(missing),
         lower,
-        seeds=None if seeds is None or evaluate is mise else [seeds[index] for index in missing],
+        seeds=None if seeds is None or extract is extract_meshes else [seeds[index] for index in missing],
         device=device,
-    ).meshes()
+    )
     for index, mesh in zip(missing, again, strict=True):
         meshes[index] = mesh
     return meshes
+
+
+def _of_rows(field: Field, rows: Sequence[int], device: torch.device) -> Field:
+    """The field of some clouds of the batch."""
+    original = torch.tensor(rows, device=device)
+    return lambda points, cloud: field(points, original[cloud])
+
+
+@torch.no_grad()
+def _lost(field: Field, grid: Grid, seeds: Sequence[Tensor]) -> list[float]:
+    """Share of each cloud's seeds that are inside, but in cells of the grid without a corner inside."""
+    options = grid.options
+    touched, _ = _corners_inside(grid.values > options.level)
+    place = _cells_of(seeds, options.resolution, options.box, touched)
+    outside = ~functional.pad(touched.flatten(), (0, 1), value=True)[place]
+    if not outside.any():
+        return [0.0] * len(seeds)
+    sizes = torch.tensor([len(points) for points in seeds], device=touched.device)
+    owner = torch.arange(len(seeds), device=touched.device).repeat_interleave(sizes)[outside]
+    inside = field(torch.cat(list(seeds))[outside], owner) > options.level
+    return (owner[inside].bincount(minlength=len(seeds)) / sizes).tolist()
 
 
 class _Sampler:
@@ -401,25 +467,34 @@ def _at(mask: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 def _mixed(inside: Tensor) -> Tensor:
     """Cells (B, n, n, n) whose corners in ``inside`` (B, n + 1, n + 1, n + 1) have different signs."""
+    some, every = _corners_inside(inside)
+    return some & ~every
+
+
+def _corners_inside(inside: Tensor) -> tuple[Tensor, Tensor]:
+    """Cells (B, n, n, n) with any, and with every corner in ``inside`` (B, n + 1, n + 1, n + 1)."""
     some, every = inside, inside
     for dim in (1, 2, 3):
         size = some.shape[dim] - 1
         some = some.narrow(dim, 0, size) | some.narrow(dim, 1, size)
         every = every.narrow(dim, 0, size) & every.narrow(dim, 1, size)
-    return some & ~every
+    return some, every
 
 
-def _occupied(seeds: Sequence[Tensor], cells: int, box: float, like: Tensor) -> Tensor:
-    """Mask of the cells that contain a seed, shaped as ``like`` (B, n, n, n)."""
+def _cells_of(seeds: Sequence[Tensor], cells: int, box: float, like: Tensor) -> Tensor:
+    """Flat indices into ``like`` (B, n, n, n) of the cells of all seeds; its size outside the box."""
     owner = torch.arange(len(seeds)).repeat_interleave(torch.tensor([len(points) for points in seeds]))
     cell = ((torch.cat(list(seeds)).to(like.device) / box + 0.5) * cells).floor().long()
     place = owner.to(like.device)
     for axis in cell.unbind(1):
         place = place * cells + axis
-    marked = torch.zeros(
-        like.numel() + 1, dtype=torch.bool, device=like.device
-    )  # the last one is for other points
-    marked[place.where(((cell >= 0) & (cell < cells)).all(1), like.numel())] = True
+    return place.where(((cell >= 0) & (cell < cells)).all(1), like.numel())
+
+
+def _occupied(seeds: Sequence[Tensor], cells: int, box: float, like: Tensor) -> Tensor:
+    """Mask of the cells that contain a seed, shaped as ``like`` (B, n, n, n)."""
+    marked = torch.zeros(like.numel() + 1, dtype=torch.bool, device=like.device)
+    marked[_cells_of(seeds, cells, box, like)] = True  # the last one is for points outside the box
     return marked[:-1].view(like.shape)
 
 
