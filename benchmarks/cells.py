@@ -6,6 +6,7 @@ A cell is measured in blocks of `BLOCK` clouds. Clouds are in a nested order, so
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -106,7 +107,7 @@ def grid(suite: Suite, victims: Mapping[str, Victim], defences: Mapping[str, Any
     return {
         cell: suite.count(cell.source, cell.knowledge, slow(victims[cell.victim].model))
         for victim in victims.values()
-        for cell in _cells(suite, victim, defences)
+        for cell in [*_cells(suite, victim, defences), *_adaptive_cells(suite, victim, defences)]
     }
 
 
@@ -118,15 +119,22 @@ def _cells(suite: Suite, victim: Victim, defences: Mapping[str, Any]) -> Iterato
         # A victim with random numbers of its own is attacked over draws of them.
         bare = "static" if victim.deterministic or defence is not None else "eot"
         yield from (Cell(title, source, name, bare) for source in suite.attacks)
-    for name, defence in defences.items():
+
+
+def _adaptive_cells(suite: Suite, victim: Victim, defences: Mapping[str, Any]) -> Iterator[Cell]:
+    for (name, defence), source in itertools.product(defences.items(), suite.adaptive):
         if defence is None:
             continue
-        for source in suite.adaptive:
-            for knowledge in knowledges(defence, suite.samples):
-                if knowledge != "exact" or source in suite.exact:
-                    yield Cell(title, source, name, knowledge)
-            for other, known in defences.items():
-                if known is not None and other != name and source in suite.exact:
-                    yield Cell(title, source, name, TRANSFER + other)
-            if name != GUIDE and GUIDE in defences and source in suite.exact and SUITE[source].starts:
-                yield Cell(title, source, name, SURROGATE + GUIDE)
+        found = [
+            knowledge
+            for knowledge in knowledges(defence, suite.samples)
+            if knowledge != "exact" or source in suite.exact
+        ]
+        if source in suite.exact:
+            others = (other for other, known in defences.items() if known is not None and other != name)
+            found += [TRANSFER + other for other in others]
+            if name != GUIDE and GUIDE in defences and SUITE[source].starts:
+                found.append(SURROGATE + GUIDE)
+        for knowledge in found:
+            if knowledge.partition(":")[0] in suite.ways:
+                yield Cell(victim.title, source, name, knowledge)

@@ -16,7 +16,7 @@ import torch
 from benchmarks.evaluation import evaluate
 from benchmarks.executors import EXECUTORS
 from benchmarks.shards import StoreError
-from benchmarks.suite import SUITES, Knows
+from benchmarks.suite import SUITES, WAYS, Knows
 from ifdefense.console import device_option
 from ifdefense.purifiers.registry import DEFAULT
 
@@ -59,6 +59,13 @@ def exit_codes() -> Iterator[None]:
     help="Only attacks that do not know the defence.",
 )
 @click.option("--adaptive", "knowledge", flag_value="adaptive", help="Only attacks that know the defence.")
+@click.option(
+    "--way",
+    "ways",
+    type=click.Choice(WAYS),
+    multiple=True,
+    help="Only this way through the defence in adaptive attacks; repeatable.",
+)
 @click.option("--clouds", type=_POSITIVE, help="Clouds of every cell, instead of the suite's numbers.")
 @click.option(
     "--minutes",
@@ -89,6 +96,7 @@ def run(
     suite: str,
     attacks: tuple[str, ...],
     knowledge: Knows | None,
+    ways: tuple[str, ...],
     device: torch.device,
     out: Path | None,
     **options: Any,
@@ -103,7 +111,7 @@ def run(
             defence=DEFAULT if defence is None and model is None else defence,
             victim=victims or None,
             model=model,
-            suite=SUITES[suite].only(attacks, knowledge),
+            suite=SUITES[suite].only(attacks, knowledge, ways),
             device=device,
             progress=sys.stderr.isatty(),
             **options,

@@ -16,6 +16,8 @@ WHOLE = 400
 """Clouds of cheap attacks."""
 
 Knows = Literal["static", "adaptive"]
+WAYS = ("straight-through", "eot", "exact", "transfer", "surrogate")
+"""Ways through a defence, see `benchmarks.cells.Cell.knowledge`."""
 Effort = Literal["quick", "affordable", "published"]
 """Settings: for minutes of a CPU, for hours of a CPU, or the published ones."""
 
@@ -248,6 +250,7 @@ class Suite:
         draws: draws of random defences that are scored.
         effort: settings of the attacks.
         corruptions: sources of corrupted clouds.
+        ways: of `WAYS`, those of adaptive attacks; all by default.
     """
 
     name: str
@@ -260,13 +263,18 @@ class Suite:
     draws: int
     effort: Effort
     corruptions: tuple[str, ...] = ()
+    ways: tuple[str, ...] = WAYS
 
-    def only(self, attacks: Collection[str] = (), knowledge: Knows | None = None) -> Suite:
-        """The suite with some of its attacks (all by default), with one kind of knowledge (both by default).
+    def only(
+        self, attacks: Collection[str] = (), knowledge: Knows | None = None, ways: Collection[str] = ()
+    ) -> Suite:
+        """The suite with some of its attacks, one kind of knowledge, some ways; all of them by default.
 
         Raises:
-            ValueError: for an attack that the suite does not have.
+            ValueError: for an attack that the suite does not have, or for ways without adaptive attacks.
         """
+        if ways and knowledge == "static":
+            raise ValueError("static attacks do not go through the defence, so there are no ways to choose")
         for name in attacks:
             if name not in self.attacks:
                 raise ValueError(
@@ -283,6 +291,7 @@ class Suite:
             attacks=kept(self.attacks, "static"),
             adaptive=kept(self.adaptive, "adaptive"),
             exact=kept(self.exact, "adaptive"),
+            ways=tuple(way for way in self.ways if not ways or way in ways),
         )
 
     def count(self, source: str, knowledge: str, slow: bool) -> int:

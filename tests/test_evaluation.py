@@ -25,8 +25,9 @@ from torch import Tensor
 import benchmarks
 from benchmarks import evaluate, executors, shards, statistics
 from benchmarks.attacked_clouds import AttackedFile, write_attacked
-from benchmarks.cells import BLOCK, Cell, knowledges
+from benchmarks.cells import BLOCK, Cell, grid, knowledges
 from benchmarks.executors import serial
+from benchmarks.foreign import defence_of, victim_of
 from benchmarks.run import run
 from benchmarks.shards import Store, StoreError, Task, run_shard
 from benchmarks.suite import SUITE, SUITES, Suite
@@ -509,8 +510,27 @@ def test_a_suite_can_be_cut_down() -> None:
     assert some.attacks == () and some.adaptive == ("apgd-linf", "add-200") and some.exact == ("apgd-linf",)
     assert quick.only(knowledge="static") == dataclasses.replace(quick, adaptive=(), exact=())
     assert quick.only() == quick
+    assert quick.only(ways=("transfer", "exact")) == dataclasses.replace(quick, ways=("exact", "transfer"))
+    with pytest.raises(ValueError, match="no ways to choose"):
+        quick.only(knowledge="static", ways=("exact",))
     with pytest.raises(ValueError, match="the suite quick has no attack 'pgdd'; it has apgd-linf"):
         quick.only(("pgdd",))
+
+
+def test_a_run_takes_some_ways_through_the_defences() -> None:
+    suite = SUITES["quick"].only(("apgd-linf", "drop-200"), "adaptive", ("exact", "surrogate"))
+    victim = victim_of(f"{PARTS}:Length")
+    defences = {name: defence_of(name) for name in ("none", "sor", "sor-smooth")}
+    assert {
+        (cell.source, cell.defence, cell.knowledge) for cell in grid(suite, {victim.title: victim}, defences)
+    } == {
+        ("clean", "none", "none"),
+        ("clean", "sor", "none"),
+        ("clean", "sor-smooth", "none"),
+        ("apgd-linf", "sor", "exact"),
+        ("apgd-linf", "sor", "surrogate:sor-smooth"),
+        ("apgd-linf", "sor-smooth", "exact"),
+    }
 
 
 def test_certificates_are_added_on_demand() -> None:
