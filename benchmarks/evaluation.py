@@ -461,6 +461,7 @@ class _Run:
                 "digest": labelled.digest(),
             },
             "suite": self.suite.name,
+            "samples": self.suite.samples,
             "date": result_files.today(),
             "machine": result_files.machine(),
             "versions": versions(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import shlex
 import sys
@@ -66,6 +67,11 @@ def exit_codes() -> Iterator[None]:
     multiple=True,
     help="Only this way through the defence in adaptive attacks; repeatable.",
 )
+@click.option(
+    "--samples",
+    type=_POSITIVE,
+    help="Draws per gradient of a random defence, instead of the suite's number.",
+)
 @click.option("--clouds", type=_POSITIVE, help="Clouds of every cell, instead of the suite's numbers.")
 @click.option(
     "--minutes",
@@ -97,6 +103,7 @@ def run(
     attacks: tuple[str, ...],
     knowledge: Knows | None,
     ways: tuple[str, ...],
+    samples: int | None,
     device: torch.device,
     out: Path | None,
     **options: Any,
@@ -107,11 +114,14 @@ def run(
     for an invalid call.
     """
     with exit_codes():
+        chosen = SUITES[suite].only(attacks, knowledge, ways)
+        if samples is not None:
+            chosen = dataclasses.replace(chosen, samples=samples)
         result = evaluate(
             defence=DEFAULT if defence is None and model is None else defence,
             victim=victims or None,
             model=model,
-            suite=SUITES[suite].only(attacks, knowledge, ways),
+            suite=chosen,
             device=device,
             progress=sys.stderr.isatty(),
             **options,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -450,6 +451,18 @@ def test_the_command_writes_a_result_and_says_what_it_is(few_points: None, tmp_p
     assert outcome.exit_code == 0, outcome.output
     assert "worst of 5 attacks per cloud" in outcome.output and "written to" in outcome.output
     assert '"format": 1' in (tmp_path / "out.json").read_text()
+
+
+def test_ways_and_draws_per_gradient_are_chosen(few_points: None, tmp_path: Path) -> None:
+    noisy = "--defence", f"{PARTS}:noisy", "--adaptive", "--attack", "apgd-linf"
+    outcome = invoke(tmp_path, *noisy, "--way", "eot", "--samples", "3")
+    assert outcome.exit_code == 0, outcome.output
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["samples"] == 3
+    assert {cell["knowledge"] for cell in result["cells"]} == {"none", "eot"}
+    few = len(list((tmp_path / "store" / "attacked").rglob("*.npz")))
+    invoke(tmp_path, *noisy, "--way", "eot", "--samples", "2")  # another attack
+    assert len(list((tmp_path / "store" / "attacked").rglob("*.npz"))) > few
 
 
 def test_exit_codes_of_the_command(few_points: None, tmp_path: Path) -> None:
