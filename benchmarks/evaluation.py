@@ -29,7 +29,7 @@ from benchmarks.cells import BASELINES, BLOCK, CORRUPTION, FILE, NO_DEFENCE, Cel
 from benchmarks.certified import certified
 from benchmarks.clouds import PROCEDURAL, LabelledClouds, load_clouds
 from benchmarks.executors import EXECUTORS, Executor, Failure
-from benchmarks.flags import WEAK, flags
+from benchmarks.flags import WEAK, at_chance, flags
 from benchmarks.foreign import Victim, defence_of, model_of, nearest, shipped_victims, victim_of
 from benchmarks.shards import Arrays, Store, Task, forget
 from benchmarks.suite import IF_DEFENSE, RECENT, SUITE, SUITES, Suite
@@ -441,6 +441,8 @@ class _Run:
                 raised += flags(json.loads(str(arrays["evidence"])), cells)
         if self.model:  # there is nothing without its defence to attack
             raised = [flag for flag in raised if flag["name"] != "weak-attack"]
+        for title, victim in self.victims.items():
+            raised += at_chance(title, victim.classes, cells)
         spec = getattr(self.defence, "spec", None)
         return {
             "format": FORMAT,
