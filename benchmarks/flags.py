@@ -92,9 +92,9 @@ def at_chance(victim: str, classes: int, cells: list[Cell]) -> list[dict[str, An
         return []
     says = (
         f"With no defence in front of it, {victim} classifies {bare['accuracy']:.1f}% of {bare['clouds']} "
-        f"clean clouds correctly (mean over classes {bare['class_mean']:.1f}%); chance is {chance:.1f}% ({classes} "
-        "classes). Usual causes: its training had another order of the classes, another up axis (here z), or "
-        "another normalisation (here mean-centred, in the unit sphere)."
+        f"clean clouds correctly (mean over classes {bare['class_mean']:.1f}%); chance is {chance:.1f}% "
+        f"({classes} classes). Usual causes: its training had another order of the classes, another up axis "
+        "(here z), or another normalisation (here mean-centred, in the unit sphere)."
     )
     flag = _flag(bare["accuracy"] / 100, says)
     return [{"name": AT_CHANCE, "victim": victim, "defence": cell["defence"], **flag} for cell in clean]

@@ -257,8 +257,9 @@ def purify(
     (normals, colours, labels) of the nearest input points. For a single file IN, OUT may be a file; otherwise
     it is a folder. Folders are read without hidden files and *.mesh.ply.
 
-    Failing files are reported and skipped. Results do not depend on the number of workers. Exit codes: 0 all
-    files were purified or skipped, 1 at least one failed, 2 the call was rejected and nothing was done.
+    Failing files are reported and skipped; a full disk ends the run. Results do not depend on the number of
+    workers. Exit codes: 0 all files were purified or skipped, 1 at least one failed, 2 the call was rejected
+    and nothing was done.
     """
     from ifdefense.batch import Settings, Tally, Work, claims, write_report
     from ifdefense.batch_plan import STREAM, Refusal, plan
@@ -294,6 +295,12 @@ def purify(
             tell(f"error: {folder}: the folder cannot be read: {reason.strerror}")
         tally = Tally(report_clouds if report is not None else 0, tell, advance)
         purify_all(work, todo.jobs, tally, workers, ray)
+    skipped = f", {tally.skipped} skipped" if tally.skipped else ""
+    summary = f"{tally.written} of {len(todo.jobs)} files done{skipped}"
+    if tally.full:
+        again = "the same command" if force or skip_existing else "the same command with --skip-existing"
+        purpose = "starts again" if force else "does the rest"
+        raise click.ClickException(f"{tally.full}; {summary}. With more space, {again} {purpose}")
     failed = bool(tally.failed or todo.unreadable)
     if report is not None:
         facts = {
@@ -316,9 +323,7 @@ def purify(
         except (OSError, ValueError) as error:
             click.echo(f"error: {report}: the report could not be written: {error}", err=True)
             failed = True
-    done = len(todo.jobs) - tally.failed - tally.skipped
-    skipped = f", {tally.skipped} skipped" if tally.skipped else ""
-    click.echo(f"{done} of {len(todo.jobs)} files done{skipped}", err=output == STREAM)
+    click.echo(summary, err=output == STREAM)
     if failed:
         raise SystemExit(1)
 

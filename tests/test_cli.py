@@ -182,9 +182,10 @@ def test_nothing_half_written_stays_behind(
 
     write_cloud(tmp_path / "in.ply", box_cloud)
     monkeypatch.setattr(files.os, "fsync", run_out_of_space)
-    result = purify(tmp_path / "in.ply", "-o", tmp_path / "out/")
+    result = purify(tmp_path / "in.ply", "-o", tmp_path / "out/", "--force")
     assert result.exit_code == 1
     assert "in.ply: it could not be written: No space left" in result.output
+    assert "0 of 1 files done. With more space, the same command starts again" in result.output
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -67,6 +67,30 @@ def test_files_messages_exit_code_and_report_are_those_of_one_process(here: Path
     )
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_ends_the_run_with_one_error_and_a_rerun_does_the_rest(
+    workers: int, box_cloud: Points, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("scans").mkdir()
+    for index in range(40):
+        write_cloud(f"scans/{index:02d}.ply", box_cloud[index : index + 200])
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(200 * 1024))
+    call = ["scans", "-o", small_disk / "out", "--method", "srs", "--batch-size", "2"]
+    result = purify(*call, "--workers", workers)
+    done = [path.name for path in (small_disk / "out").iterdir()]
+    assert result.exit_code == 1 and 0 < len(done) < 40
+    assert result.output.count("No space left on device") == result.output.count("\n") == 1
+    assert f"No space left on device; {len(done)} of 40 files done." in result.output
+    assert "the same command with --skip-existing does the rest" in result.output
+    filler.unlink()
+    result = purify(*call, "--skip-existing")
+    assert result.exit_code == 0
+    assert result.output == f"{40 - len(done)} of 40 files done, {len(done)} skipped\n"
+    assert {path.name for path in (small_disk / "out").iterdir()} == {f"{i:02d}.ply" for i in range(40)}
+
+
 def test_a_dead_worker_loses_its_task_alone() -> None:
     workers = Processes[object, object](answer, "answer", 2)
     with pool.ending(workers):
