@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import logging
 import os
 import platform
@@ -18,7 +17,7 @@ import click
 from click.shell_completion import CompletionItem
 
 import ifdefense
-from ifdefense.console import LazyGroup, device_option, let_threads_sleep, use_huge_pages
+from ifdefense.console import LazyGroup, device_option, let_threads_sleep, meant, use_huge_pages
 from ifdefense.geometry.axes import AXES
 from ifdefense.purifiers.registry import DEFAULT, METHODS, unknown
 
@@ -124,7 +123,7 @@ def info(name: str | None) -> None:
     )
     if name is not None:
         if name not in weights:
-            raise Refused(f"unknown weights {name!r}; there are {', '.join(weights)}")
+            raise Refused(f"unknown weights {name!r}{meant(name, weights)}; there are {', '.join(weights)}")
         click.echo((folder / f"{name}.md").read_text(encoding="utf-8").rstrip())
         return
 
@@ -155,9 +154,7 @@ def data(name: str | None, root: Path | None) -> None:
     from ifdefense.data.catalogue import CATALOGUE
 
     if name is not None and name not in CATALOGUE:
-        close = difflib.get_close_matches(name, CATALOGUE, 1)
-        meant = f" (did you mean {close[0]!r}?)" if close else ""
-        raise Refused(f"unknown data set {name!r}{meant}; there are {', '.join(CATALOGUE)}")
+        raise Refused(f"unknown data set {name!r}{meant(name, CATALOGUE)}; there are {', '.join(CATALOGUE)}")
     if name is None and root is not None:
         raise Refused("--root needs the name of a data set")
     if name is None or root is None:
