@@ -22,9 +22,9 @@ from torch import Tensor
 from attacks import attack_in_batches, random_targets
 from benchmarks import result_files
 from benchmarks.clouds import PROCEDURAL, LabelledClouds, load_clouds
-from benchmarks.foreign import Victim, nearest, victim_of
+from benchmarks.foreign import Victim, victim_of
 from benchmarks.suite import SUITE
-from ifdefense.console import device_option
+from ifdefense.console import device_option, meant
 from ifdefense.data.errors import DataError
 from ifdefense.data.formats.arrays import Arrays, read_npz
 from ifdefense.data.formats.files import write_bytes
@@ -81,7 +81,7 @@ def make_attacked(
         DataError, ValueError: if the data set or the attack is unknown, or the victim does not fit the data.
     """
     if attack not in SUITE:
-        raise ValueError(f"unknown attack {attack!r}{nearest(attack, SUITE)}; there are {', '.join(SUITE)}")
+        raise ValueError(f"unknown attack {attack!r}{meant(attack, SUITE)}; there are {', '.join(SUITE)}")
     entry, clean = SUITE[attack], load_clouds(data, clouds=clouds, seed=seed)
     victim.check(clean)
     result = attack_in_batches(

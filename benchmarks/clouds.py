@@ -7,7 +7,6 @@ nearly in proportion to the classes.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from attacks import random_targets
 from ifdefense.arguments import integer
+from ifdefense.console import meant
 from ifdefense.data.cloudset import CloudSet
 from ifdefense.data.errors import DataError
 from ifdefense.data.formats.arrays import read_npz
@@ -139,10 +139,9 @@ def _stored(name: str, split: Split, root: str | Path | None, num_points: int) -
             raise DataError(f"{name} holds attacked clouds, not clean ones: give it with --attacked")
         whole = load_part(name, part, num_points)
     else:
-        close = difflib.get_close_matches(known, NAMES, 1)
-        meant = f" (did you mean {close[0]!r}?)" if close else ""
         raise DataError(
-            f"there is no data set, file or folder {name!r}{meant}; data sets are {', '.join(NAMES)}"
+            f"there is no data set, file or folder {name!r}{meant(known, NAMES)}; data sets are "
+            f"{', '.join(NAMES)}"
         )
     return whole if split == "test" else whole[holdout(whole.labels)]
 

@@ -29,11 +29,12 @@ from benchmarks.cells import BASELINES, BLOCK, CORRUPTION, FILE, NO_DEFENCE, Cel
 from benchmarks.certified import certified
 from benchmarks.clouds import PROCEDURAL, LabelledClouds, load_clouds
 from benchmarks.executors import EXECUTORS, Executor, Failure
-from benchmarks.flags import WEAK, flags
-from benchmarks.foreign import Victim, defence_of, model_of, nearest, shipped_victims, victim_of
+from benchmarks.flags import WEAK, at_chance, flags
+from benchmarks.foreign import Victim, defence_of, model_of, shipped_victims, victim_of
 from benchmarks.shards import Arrays, Store, Task, forget
 from benchmarks.suite import IF_DEFENSE, RECENT, SUITE, SUITES, Suite
 from benchmarks.text_tables import text_table
+from ifdefense.console import meant
 from ifdefense.provenance import digest, versions
 
 FORMAT = 1
@@ -214,9 +215,7 @@ def evaluate(
     """
     if isinstance(suite, str):
         if suite not in SUITES:
-            raise ValueError(
-                f"unknown suite {suite!r}{nearest(suite, SUITES)}; there are {', '.join(SUITES)}"
-            )
+            raise ValueError(f"unknown suite {suite!r}{meant(suite, SUITES)}; there are {', '.join(SUITES)}")
         suite = SUITES[suite]
     if model is not None and (defence is not None or victim is not None):
         raise ValueError("a model contains its defence: give it without a defence and a victim")
@@ -255,7 +254,7 @@ def _executor(executor: str | Executor) -> Executor:
         return executor
     if executor not in EXECUTORS:
         raise ValueError(
-            f"unknown executor {executor!r}{nearest(executor, EXECUTORS)}; there are {', '.join(EXECUTORS)}"
+            f"unknown executor {executor!r}{meant(executor, EXECUTORS)}; there are {', '.join(EXECUTORS)}"
         )
     return EXECUTORS[executor]
 
@@ -441,6 +440,8 @@ class _Run:
                 raised += flags(json.loads(str(arrays["evidence"])), cells)
         if self.model:  # there is nothing without its defence to attack
             raised = [flag for flag in raised if flag["name"] != "weak-attack"]
+        for title, victim in self.victims.items():
+            raised += at_chance(title, victim.classes, cells)
         spec = getattr(self.defence, "spec", None)
         return {
             "format": FORMAT,

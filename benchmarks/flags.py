@@ -16,6 +16,8 @@ from benchmarks.cells import TRANSFER
 from benchmarks.probing import RANDOM, Evidence
 from benchmarks.suite import SUITE
 
+AT_CHANCE = "victim-at-chance"
+
 FLAGS = {
     "masked-gradients": "gradients are zero, not finite or saturated, so attacks by gradients cannot work",
     "random-without-eot": "the defence is random and no attack averaged its gradients over draws",
@@ -27,6 +29,7 @@ FLAGS = {
     "adaptive-above-static": "attacks through the defence are weaker than those that ignore it",
     "weak-attack": "the attack rarely succeeds without a defence, so it is left out of the mean",
     "leaves-frame": "purified clouds leave the centre and scale that the classifier was trained on",
+    AT_CHANCE: "the classifier itself is hardly better than chance on clean clouds",
 }
 """Meaning of each flag by name."""
 
@@ -34,6 +37,7 @@ MASKED = 0.2  # share of clouds
 UNBOUNDED = 5.0  # accuracy in %
 WEAK = 80.0  # success in % without a defence, below which an attack is left out of the mean
 CENTRE, SCALE = 0.1, 0.15  # of the radius of the clean cloud
+SKILL = 0.2  # share of the way from chance to 100%; a wrong up axis leaves the shipped classifiers below it
 
 Cell = dict[str, Any]
 
@@ -46,8 +50,9 @@ def flags(evidence: Evidence, cells: list[Cell]) -> list[dict[str, Any]]:
         cells: cells of the grid; those of other victims and defences are ignored, except undefended ones.
 
     Returns:
-        JSON-serialisable flags in the order of `FLAGS`: ``name``, ``victim``, ``defence``, ``sources`` (the
-        attacks concerned, empty for the defence itself), ``share`` (0 to 1) and ``says``, one sentence.
+        JSON-serialisable flags in the order of `FLAGS`, without that of `at_chance`: ``name``, ``victim``,
+        ``defence``, ``sources`` (the attacks concerned, empty for the defence itself), ``share`` (0 to 1) and
+        ``says``, one sentence.
     """
     victim, defence = evidence["victim"], evidence["defence"]
     of_victim = [cell for cell in cells if cell["victim"] == victim]
@@ -58,17 +63,47 @@ def flags(evidence: Evidence, cells: list[Cell]) -> list[dict[str, Any]]:
         for check in (_masked, _random, _unseeded, _black_box, _more, _failing, _inner, _above)
     ]
     found += [_weak(bare), _leaves(evidence)]
+    names = [name for name in FLAGS if name != AT_CHANCE]
     return [
         {"name": name, "victim": victim, "defence": defence, **flag}
-        for name, flag in zip(FLAGS, found, strict=True)
+        for name, flag in zip(names, found, strict=True)
         if flag is not None
     ]
+
+
+def at_chance(victim: str, classes: int, cells: list[Cell]) -> list[dict[str, Any]]:
+    """The flag of a classifier that hardly recognises clean clouds, for each defence in front of it.
+
+    It needs no evidence of a probe. The mean over classes counts, as a classifier that always gives the most
+    frequent class is no better than chance.
+
+    Args:
+        victim: title of the classifier.
+        classes: number of classes that it distinguishes.
+        cells: cells of the grid.
+
+    Returns:
+        Flags as those of `flags`.
+    """
+    clean = [cell for cell in cells if cell["victim"] == victim and cell["source"] == "clean"]
+    bare = next((cell for cell in clean if cell["defence"] == "none"), None)
+    chance = 100 / classes
+    if bare is None or bare["class_mean"] > chance + SKILL * (100 - chance):
+        return []
+    says = (
+        f"With no defence in front of it, {victim} classifies {bare['accuracy']:.1f}% of {bare['clouds']} "
+        f"clean clouds correctly (mean over classes {bare['class_mean']:.1f}%); chance is {chance:.1f}% "
+        f"({classes} classes). Usual causes: its training had another order of the classes, another up axis "
+        "(here z), or another normalisation (here mean-centred, in the unit sphere)."
+    )
+    flag = _flag(bare["accuracy"] / 100, says)
+    return [{"name": AT_CHANCE, "victim": victim, "defence": cell["defence"], **flag} for cell in clean]
 
 
 Flag = dict[str, Any] | None
 
 
-def _flag(share: float, says: str, sources: list[str] | None = None) -> Flag:
+def _flag(share: float, says: str, sources: list[str] | None = None) -> dict[str, Any]:
     return {"sources": sources or [], "share": round(share, 4), "says": says}
 
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import difflib
 import functools
 import importlib
 import importlib.util
@@ -51,6 +50,7 @@ from benchmarks.clouds import LabelledClouds, load_clouds
 from benchmarks.identity import identity
 from ifdefense import Purifier
 from ifdefense.arguments import count_of
+from ifdefense.console import meant
 from ifdefense.devices import device_of_weights
 from ifdefense.geometry.axes import AXES, trained_axis
 from ifdefense.guard import normal_modes
@@ -70,12 +70,6 @@ class ForeignError(ValueError):
     """An unusable defence or classifier; the message names it and the reason."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``" (did you mean 'x'?)"`` for the most similar known name, or nothing."""
-    found = difflib.get_close_matches(name, list(known), 1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
-
-
 # Finding
 
 
@@ -91,7 +85,7 @@ def found(what: str) -> Any:
     for part in attribute.split("."):
         if not hasattr(value, part):
             public = [name for name in vars(value) if not name.startswith("_")]
-            raise ForeignError(f"{place} has no {attribute!r}{nearest(part, public)}")
+            raise ForeignError(f"{place} has no {attribute!r}{meant(part, public)}")
         value = getattr(value, part)
     return value
 
@@ -401,7 +395,7 @@ def _check_form(what: str, kind: str, known: list[str]) -> None:
         raise ForeignError(f"{what}: name the {kind} in it, as {what}:NAME")
     if ":" not in what:
         raise ForeignError(
-            f"unknown {kind} {what!r}{nearest(what, known)}; there are {', '.join(known)}, or {FORMS}"
+            f"unknown {kind} {what!r}{meant(what, known)}; there are {', '.join(known)}, or {FORMS}"
         )
 
 

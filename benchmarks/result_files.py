@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ifdefense.data.formats import replacing
+from ifdefense.data.formats.files import write_bytes
 from ifdefense.provenance import versions
 
 FOLDER = Path("benchmarks/results")
@@ -52,7 +52,11 @@ def write(path: Path, command: str, **result: Any) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replaces a JSON file, atomically."""
+    """Replaces a JSON file, atomically.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, force=True) as partial:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_bytes(path, text.encode("utf-8"), force=True)

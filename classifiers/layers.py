@@ -9,9 +9,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ifdefense.geometry.gathering import segments, together
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def check_points(points: Tensor) -> None:
@@ -125,6 +129,22 @@ class _MaxPooledLinear(torch.autograd.Function):
         return grad_x, grad_weight, None
 
 
+def in_float32(function: Callable[P, T]) -> Callable[P, T]:
+    """A function of tensors that computes in float32 under autocast, where its parts would mix dtypes."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **options: P.kwargs) -> T:
+        kind = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+        if not torch.is_autocast_enabled(kind):
+            return function(*args, **options)
+        full = (arg.float() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)
+        with torch.autocast(kind, enabled=False):
+            return function(*full, **options)  # type: ignore[arg-type]
+
+    return wrapped
+
+
+@in_float32
 def max_pooled_linear(x: Tensor, weight: Tensor, search: torch.dtype | None = None) -> Tensor:
     """Maximum over the points of a shared linear layer, without the layer's activations.
 
@@ -140,6 +160,7 @@ def max_pooled_linear(x: Tensor, weight: Tensor, search: torch.dtype | None = No
     return cast(Tensor, _MaxPooledLinear.apply(x.contiguous(), weight, search))  # type: ignore[no-untyped-call]
 
 
+@in_float32
 def _batch_statistics(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, int]:
     """Mean and biased variance of ``x @ weight.T`` over all points, and the number of points."""
     rows = x.flatten(0, -2)
@@ -313,6 +334,7 @@ class _MaxAndMeanOf(torch.autograd.Function):
         return cast(Tensor, spread.scatter_add_(1, index.unsqueeze(1), of_max.unsqueeze(1)))
 
 
+@in_float32
 def max_and_mean_pooled(x: Tensor, layer: nn.Module, norm: nn.Module, slope: float) -> Tensor:
     """`shared`, then maximum and mean over the points, concatenated.
 

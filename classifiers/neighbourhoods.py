@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from classifiers.layers import activated, affine, folded, normalised
+from classifiers.layers import activated, affine, folded, in_float32, normalised
 from ifdefense.geometry.gathering import first_maximum, neighbour_max, numbers_per_block
 from ifdefense.geometry.points import farthest_point_sampling, gather
 
@@ -100,6 +100,7 @@ def _argsort(values: Tensor) -> Tensor:
     return values.argsort(1)
 
 
+@in_float32
 def group_max_linear(x: Tensor, weight: Tensor) -> Tensor:
     """Maximum over each group of a shared linear layer, without the layer's activations.
 
@@ -127,6 +128,7 @@ def batched_neighbour_max(values: Tensor, index: Tensor) -> Tensor:
     return neighbour_max(values.flatten(0, 1), flat).view(*index.shape[:2], -1)
 
 
+@in_float32
 def _edge_statistics(of: Tensor, at: Tensor, index: Tensor) -> tuple[Tensor, Tensor, int]:
     """Mean and biased variance of ``of[index] + at`` over all edges, from sums over neighbours."""
     flat = _flat(index, of.shape[1]).flatten(0, 1)

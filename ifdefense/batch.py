@@ -24,7 +24,7 @@ from ifdefense.data.formats import (
     write_cloud_file,
     write_mesh,
 )
-from ifdefense.data.formats.files import write_bytes
+from ifdefense.data.formats.files import is_full, write_bytes
 from ifdefense.data.formats.table import Options
 from ifdefense.pool import TRIES, Lost, Pool, answers, ending, reason_of
 
@@ -119,6 +119,7 @@ class FileResult:
         clouds: number of purified clouds.
         failed: whether it failed.
         skipped: whether its result existed.
+        full: the error if the disk is full, which ends the run; otherwise empty.
         traces: titles and traces of clouds for the report.
     """
 
@@ -127,6 +128,7 @@ class FileResult:
     clouds: int = 0
     failed: bool = False
     skipped: bool = False
+    full: str = ""
     traces: Sequence[tuple[str, Trace]] = ()
 
 
@@ -143,6 +145,8 @@ class Tally:
         advance: called with the number of clouds of each file that is done.
         failed: number of failed files.
         skipped: number of files whose results existed.
+        written: number of files whose results were written.
+        full: the first error of a full disk, after which no further file is purified.
         done: number of purified clouds.
         reported: titles and traces of the first purified clouds.
     """
@@ -152,6 +156,8 @@ class Tally:
     advance: Callable[[int], object]
     failed: int = 0
     skipped: int = 0
+    written: int = 0
+    full: str = ""
     done: int = 0
     reported: list[tuple[str, Trace]] = dataclasses.field(default_factory=list)
     waiting: dict[int, FileResult] = dataclasses.field(default_factory=dict, init=False)
@@ -165,6 +171,7 @@ class Tally:
     def add(self, result: FileResult) -> None:
         """Adds the result of a file; it is counted when all files before it are done."""
         self.waiting[result.number] = result
+        self.full = self.full or result.full
         self.advance(result.clouds)
         while self.counted in self.waiting:
             self._count(self.waiting.pop(self.counted))
@@ -178,6 +185,7 @@ class Tally:
     def _count(self, result: FileResult) -> None:
         self.failed += result.failed
         self.skipped += result.skipped
+        self.written += not (result.failed or result.skipped)
         self.done += result.clouds
         self.reported += result.traces[: self.room]
         for message in result.messages:
@@ -200,7 +208,8 @@ def purify_here(work: Work, jobs: Sequence[Job], tally: Tally) -> None:
 def purify_in_pool(settings: Settings, jobs: Sequence[Job], tally: Tally, pool: ShardPool) -> None:
     """Purifies files in a pool of workers that run `purify_shard`; the pool is closed.
 
-    If a worker dies, the files of its shard are purified again, one by one.
+    If a worker dies, the files of its shard are purified again, one by one. If the disk is full, the other
+    workers end their shards, so that their files are counted.
     """
     waiting = deque(_shards(settings, jobs, pool.size))
 
@@ -216,6 +225,8 @@ def purify_in_pool(settings: Settings, jobs: Sequence[Job], tally: Tally, pool: 
             else:
                 for result in answer:
                     tally.add(result)
+            if tally.full:
+                waiting.clear()
 
 
 def purify_shard(work: Work, shard: Shard) -> list[FileResult]:
@@ -280,7 +291,7 @@ def _quiet() -> Iterator[None]:
 
 @dataclasses.dataclass(eq=False)
 class _Run:
-    """Purifies files one after another. Failing files are reported and skipped.
+    """Purifies files one after another. Failing files are reported and skipped; a full disk ends the run.
 
     Attributes:
         work: what all files share.
@@ -297,7 +308,13 @@ class _Run:
         self.claimed = ChainMap({}, self.work.claimed)
 
     def purify(self, jobs: Iterable[Job]) -> Iterator[FileResult]:
-        """Yields the result of each file when it is done."""
+        """Yields the result of each file when it is done, up to the first for which the disk is full."""
+        for result in self._purify(jobs):
+            yield result
+            if result.full:
+                return
+
+    def _purify(self, jobs: Iterable[Job]) -> Iterator[FileResult]:
         group: list[Job] = []
         for job in jobs:
             read = self._read(job)
@@ -382,6 +399,8 @@ class _Run:
         try:
             self._write(job, traces)
         except Exception as error:  # as above
+            if is_full(error):
+                return FileResult(job.number, messages, failed=True, full=reason_of(error))
             failure = _failure(job, reason_of(error))
             return dataclasses.replace(failure, messages=[*messages, *failure.messages])
         result = FileResult(job.number, messages, len(traces), traces=named[: self.room])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import logging
 import os
 import platform
@@ -18,7 +17,7 @@ import click
 from click.shell_completion import CompletionItem
 
 import ifdefense
-from ifdefense.console import LazyGroup, device_option, let_threads_sleep, use_huge_pages
+from ifdefense.console import LazyGroup, device_option, let_threads_sleep, meant, use_huge_pages
 from ifdefense.geometry.axes import AXES
 from ifdefense.purifiers.registry import DEFAULT, METHODS, unknown
 
@@ -124,7 +123,7 @@ def info(name: str | None) -> None:
     )
     if name is not None:
         if name not in weights:
-            raise Refused(f"unknown weights {name!r}; there are {', '.join(weights)}")
+            raise Refused(f"unknown weights {name!r}{meant(name, weights)}; there are {', '.join(weights)}")
         click.echo((folder / f"{name}.md").read_text(encoding="utf-8").rstrip())
         return
 
@@ -155,9 +154,7 @@ def data(name: str | None, root: Path | None) -> None:
     from ifdefense.data.catalogue import CATALOGUE
 
     if name is not None and name not in CATALOGUE:
-        close = difflib.get_close_matches(name, CATALOGUE, 1)
-        meant = f" (did you mean {close[0]!r}?)" if close else ""
-        raise Refused(f"unknown data set {name!r}{meant}; there are {', '.join(CATALOGUE)}")
+        raise Refused(f"unknown data set {name!r}{meant(name, CATALOGUE)}; there are {', '.join(CATALOGUE)}")
     if name is None and root is not None:
         raise Refused("--root needs the name of a data set")
     if name is None or root is None:
@@ -257,8 +254,9 @@ def purify(
     (normals, colours, labels) of the nearest input points. For a single file IN, OUT may be a file; otherwise
     it is a folder. Folders are read without hidden files and *.mesh.ply.
 
-    Failing files are reported and skipped. Results do not depend on the number of workers. Exit codes: 0 all
-    files were purified or skipped, 1 at least one failed, 2 the call was rejected and nothing was done.
+    Failing files are reported and skipped; a full disk ends the run. Results do not depend on the number of
+    workers. Exit codes: 0 all files were purified or skipped, 1 at least one failed, 2 the call was rejected
+    and nothing was done.
     """
     from ifdefense.batch import Settings, Tally, Work, claims, write_report
     from ifdefense.batch_plan import STREAM, Refusal, plan
@@ -294,6 +292,12 @@ def purify(
             tell(f"error: {folder}: the folder cannot be read: {reason.strerror}")
         tally = Tally(report_clouds if report is not None else 0, tell, advance)
         purify_all(work, todo.jobs, tally, workers, ray)
+    skipped = f", {tally.skipped} skipped" if tally.skipped else ""
+    summary = f"{tally.written} of {len(todo.jobs)} files done{skipped}"
+    if tally.full:
+        again = "the same command" if force or skip_existing else "the same command with --skip-existing"
+        purpose = "starts again" if force else "does the rest"
+        raise click.ClickException(f"{tally.full}; {summary}. With more space, {again} {purpose}")
     failed = bool(tally.failed or todo.unreadable)
     if report is not None:
         facts = {
@@ -316,9 +320,7 @@ def purify(
         except (OSError, ValueError) as error:
             click.echo(f"error: {report}: the report could not be written: {error}", err=True)
             failed = True
-    done = len(todo.jobs) - tally.failed - tally.skipped
-    skipped = f", {tally.skipped} skipped" if tally.skipped else ""
-    click.echo(f"{done} of {len(todo.jobs)} files done{skipped}", err=output == STREAM)
+    click.echo(summary, err=output == STREAM)
     if failed:
         raise SystemExit(1)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 Command = TypeVar("Command", bound=Callable[..., object])
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """``" (did you mean 'x'?)"`` for the most similar known name, or nothing."""
+    found = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 def use_huge_pages() -> None:

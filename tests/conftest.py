@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,3 +100,19 @@ def data_root() -> Path:
     if not (Path(root) / "modelnet40").is_dir():
         pytest.skip(f"{root} has no folder modelnet40")
     return Path(root)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if (
+        not sys.platform.startswith("linux")
+        or os.geteuid()
+        or subprocess.run(command, capture_output=True).returncode
+    ):
+        pytest.skip("a small file system can only be mounted by root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

@@ -182,9 +182,10 @@ def test_nothing_half_written_stays_behind(
 
     write_cloud(tmp_path / "in.ply", box_cloud)
     monkeypatch.setattr(files.os, "fsync", run_out_of_space)
-    result = purify(tmp_path / "in.ply", "-o", tmp_path / "out/")
+    result = purify(tmp_path / "in.ply", "-o", tmp_path / "out/", "--force")
     assert result.exit_code == 1
     assert "in.ply: it could not be written: No space left" in result.output
+    assert "0 of 1 files done. With more space, the same command starts again" in result.output
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -261,7 +262,8 @@ def test_info_has_one_line_per_weight_and_the_card_of_one() -> None:
     assert len(lines) < 60
     assert sum(line.startswith("weights punet (1.6 MB): PU-Net of") for line in lines) == 1
     assert call("info", "punet").output.startswith("# punet")
-    assert call("info", "nothing").exit_code == 2
+    result = call("info", "punett")
+    assert result.exit_code == 2 and "unknown weights 'punett' (did you mean 'punet'?)" in result.output
 
 
 def test_the_list_of_commands_is_not_cut_off() -> None:

@@ -96,6 +96,26 @@ def test_figures_are_means_and_minima_of_the_cells(tmp_path: Path) -> None:
     assert undefended["budget"] == {"changes": "shift", "norm": "linf", "epsilon": 0.05, "count": 0}
 
 
+class Reordered(Length):
+    """The victim with its classes in another order."""
+
+    def forward(self, points: Tensor) -> Tensor:
+        return super().forward(points).flip(1)
+
+
+CORRUPTED = dataclasses.replace(small(()), corruptions=("corruption:gaussian@1",))
+
+
+def test_a_victim_at_chance_is_flagged_even_without_attacks() -> None:
+    result = measure(count=4, victim=[Reordered().eval(), victim()], suite=CORRUPTED)
+    raised = [flag for flag in result.data["flags"] if flag["name"] == "victim-at-chance"]
+    assert {(flag["victim"], flag["defence"]) for flag in raised} == {
+        ("Reordered", name) for name in ("none", "sor", "sor-smooth", "halved")
+    }
+    assert "victim-at-chance" in result.flags
+    assert "Reordered classifies 0.0% of 4 clean clouds" in result.text()
+
+
 def test_weak_attacks_are_left_out_of_the_static_mean(tmp_path: Path) -> None:
     """A tiny budget changes no class, a large one all."""
     result = measure(tmp_path, 8, suite=small(("apgd-linf", "random-drop")), data=clouds(8, 560))

@@ -347,3 +347,37 @@ def test_a_cloud_out_of_the_frame(change: Any) -> None:
 
 def test_a_cloud_within_the_frame() -> None:
     assert raised(purifier(lambda points: 1.05 * points)) == set()
+
+
+# A classifier that recognises nothing
+
+
+def clean(accuracy: float, class_mean: float, **fields: Any) -> Cell:
+    measured = {"clouds": 40, "accuracy": accuracy, "class_mean": class_mean}
+    return cell("clean", "", defence="none", knowledge="none", **measured) | fields
+
+
+@pytest.mark.parametrize(
+    ("classes", "accuracy", "class_mean", "expected"),
+    [
+        (40, 0.0, 0.0, True),
+        (40, 18.3, 13.9, True),  # the shipped PointNet on ModelNet40 with y up
+        (40, 47.5, 37.9, False),
+        (2, 90.0, 50.0, True),  # always the most frequent class
+        (2, 75.0, 75.0, False),
+    ],
+)
+def test_a_classifier_at_chance(classes: int, accuracy: float, class_mean: float, expected: bool) -> None:
+    bare = clean(accuracy, class_mean)
+    found = flags.at_chance("boxes", classes, [bare, bare | {"defence": "defence", "class_mean": 100.0}])
+    assert [flag["defence"] for flag in found] == ["none", "defence"] * expected
+    for flag in found:
+        assert flag["name"] == "victim-at-chance" and flag["victim"] == "boxes" and flag["sources"] == []
+        for words in ("boxes", f"{accuracy}%", f"chance is {100 / classes:.1f}%", "order", "up axis"):
+            assert words in flag["says"]
+
+
+def test_only_the_bare_classifier_and_clean_clouds_count() -> None:
+    good, bad = clean(95.0, 95.0), clean(0.0, 0.0)
+    others = [bad | {"defence": "defence"}, bad | {"source": "pgd-linf"}, bad | {"victim": "another"}]
+    assert flags.at_chance("boxes", 8, [good, *others]) == flags.at_chance("boxes", 8, others) == []

@@ -66,3 +66,21 @@ def test_norms_behind_no_known_layer_are_named() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     with pytest.raises(ValueError, match="Sequential has batch norms without a known layer before them: 1"):
         fold(model)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_is_trained_under_autocast(name: str) -> None:
+    torch.manual_seed(0)
+    model = build(name, 8)
+    points = torch.nn.functional.normalize(torch.randn(4, 64, 3), dim=2).requires_grad_()
+    for mode in (False, True):
+        model.train(mode)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(points).float()
+        if not mode:
+            full = model(points)
+            assert (logits - full).norm() < 0.1 * full.norm()
+        torch.nn.functional.cross_entropy(logits, torch.arange(4)).backward()
+        for value in (points, *model.parameters()):
+            assert value.grad is not None and value.grad.isfinite().all()
+        assert points.grad is not None and points.grad.any()

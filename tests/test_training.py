@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import itertools
 import json
@@ -17,6 +18,8 @@ import torch
 from click.testing import CliRunner
 
 from ifdefense.checkpoints import load_into, load_metadata, load_state
+from ifdefense.data.errors import DataError
+from ifdefense.data.formats import files
 from ifdefense.geometry.frame import bounding_cubes
 from ifdefense.implicit.base import Calibration, load_network
 from ifdefense.implicit.convolutional import ConvolutionalConfig, ConvolutionalNetwork
@@ -150,6 +153,26 @@ def test_an_interrupted_run_resumes_bit_for_bit(shapes: OccupancySet, tmp_path: 
     assert resumed.best == whole.best and not resumed.changes
 
 
+def test_a_state_that_does_not_fit_on_the_disk_leaves_the_one_before(
+    shapes: OccupancySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out_of_space(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    whole = train(shapes, tmp_path / "whole")
+    train(shapes, tmp_path / "cut", stop_after=4)
+    before = {path.name for path in (tmp_path / "cut").iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", run_out_of_space)
+        with pytest.raises(DataError, match=r"last\.pt: it could not be written: No space left on device"):
+            train(shapes, tmp_path / "cut")
+    assert {path.name for path in (tmp_path / "cut").iterdir()} == before
+    assert curve(tmp_path / "whole") == [*curve(tmp_path / "cut"), curve(tmp_path / "whole")[1]]
+    resumed = train(shapes, tmp_path / "cut")
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
 def test_the_average_is_that_of_the_weights(shapes: OccupancySet, tmp_path: Path) -> None:
     """The decay at step n is (1 + n) / (10 + n) at most, which weighs the weights of step 1 with 9 / 11."""
     options = dataclasses.replace(TINY, steps=1, ema=0.9)
@@ -277,7 +300,7 @@ def command(tmp_path: Path, *arguments: str) -> tuple[int, str]:
 
 
 def test_the_command_writes_weights_with_their_calibration_and_a_card(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("ifdefense.training.recipes.implicit.MEASURED", 2)
     out = tmp_path / "weights" / "onet.safetensors"
@@ -299,6 +322,7 @@ def test_the_command_writes_weights_with_their_calibration_and_a_card(
     assert code == 0, output
     card = out.with_suffix(".md").read_text()
     assert "* resumed: from step 4 on, steps was 4, not 6" in card and '"steps": 6' in card
+    assert f"resumed {tmp_path / 'run'} after step 4" in caplog.text and "'step': 6" in caplog.text
     code, output = command(tmp_path, "--muon-lr", "0.3")
     assert code == 1 and "muon_lr was 0.02, not 0.3" in output
     (tmp_path / "run" / "last.pt").write_bytes(b"PK")

@@ -6,11 +6,9 @@ import io
 import json
 import os
 import struct
-import subprocess
-import sys
 import tracemalloc
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -301,22 +299,6 @@ def test_a_pipe_is_no_regular_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.ply")
     with pytest.raises(DataError, match=r"a\.ply: not a regular file"):
         read_mesh(tmp_path / "a.ply")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    if (
-        not sys.platform.startswith("linux")
-        or os.geteuid()
-        or subprocess.run(command, capture_output=True).returncode
-    ):
-        pytest.skip("a small file system can only be mounted by root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".npz", ".npy", ".ply", ".xyz", ".pcd", ".glb"])

@@ -121,6 +121,7 @@ def prepare(out: Path | None, force: bool, folder: Path) -> None:
         RunError: as `check_output` and `check_writable`.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("ifdefense.training").setLevel(logging.INFO)  # `ifdefense` shows warnings only
     if out is not None:
         check_output(out, force)
     check_writable(folder)

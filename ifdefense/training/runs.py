@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import logging
 import math
-import os
 import shlex
 import sys
 import time
@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from ifdefense.checkpoints import CheckpointError, load_pickle, load_weights, save_safetensors
+from ifdefense.data.formats.files import write_bytes
 from ifdefense.devices import device_of_weights, random_state, restore_random_state
 from ifdefense.geometry.axes import UP
 
@@ -204,7 +205,11 @@ class ResumableRun(ABC):
         return state
 
     def save(self) -> None:
-        """Writes ``last.pt`` atomically."""
+        """Writes ``last.pt`` atomically.
+
+        Raises:
+            DataError: if it cannot be written, as on a full disk; the state before stays.
+        """
         state = {
             "format": FORMAT,
             "settings": self.settings,
@@ -216,9 +221,9 @@ class ResumableRun(ABC):
             "best": self.best,
             "changes": self.changes,
         }
-        partial = self.folder / "last.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.folder / "last.pt")
+        data = io.BytesIO()
+        torch.save(state, data)
+        write_bytes(self.folder / "last.pt", data.getvalue(), force=True)
 
     def __call__(self, progress: bool = False, stop_after: int | None = None) -> dict[str, float]:
         """Trains to the end.

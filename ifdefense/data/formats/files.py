@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import re
 import stat
@@ -169,6 +170,13 @@ def write_bytes(path: str | Path, data: bytes, *, force: bool = False) -> None:
             _compare(temporary, data)
     except OSError as error:
         raise DataError(f"{path}: it could not be written: {error.strerror or error}") from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the error is, or was raised from, that of a full disk or an exceeded quota."""
+    cause = error.__cause__
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or (cause is not None and is_full(cause))
 
 
 def _compare(path: Path, data: bytes) -> None:
