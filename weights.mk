@@ -20,6 +20,9 @@ LOCAL := $(BIN)/ifdefense train local --force
 TRAIN := $(BIN)/python -m classifiers.train --force
 COPIES := $(BIN)/ifdefense-bench purified-set
 HYBRID := $(TRAIN) --hybrid cache/hybrid-train.npz --hybrid-validation cache/hybrid-validation.npz
+ADVERSARIAL := $(TRAIN) --hybrid cache/random-train.npz --hybrid-validation cache/random-validation.npz --model dgcnn \
+	--weight-decay 0.02 --max-scale 1.1 --max-shift 0.05 --adversarial 0.8 --attack-steps 2 --coherent 12 \
+	--coherent-share 0.6 --average 0.998
 
 .PHONY: all local onet anomaly convonet punet autoencoder voxel generative image pointnet-procedural \
 	dgcnn-small-procedural pointnet pointnet2 dgcnn copies random-copies pointnet-hybrid dgcnn-hybrid dgcnn-adversarial
@@ -120,8 +123,8 @@ dgcnn-hybrid: dgcnn copies
 		--out $(CLASSIFIERS)/dgcnn-modelnet40-hybrid.safetensors
 
 dgcnn-adversarial: dgcnn-hybrid random-copies
-	$(TRAIN) --hybrid cache/random-train.npz --hybrid-validation cache/random-validation.npz --model dgcnn \
-		--init $(CLASSIFIERS)/dgcnn-modelnet40-hybrid.safetensors --schedule 128x4,256x6,512x1,1024x0.2 --lr 1.5e-3 \
-		--weight-decay 0.02 --max-scale 1.1 --max-shift 0.05 --adversarial 0.8 --attack-steps 2 --coherent 12 \
-		--coherent-share 0.6 --average 0.998 --test --run runs/dgcnn_adversarial \
+	$(ADVERSARIAL) --init $(CLASSIFIERS)/dgcnn-modelnet40-hybrid.safetensors --schedule 128x4,256x6,512x1,1024x0.2 \
+		--lr 1.5e-3 --run runs/dgcnn_adversarial_start --out runs/dgcnn_adversarial_start.safetensors
+	$(ADVERSARIAL) --init runs/dgcnn_adversarial_start.safetensors --schedule 256x2,512x0.8,1024x0.15 --lr 1e-3 \
+		--through local-random --through-share 0.25 --test --run runs/dgcnn_adversarial \
 		--out $(CLASSIFIERS)/dgcnn-modelnet40-adversarial.safetensors
