@@ -47,7 +47,7 @@ class ClassifierOptions:
         seed: seed of the initial weights, the order and the augmentation.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range, or ``through_share`` given without ``adversarial``.
 
     Examples:
         >>> ClassifierOptions(batch_size=16).lr
@@ -99,6 +99,8 @@ class ClassifierOptions:
             through_share=(0, 1),
             average=(0, 1 - 1e-9),
         )
+        if self.through_share and not self.adversarial:
+            raise ValueError("through_share needs adversarial, the share of a batch that is attacked")
         if self.matmul_precision not in get_args(MatmulPrecision):
             raise ValueError(
                 f"matmul_precision must be one of {', '.join(get_args(MatmulPrecision))}, "

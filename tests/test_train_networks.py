@@ -311,6 +311,9 @@ def test_a_share_of_the_batches_and_the_validation_clouds_are_attacked_through_t
 
 
 def test_the_purifier_and_its_share_are_given_together(tmp_path: Path) -> None:
+    arguments = ["--through", "sor", "--through-share", "0.5", "--run", str(tmp_path / "run")]
+    result = CliRunner().invoke(train.main, arguments)
+    assert result.exit_code != 0 and "through_share needs adversarial" in result.output
     for arguments in (["--through", "sor"], ["--through-share", "0.5"]):
         result = CliRunner().invoke(train.main, [*arguments, "--run", str(tmp_path / "run")])
         assert result.exit_code == 2 and "belong together" in result.output
