@@ -422,7 +422,7 @@ def _of_rows(field: Field, rows: Sequence[int], device: torch.device) -> Field:
 def _lost(field: Field, grid: Grid, seeds: Sequence[Tensor]) -> list[float]:
     """Share of each cloud's seeds that are inside, but in cells of the grid without a corner inside."""
     options = grid.options
-    touched, _ = _corners_inside(grid.values > options.level)
+    touched = _touched(grid.values > options.level)
     place = _cells_of(seeds, options.resolution, options.box, touched)
     outside = ~functional.pad(touched.flatten(), (0, 1), value=True)[place]
     if not outside.any():
@@ -467,18 +467,16 @@ def _at(mask: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 def _mixed(inside: Tensor) -> Tensor:
     """Cells (B, n, n, n) whose corners in ``inside`` (B, n + 1, n + 1, n + 1) have different signs."""
-    some, every = _corners_inside(inside)
-    return some & ~every
+    return _touched(inside) & _touched(~inside)
 
 
-def _corners_inside(inside: Tensor) -> tuple[Tensor, Tensor]:
-    """Cells (B, n, n, n) with any, and with every corner in ``inside`` (B, n + 1, n + 1, n + 1)."""
-    some, every = inside, inside
+def _touched(points: Tensor) -> Tensor:
+    """Cells (B, n, n, n) with any corner in ``points`` (B, n + 1, n + 1, n + 1)."""
+    cells = points
     for dim in (1, 2, 3):
-        size = some.shape[dim] - 1
-        some = some.narrow(dim, 0, size) | some.narrow(dim, 1, size)
-        every = every.narrow(dim, 0, size) & every.narrow(dim, 1, size)
-    return some, every
+        size = cells.shape[dim] - 1
+        cells = cells.narrow(dim, 0, size) | cells.narrow(dim, 1, size)
+    return cells
 
 
 def _cells_of(seeds: Sequence[Tensor], cells: int, box: float, like: Tensor) -> Tensor:
