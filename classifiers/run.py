@@ -35,6 +35,9 @@ ATTACK_STEPS = 6
 THROUGH = "attacked through the purifier"
 """Score of the first validation clouds, attacked through the purifier and purified."""
 
+Through = tuple[Purifier, Purifier]
+"""A purifier, and the one whose gradients stand for its own."""
+
 
 @contextlib.contextmanager
 def float32_products(precision: MatmulPrecision) -> Iterator[None]:
@@ -83,7 +86,7 @@ class ClassifierRun(ResumableRun):
         options: ClassifierOptions,
         folder: Path,
         settings: Mapping[str, Any] | None = None,
-        through: tuple[Purifier, Purifier] | None = None,
+        through: Through | None = None,
     ) -> None:
         if (options.through_share > 0) != (through is not None):
             raise ValueError("through and options.through_share belong together; give both or neither")
@@ -123,14 +126,14 @@ class ClassifierRun(ResumableRun):
         """Largest number of ``count`` points that an attack moves together."""
         return 1 if self.options.coherent == 1 else max(1, round(self.options.coherent * count / 256))
 
-    def _attacked(self, points: Tensor, labels: Tensor, count: int, through: bool) -> Tensor:
+    def _attacked(self, points: Tensor, labels: Tensor, count: int, through: Through | None) -> Tensor:
         """Attacked clouds of ``count`` points."""
         delta, steps, generator = self.options.delta, self.options.attack_steps, self.generator
-        if through and self.through is not None:
-            return attacked_through(self.model, *self.through, points, labels, count, delta, steps, generator)
+        if through is not None:
+            return attacked_through(self.model, *through, points, labels, count, delta, steps, generator)
         return attacked(self.model, points, labels, delta, steps, generator, self._neighbours(count))
 
-    def _loss(self, points: Tensor, labels: Tensor, count: int, through: bool) -> Tensor:
+    def _loss(self, points: Tensor, labels: Tensor, count: int, through: Through | None) -> Tensor:
         """Loss of augmented clouds, for PointNet with the penalty on its feature alignment.
 
         Clouds that are attacked through the purifier have all their points, others ``count``.
@@ -155,7 +158,7 @@ class ClassifierRun(ResumableRun):
             loss = loss + self.options.alignment_penalty * orthogonality_penalty(alignment)
         return loss
 
-    def _withstood(self, clouds: TrainingClouds, through: bool = False) -> float:
+    def _withstood(self, clouds: TrainingClouds, through: Through | None = None) -> float:
         """Accuracy on the first clouds under the attack of the training with more steps.
 
         Shifts are averaged over the largest number of neighbours used in training, except through the
@@ -167,10 +170,10 @@ class ClassifierRun(ResumableRun):
         parts = []
         for points, labels in zip(some.points.split(64), some.labels.split(64), strict=True):
             model, points, labels = self.evaluated, points.to(self.device), labels.to(self.device)
-            if through and self.through is not None:
+            if through is not None:
                 count = points.shape[1]
                 found = attacked_through(
-                    model, *self.through, points, labels, count, delta, ATTACK_STEPS, generator
+                    model, *through, points, labels, count, delta, ATTACK_STEPS, generator
                 )
             else:
                 found = attacked(model, points, labels, delta, ATTACK_STEPS, generator, together)
@@ -191,8 +194,8 @@ class ClassifierRun(ResumableRun):
         batches = torch.split(order[: steps * self.options.batch_size], self.options.batch_size)
         total = 0.0
         for chosen in tqdm(batches, f"epoch {epoch + 1}", disable=not progress, mininterval=10):
-            through = self._share() < self.options.through_share if self.through else False
-            drawn = self.train.points.shape[1] if through else count
+            through = self.through if self.through and self._share() < self.options.through_share else None
+            drawn = count if through is None else self.train.points.shape[1]
             points = augment(self.train.points[chosen], drawn, self.options, self.generator).to(self.device)
             labels = self.train.labels[chosen].to(self.device)
             with float32_products(self.options.matmul_precision):
@@ -219,5 +222,5 @@ class ClassifierRun(ResumableRun):
         if self.options.adversarial:
             scores |= {f"{name}, attacked": self._withstood(part) for name, part in self.validation.items()}
         if self.through is not None:
-            scores[THROUGH] = self._withstood(next(iter(self.validation.values())), through=True)
+            scores[THROUGH] = self._withstood(next(iter(self.validation.values())), self.through)
         return scores | {"mean": sum(scores.values()) / len(scores)}
